@@ -1,0 +1,1 @@
+"""Temporal action localization: ActionFormer and its distilled students."""

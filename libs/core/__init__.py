@@ -1,0 +1,1 @@
+"""Configuration and errors: the ground floor, imports nothing of the other rooms."""

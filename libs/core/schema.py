@@ -1,0 +1,170 @@
+"""Every configuration key: its type, default and one-line meaning (the defaults are the published ones).
+
+`libs.core.config` reads YAML into these frozen dataclasses and checks the relations between keys.  A key marked
+"(ours)" does not exist in the published configuration; its default keeps the published behaviour unless said otherwise.
+"""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Union
+
+Ints = Union[int, tuple[int, ...]]
+Strings = Union[str, tuple[str, ...]]
+
+REGRESSION_RANGE = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+
+
+def key(default: Any, doc: str, choices: tuple | None = None, low: float | None = None, high: float | None = None,
+        above: float | None = None) -> Any:
+    """A documented field; `low`/`high` are inclusive bounds, `above` an exclusive lower one (for every number inside)."""
+    meta = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    json_file: str = key("", "annotation JSON in the ActivityNet layout (required)")
+    feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
+    file_prefix: Union[str, None] = key(None, "text before the video id in a feature file's name")
+    file_ext: Union[str, None] = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
+    feat_stride: float = key(16, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
+    num_frames: float = key(32, "frames that one feature vector sees", above=0)
+    default_fps: Union[float, None] = key(None, "frames per second of every video; null: the annotation's own fps", above=0)
+    input_dim: Ints = key(2304, "channels of the feature files (a list: one model input per entry)", above=0)
+    num_classes: int = key(97, "number of action classes", above=0)
+    downsample_rate: int = key(1, "keep every n-th feature vector", low=1)
+    max_seq_len: int = key(2304, "longest training sequence, feature vectors", above=0)
+    trunc_thresh: float = key(0.5, "share of a segment that must lie inside a training crop for it to be kept", low=0, high=1)
+    crop_ratio: Union[tuple[float, float], None] = key(None, "random training crop, [low, high] share of the length", above=0, high=1)
+    force_upsampling: bool = key(False, "resize features to max_seq_len steps (ActivityNet)")
+    missing: str = key("error", "(ours) a video without features: stop with the list, or leave it out with a warning", ("error", "skip"))
+    strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length")
+    tiou_thresholds: Union[tuple[float, ...], None] = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
+    modalities: Union[dict[str, tuple[int, int]], None] = key(None, "(ours) named channel ranges of the feature files, e.g. {rgb: [0, 1024], flow: [1024, 2048]}", low=0)
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    batch_size: int = key(8, "training videos per step", low=1)
+    num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv"))
+    fpn_type: str = key("identity", "neck", ("identity", "fpn"))
+    backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0)
+    scale_factor: int = key(2, "downsampling between two FPN levels", low=2)
+    regression_range: tuple[tuple[float, float], ...] = key(REGRESSION_RANGE, "per level: lengths it regresses, grid units", low=0)
+    n_head: int = key(4, "attention heads", low=1)
+    n_mha_win_size: Ints = key(-1, "attention window, odd, per level or one for all; <= 1: global")
+    embd_kernel_size: int = key(3, "kernel of the embedding convs (odd)", low=1)
+    embd_dim: Ints = key(512, "width of the embedding and backbone (a list: one per input)", above=0)
+    embd_with_ln: bool = key(True, "LayerNorm in the embedding")
+    fpn_dim: int = key(512, "width of the neck", above=0)
+    fpn_with_ln: bool = key(True, "LayerNorm in the fpn neck")
+    fpn_start_level: int = key(0, "first backbone level that the neck keeps", low=0)
+    head_dim: int = key(512, "width of the heads", above=0)
+    head_kernel_size: int = key(3, "kernel of the head convs (odd)", low=1)
+    head_num_layers: int = key(3, "convs per head, the output conv included", low=1)
+    head_with_ln: bool = key(True, "LayerNorm in the heads")
+    max_buffer_len_factor: float = key(6.0, "accepted for published files; points are computed for the length at hand", above=0)
+    use_abs_pe: bool = key(False, "sine/cosine position encoding added to the embedding")
+    use_rel_pe: bool = key(False, "learned relative position bias in local attention")
+    modalities: Union[tuple[str, ...], None] = key(None, "(ours) names from dataset.modalities that the model reads; null: all channels")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    center_sample: str = key("radius", "positives: near the segment's centre, or anywhere inside", ("radius", "none"))
+    center_sample_radius: float = key(1.5, "centre radius in level strides", above=0)
+    loss_weight: float = key(1.0, "weight of the regression loss; <= 0: balanced automatically")
+    cls_prior_prob: float = key(0.01, "initial class probability", above=0, high=0.999)
+    init_loss_norm: float = key(2000, "initial value of the running number of positives", above=0)
+    clip_grad_l2norm: float = key(-1, "gradient norm clip; <= 0: off")
+    head_empty_cls: tuple[int, ...] = key((), "class ids that never occur, kept at a probability of 1e-6", low=0)
+    dropout: float = key(0.0, "dropout in attention output and MLP", low=0, high=0.95)
+    droppath: float = key(0.1, "drop-path rate; 0 also removes the residual scales", low=0, high=0.95)
+    label_smoothing: float = key(0.0, "label smoothing", low=0, high=0.95)
+    input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
+    ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
+    ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    pre_nms_thresh: float = key(0.001, "candidates need a higher score", low=0, high=1)
+    pre_nms_topk: int = key(5000, "candidates kept per FPN level", low=1)
+    iou_threshold: float = key(0.1, "hard NMS: suppress from this tIoU on", low=0, high=1)
+    min_score: float = key(0.01, "NMS drops candidates below this score", low=0, high=1)
+    max_seg_num: int = key(1000, "segments kept per video", low=1)
+    nms_method: str = key("soft", "suppression", ("soft", "hard", "none"))
+    nms_sigma: float = key(0.5, "sigma of the gaussian soft-NMS", above=0)
+    duration_thresh: float = key(0.05, "candidates need a longer duration, grid units", low=0)
+    multiclass_nms: bool = key(True, "NMS per class")
+    multiclass_voting: bool = key(False, "(ours) voting inside each class too; the published code skips it")
+    ext_score_file: Union[str, None] = key(None, "external video-level class scores (.json, .npy, .pkl)")
+    voting_thresh: float = key(0.75, "tIoU of the boundary voting; <= 0: off", high=1)
+    batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
+    weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))
+
+
+@dataclass(frozen=True)
+class OptConfig:
+    type: str = key("AdamW", "optimizer", ("AdamW", "SGD"))
+    momentum: float = key(0.9, "momentum of SGD", low=0, high=1)
+    weight_decay: float = key(0.0, "weight decay of conv and linear weights", low=0)
+    learning_rate: float = key(1e-3, "base learning rate", above=0)
+    epochs: int = key(30, "epochs after warm-up", low=0)
+    warmup: bool = key(True, "linear warm-up")
+    warmup_epochs: int = key(5, "epochs of warm-up", low=0)
+    schedule_type: str = key("cosine", "schedule after warm-up, per iteration", ("cosine", "multistep"))
+    schedule_steps: tuple[int, ...] = key((), "multistep: milestones in epochs after warm-up", above=0)
+    schedule_gamma: float = key(0.1, "multistep: factor at each milestone", above=0)
+    early_stop_epochs: Union[int, None] = key(None, "stop after this many epochs, warm-up included", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration; immutable.  `source` is the YAML file it came from (for messages)."""
+
+    init_rand_seed: int = key(1234567891, "seed of everything random in training", low=0, high=2**63 - 1)
+    dataset_name: str = key("epic", "data set preset")
+    devices: tuple[str, ...] = key(("cuda:0",), "one device: cuda:N, cpu or auto")
+    train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")
+    val_split: tuple[str, ...] = key(("validation",), "annotation subset to evaluate on, lower case")
+    model_name: str = key("LocPointTransformer", "model", ("LocPointTransformer",))
+    output_folder: str = key("./ckpt/", "where runs are written")
+    dataset: DatasetConfig = key(DatasetConfig, "data set")
+    loader: LoaderConfig = key(LoaderConfig, "batches")
+    model: ModelConfig = key(ModelConfig, "network")
+    train_cfg: TrainConfig = key(TrainConfig, "training")
+    test_cfg: TestConfig = key(TestConfig, "inference")
+    opt: OptConfig = key(OptConfig, "optimisation")
+    source: str = dataclasses.field(default="", metadata={"doc": "", "internal": True})
+
+    @property
+    def model_input_dim(self) -> Ints:
+        """Channels that the model reads: dataset.input_dim, or the sum of its modalities' ranges."""
+        if self.model.modalities is None:
+            return self.dataset.input_dim
+        ranges = self.dataset.modalities or {}
+        return sum(ranges[m][1] - ranges[m][0] for m in self.model.modalities)
+
+    @property
+    def level_windows(self) -> tuple[int, ...]:
+        """Attention window of backbone levels 0 .. arch[2] (stem level first)."""
+        win, levels = self.model.n_mha_win_size, self.model.backbone_arch[2] + 1
+        return win if isinstance(win, tuple) else (win,) * levels
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that training runs, warm-up included."""
+        total = self.opt.epochs + (self.opt.warmup_epochs if self.opt.warmup else 0)
+        return min(total, self.opt.early_stop_epochs) if self.opt.early_stop_epochs else total
+
+
+SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}

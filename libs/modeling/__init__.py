@@ -1,0 +1,1 @@
+"""Networks, targets, losses and decoding; knows nothing of data sets."""

@@ -1,0 +1,1 @@
+"""NMS, evaluation, schedules, weight average, atomic file I/O."""
