@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint: predictions, mAP per tIoU and recall.
+
+    python eval.py configs/demo.yaml ckpt/demo_first
+    python eval.py configs/thumos_i3d.yaml ckpt/thumos_i3d_reproduce -epoch 30 --weights raw
+    python eval.py configs/thumos_i3d.yaml pretrained/epoch_034.pth.tar
+
+Writes <checkpoint's folder>/eval/<epoch>_<weights>/: predictions.json (ActivityNet format), predictions.csv,
+eval_results.pkl (the published layout) and results.json.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from libs.core.config import load_config, resolve_device
+from libs.core.errors import run_main
+from libs.datasets.demo import ensure_demo_of
+from libs.engine.evaluate import evaluate_checkpoint
+from libs.engine.run import bar
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML configuration of the checkpoint")
+    parser.add_argument("ckpt", help="checkpoint file, or a run's folder (its last epoch)")
+    parser.add_argument("-epoch", "--epoch", type=int, default=None, metavar="N", help="epoch to load from the folder")
+    parser.add_argument("-t", "--topk", type=int, default=None, metavar="TOPK", help="segments kept per video (max_seg_num)")
+    parser.add_argument("--saveonly", action="store_true", help="write predictions, compute no mAP")
+    parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
+    parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    overrides = list(args.set)
+    if args.topk is not None:
+        overrides.append(f"test_cfg.max_seg_num={args.topk}")
+    config = load_config(args.config, overrides)
+    if args.weights:
+        config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, weights=args.weights))
+    device = torch.device(resolve_device(config))
+    ensure_demo_of(config)
+    evaluate_checkpoint(config, args.ckpt, device, epoch=args.epoch, save_only=args.saveonly, output=args.output,
+                        progress=lambda total: bar(total, "videos", args.print_freq))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,225 @@
+"""From samples to padded batches: how far to pad, which videos may share a batch, the order of an epoch.
+
+The published network lets padding leak into the last points of a video (SPEC items 12 and 15), so padding is part of its
+arithmetic.  `Padding` gives the shortest length whose valid outputs equal those of the published padded length, and
+`group_for_inference` puts only videos into one batch for which such a length exists.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.datasets.dataset import Sample, TalDataset
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
+    margin that a video's end needs to see padding at every level, and whether a position table is stretched to the length."""
+
+    max_seq_len: int
+    factor: int
+    stride: int
+    margin: int
+    stretched_positions: bool = False
+
+    def published(self, length: int) -> int:
+        """The length that the published program pads a video of `length` steps to."""
+        return self.max_seq_len if length <= self.max_seq_len else _round_up(length, self.factor)
+
+    def exact_only(self, length: int) -> bool:
+        """Whether only the published length gives the published outputs (no room for the margin, or positions stretched)."""
+        stretched = self.stretched_positions and length > self.max_seq_len
+        return stretched or self.published(length) - length < self.margin
+
+    def shortest(self, length: int) -> int:
+        """The shortest padded length with the outputs of the published one."""
+        if self.exact_only(length):
+            return self.published(length)
+        return min(self.published(length), _round_up(length + self.margin, self.stride))
+
+    def of_batch(self, lengths: Sequence[int]) -> int:
+        """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
+        padded = max(self.shortest(n) for n in lengths)
+        for n in lengths:
+            if self.exact_only(n) and self.published(n) != padded:
+                raise ValueError(f"a video of {n} steps needs {self.published(n)}, not {padded}: batch it apart")
+        return padded
+
+
+def padding_of(config: Config) -> Padding:
+    """The padding rule of a configuration (SPEC section 11, rows 12 and 13)."""
+    model = config.model
+    strides = [model.scale_factor ** i for i in range(model.backbone_arch[2] + 1)]
+    windows = config.level_windows if model.backbone_type == "convTransformer" else (-1,) * len(strides)
+    factor = math.lcm(*(s * 2 * (w // 2) if w > 1 else s for s, w in zip(strides, windows, strict=True)))
+    half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
+    return Padding(config.dataset.max_seq_len, factor, strides[-1], half_kernel * strides[-1],
+                   model.use_abs_pe and model.backbone_type == "convTransformer")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B videos padded to T steps; ground truth padded to the longest list, N segments."""
+
+    feats: Tensor  # (B, T, C) float32, zero at padded steps
+    mask: Tensor  # (B, T) bool, valid steps
+    segments: Tensor  # (B, N, 2) float32, grid units
+    labels: Tensor  # (B, N) int64
+    present: Tensor  # (B, N) bool, False for filling
+    samples: tuple[Sample, ...]  # the videos, their own feats left empty: id, grid, duration
+
+    @property
+    def video_ids(self) -> tuple[str, ...]:
+        return tuple(s.video_id for s in self.samples)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on `device` (no wait where memory is pinned)."""
+        move = {k: getattr(self, k).to(device, non_blocking=True) for k in ("feats", "mask", "segments", "labels", "present")}
+        return Batch(**move, samples=self.samples)
+
+    def pin_memory(self) -> Batch:
+        """Called by the data loader when batches go to a GPU."""
+        pinned = {k: getattr(self, k).pin_memory() for k in ("feats", "mask", "segments", "labels", "present")}
+        return Batch(**pinned, samples=self.samples)
+
+
+def make_batch(samples: Sequence[Sample], length: int) -> Batch:
+    """Pad samples to `length` steps; ValueError if one is longer."""
+    B, C = len(samples), samples[0].feats.shape[1]
+    most = max(len(s.labels) for s in samples)
+    feats = torch.zeros(B, length, C)
+    mask = torch.zeros(B, length, dtype=torch.bool)
+    segments, labels = torch.zeros(B, most, 2), torch.zeros(B, most, dtype=torch.int64)
+    present = torch.zeros(B, most, dtype=torch.bool)
+    for b, sample in enumerate(samples):
+        steps, n = len(sample.feats), len(sample.labels)
+        if steps > length:
+            raise ValueError(f"{sample.video_id}: {steps} steps do not fit into {length}")
+        feats[b, :steps] = sample.feats
+        mask[b, :steps] = True
+        segments[b, :n], labels[b, :n], present[b, :n] = sample.segments, sample.labels, True
+    return Batch(feats, mask, segments, labels, present, tuple(dataclasses.replace(s, feats=s.feats[:0].clone()) for s in samples))
+
+
+def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
+    """Indices of videos, in batches whose outputs equal those of each video alone.
+
+    With a batch size of 1: data set order.  Otherwise videos of similar length go together, the longest first (so that a
+    lack of memory shows at once).
+    """
+    if batch_size == 1:
+        return [[i] for i in range(len(lengths))]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(groups[-1]) < batch_size and _fits(padding, [lengths[j] for j in groups[-1]] + [lengths[i]]):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+class EpochSampler(Sampler):
+    """Batches of (epoch, index) for training: a permutation that depends on (seed, epoch) alone, the last part batch dropped."""
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order of an epoch (0-based)."""
+        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order(self.epoch)
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, int(i)) for i in order[first:first + self.batch_size]]
+
+
+def training_loader(dataset: TalDataset, config: Config, pin: bool = False) -> tuple[DataLoader, EpochSampler]:
+    """Loader of training batches and its sampler (set `sampler.epoch` before each epoch).
+
+    Raises UserError when there are fewer videos than `loader.batch_size`.
+    """
+    size = config.loader.batch_size
+    if len(dataset) < size:
+        raise UserError(f"{config.source}: loader.batch_size: {size} is more than the {len(dataset)} training videos of "
+                        f"{config.dataset.json_file}; lower it")
+    sampler = EpochSampler(len(dataset), size, config.init_rand_seed)
+    padding = padding_of(config)
+    return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
+
+
+def inference_loader(dataset: TalDataset, config: Config, pin: bool = False) -> DataLoader:
+    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`."""
+    padding = padding_of(config)
+    groups = group_for_inference([int(n) for n in dataset.lengths()], padding, config.test_cfg.batch_size)
+    return _loader(dataset, groups, padding, config.loader.num_workers, pin)
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The batches of a loader; a UserError of a reading process is raised here as it is."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset):
+    """Hands a UserError on as a value: raised in a worker it would arrive wrapped in a traceback."""
+
+    def __init__(self, dataset: TalDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Sample | UserError:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _Collate:
+    padding: Padding
+
+    def __call__(self, samples: list[Sample | UserError]) -> Batch | UserError:
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+        return make_batch(samples, self.padding.of_batch([len(s.feats) for s in samples]))
+
+
+def _loader(dataset: TalDataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
+    collate: Callable = _Collate(padding)
+    return DataLoader(_Guarded(dataset), batch_sampler=batch_sampler, num_workers=workers, collate_fn=collate, pin_memory=pin,
+                      persistent_workers=workers > 0, worker_init_fn=_one_thread,
+                      generator=torch.Generator())  # its own: iterating must not touch the global random state
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _fits(padding: Padding, lengths: Sequence[int]) -> bool:
+    padded = max(padding.shortest(n) for n in lengths)
+    return all(padding.published(n) == padded for n in lengths if padding.exact_only(n))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

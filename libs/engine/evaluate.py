@@ -1,0 +1,56 @@
+"""Evaluation of one checkpoint: load, predict, score, write."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from libs.core.errors import note
+from libs.core.schema import Config
+from libs.datasets.dataset import TalDataset
+from libs.engine.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from libs.engine.predict import predict, score
+from libs.modeling.model import build_model
+from libs.utils.io import write_json_atomic
+from libs.utils.metrics import Scores
+from libs.utils.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
+
+
+def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
+                        output: Path | None = None,
+                        progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
+                        ) -> Scores | None:
+    """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
+
+    `progress(total)` makes the callback of the inference loop.  Returns the scores, or None with `save_only`.  Raises UserError
+    for every input that does not fit.
+    """
+    which = config.test_cfg.weights
+    path = find_checkpoint(ckpt, epoch)
+    checkpoint = load_checkpoint(path)
+    model = build_model(config)
+    load_weights(model, checkpoint, which)
+    dataset = TalDataset(config, config.val_split, training=False)
+    folder = output or path.parent / "eval" / f"{path.name.removesuffix('.pth.tar')}_{which}"
+    print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
+          flush=True)
+
+    started = time.perf_counter()
+    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)))
+    seconds = time.perf_counter() - started
+    names = {i: name for name, i in dataset.label_ids.items()}
+    write_predictions_json(folder / "predictions.json", detections, names)
+    write_predictions_csv(folder / "predictions.csv", detections, names)
+    write_predictions_pickle(folder / "eval_results.pkl", detections)
+    print(f"{len(detections.score)} segments in {seconds:.1f} s, written to {folder}", flush=True)
+    if save_only:
+        return None
+    if dataset.unreachable_segments:
+        note(f"warning: {dataset.unreachable_segments} ground-truth segments belong to videos without features: counted as missed")
+    scores = score(detections, dataset)
+    write_json_atomic(folder / "results.json", {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
+                                                **scores.as_dict()})
+    print(scores.table(), flush=True)
+    return scores

@@ -1,0 +1,90 @@
+"""Why a checkpoint does not fit a model: the names that differ, and the configuration key behind each difference."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+SHOWN = 6
+
+# (pattern of a parameter name, config key) for names that only one side has, first match wins
+NAME_RULES = (
+    (r"\.drop_path_", "train_cfg.droppath (0 removes the residual scales, any other value has them)"),
+    (r"\.rel_pe$", "model.use_rel_pe (and model.n_mha_win_size: global levels have none)"),
+    (r"^backbone\.proj\.", "dataset.input_dim and model.embd_dim (lists add one projection per input)"),
+    (r"^backbone\.embd_norm\.|^backbone\.embd\.\d+\.conv\.bias", "model.embd_with_ln"),
+    (r"^backbone\.embd\.", "model.backbone_arch[0] (embedding convs)"),
+    (r"\.depth_conv\.|\.point_conv\.|\.(conv1|conv2|downsample)\.|\.(attn|mlp|ln1|ln2)\.", "model.backbone_type"),
+    (r"^backbone\.stem\.", "model.backbone_arch[1] (stem blocks)"),
+    (r"^backbone\.branch\.", "model.backbone_arch[2] (downsampling blocks)"),
+    (r"^neck\.(lateral_convs|fpn_convs)\.\d+\.conv\.bias|^neck\.fpn_norms\.", "model.fpn_with_ln"),
+    (r"^neck\.(lateral_convs|fpn_convs)", "model.fpn_type"),
+    (r"_head\.norm\.|_head\.head\.\d+\.conv\.bias", "model.head_with_ln"),
+    (r"_head\.head\.", "model.head_num_layers"),
+    (r"^reg_head\.scale\.", "model.backbone_arch[2] and model.fpn_start_level (FPN levels)"),
+)
+SHAPE_RULES = (
+    (r"^cls_head\.cls_head\.", "dataset.num_classes (or model.head_dim, model.head_kernel_size)"),
+    (r"^backbone\.embd\.0\.conv\.weight|^backbone\.proj\.",
+     "dataset.input_dim (or model.modalities, model.embd_dim, model.embd_kernel_size)"),
+    (r"^backbone\.", "model.embd_dim (or model.n_head, model.n_mha_win_size for rel_pe, model.embd_kernel_size)"),
+    (r"^neck\.", "model.fpn_dim"),
+    (r"_head\.", "model.head_dim or model.head_kernel_size"),
+)
+
+
+def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
+    """'' if names and shapes agree, else lines that name the differing keys and the config keys that explain them."""
+    missing = [n for n in model if n not in file]
+    extra = [n for n in file if n not in model]
+    shapes = [n for n in model if n in file and model[n].shape != file[n].shape]
+    lines, causes = [], []
+    if missing:
+        lines.append(f"  not in the checkpoint: {_some(missing)}")
+    if extra:
+        lines.append(f"  only in the checkpoint: {_some(extra)}")
+    if shapes:
+        shown = [f"{n} {tuple(file[n].shape)}, the configuration asks for {tuple(model[n].shape)}" for n in shapes]
+        lines.append(f"  other shape in the checkpoint: {_some(shown, '; ')}")
+    if not lines:
+        return ""
+    # a level or block that only one side has is one cause, whatever its parameters are called
+    deep = _other_depth(model, file)
+    causes += deep
+    if not deep:
+        causes += _causes(missing + extra, NAME_RULES)
+    causes += _causes(shapes, SHAPE_RULES)
+    remedy = "; ".join(dict.fromkeys(causes)) or "the model section"
+    return "\n".join([*lines, f"  likely config key: {remedy}"])
+
+
+def _other_depth(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:
+    found = []
+    for part, key in (("backbone.embd", "backbone_arch[0] (embedding convs)"),
+                      ("backbone.stem", "backbone_arch[1] (stem blocks)"),
+                      ("backbone.branch", "backbone_arch[2] (downsampling blocks)"),
+                      ("cls_head.head", "head_num_layers")):
+        ours, theirs = _count(model, part), _count(file, part)
+        if ours != theirs:
+            found.append(f"model.{key}: the checkpoint has {theirs}{' + 1' if key == 'head_num_layers' else ''}, the "
+                         f"configuration {ours}{' + 1' if key == 'head_num_layers' else ''}")
+    return found
+
+
+def _count(state: Mapping[str, Tensor], part: str) -> int:
+    pattern = re.compile(re.escape(part) + r"\.(\d+)\.")
+    return len({m.group(1) for name in state if (m := pattern.match(name))})
+
+
+def _causes(names: list[str], rules: tuple[tuple[str, str], ...]) -> list[str]:
+    return list(dict.fromkeys(key for name in names for key in [_first_rule(name, rules)] if key))
+
+
+def _first_rule(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    return next((key for pattern, key in rules if re.search(pattern, name)), None)
+
+
+def _some(names: list[str], separator: str = ", ") -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + more

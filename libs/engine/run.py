@@ -1,0 +1,131 @@
+"""A run's folder: its resolved configuration, checkpoints, logs (TensorBoard and metrics.jsonl) and what it prints."""
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from libs.core.config import dump_text, dump_yaml
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.engine.checkpoint import epochs_of
+from libs.utils.io import write_text_atomic
+
+
+def run_folder(config: Config, name: str) -> Path:
+    """<output_folder>/<config file's name>_<name>."""
+    return Path(config.output_folder) / f"{Path(config.source).stem}_{name}"
+
+
+class Run:
+    """Writes one training run; opened at an iteration, before which earlier logs of the folder are kept."""
+
+    def __init__(self, folder: Path, config: Config, iteration: int = 0):
+        from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second that eval.py need not pay
+        self.folder = folder
+        logs = folder / "logs"
+        write_text_atomic(folder / "config.yaml", dump_yaml(config))
+        write_text_atomic(folder / "config.txt", dump_text(config))
+        try:
+            logs.mkdir(exist_ok=True)
+            self._keep_metrics_until(iteration)
+            self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._board = SummaryWriter(str(logs), purge_step=iteration + 1 if iteration else None)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output or "
+                            "output_folder") from error
+        self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", iteration)
+        self._bar: tqdm | None = None
+
+    @staticmethod
+    def refuse_used(folder: Path) -> None:
+        """UserError if the folder already holds checkpoints, so that no finished run is overwritten by accident."""
+        found = epochs_of(folder)
+        if found:
+            raise UserError(f"{folder}: holds checkpoints up to epoch {found[-1][0]}; go on with --resume auto, choose another "
+                            "--output, or remove the folder")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl."""
+        self._metrics.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Bring what was logged to disk."""
+        self._metrics.flush()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write named scalars to TensorBoard."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def say(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Any]:
+        """A progress bar on a terminal; elsewhere nothing (log lines tell the progress)."""
+        if not sys.stderr.isatty():
+            yield _Silent()
+            return
+        with tqdm(total=total, desc=label, leave=False, dynamic_ncols=True) as self._bar:
+            try:
+                yield self._bar
+            finally:
+                self._bar.close()
+                self._bar = None
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._metrics.close()
+        self._board.close()
+
+    def _keep_metrics_until(self, iteration: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave half a line
+                if json.loads(line)["iteration"] <= iteration:
+                    kept.append(line + "\n")
+        write_text_atomic(path, "".join(kept))
+
+
+class _Silent:
+    """A progress bar that shows nothing."""
+
+    def update(self, _steps: int = 1) -> None:
+        """Count without showing."""
+
+    def set_postfix_str(self, _text: str) -> None:
+        """Say nothing."""
+
+
+def bar(total: int, label: str, print_every: int = 50) -> Callable[[int, int], None]:
+    """A progress callback (done, total) for the inference loop: a bar on a terminal, a line every so often elsewhere."""
+    if sys.stderr.isatty():
+        shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)
+
+        def advance(done: int, total: int) -> None:
+            shown.update(done - shown.n)
+            if done >= total:
+                shown.close()
+        return advance
+
+    last = 0
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if done // print_every > last // print_every:
+            print(f"{done}/{total} {label}", flush=True)
+        last = done
+    return line

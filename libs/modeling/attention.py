@@ -1,0 +1,45 @@
+"""Attention over time: exact band attention in blocks of queries, and global attention.
+
+In: queries, keys, values (B, T, H, D) and the valid steps (B, T).  Out: (B, T, H, D).  Shapes are named by their letters:
+B batch, T time steps, H heads, D channels per head, N blocks, Q queries per block, W keys that a block of queries can see.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 32  # queries per block: with a half window h, each block computes Q (Q + 2 h) scores, of which Q (2 h + 1) count
+
+
+def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tensor, window: int,
+                   bias_HW: Tensor | None = None) -> Tensor:
+    """Softmax attention restricted to |query - key| <= window // 2 and to valid keys, scaled by 1 / sqrt(D).
+
+    `bias_HW` (H, window) is added to the scores, ordered by key offset -(window // 2) .. window // 2.  Results at invalid
+    queries are finite and without meaning.  Never builds a (T, T) matrix; T needs no divisor.
+    """
+    B, T, H, D = q_BTHD.shape
+    half = window // 2
+    Q = min(BLOCK, T) if half < BLOCK else 2 * BLOCK
+    N = -(-T // Q)
+    W = Q + 2 * half
+    tail = N * Q - T
+    q = F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)).reshape(B * N, Q, H, D).transpose(1, 2)
+    k, v = (F.pad(x, (0, 0, 0, 0, half, half + tail)).unfold(1, W, Q)  # (B, N, H, D, W), a view
+            .permute(0, 1, 2, 4, 3).reshape(B * N, H, W, D) for x in (k_BTHD, v_BTHD))
+    valid = F.pad(mask_BT, (half, half + tail)).unfold(1, W, Q).reshape(B * N, 1, 1, W)
+    offset_QW = (torch.arange(W, device=q.device) - half) - torch.arange(Q, device=q.device).unsqueeze(1)
+    # a padded query keeps itself as a key, so that no row is empty (an empty softmax is NaN, also in its gradient)
+    allowed = ((offset_QW.abs() <= half) & valid) | (offset_QW == 0)
+    if bias_HW is not None:
+        bias = bias_HW[:, (offset_QW + half).clamp(0, window - 1)]  # (H, Q, W)
+        allowed = torch.where(allowed, bias, torch.full((), float("-inf"), dtype=bias.dtype, device=bias.device))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    return out.transpose(1, 2).reshape(B, N * Q, H, D)[:, :T]
+
+
+def global_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Softmax attention of every query to all valid keys, scaled by 1 / sqrt(D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTHD, v_BTHD))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None, :]).transpose(1, 2)

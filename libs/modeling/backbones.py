@@ -1,0 +1,110 @@
+"""Backbones: features (B, T, C_in) -> one feature map per level, each `scale_factor` times shorter than the one before.
+
+All share the embedding, the stem (full resolution) and the branch (one downsampling block per further level); they differ
+by their block.  A new one is a subclass with `make_block` and a line in BACKBONES.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libs.core.schema import Config
+from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, TransformerBlock
+
+
+def sinusoid_table(length: int, channels: int) -> Tensor:
+    """(length, channels) float32 sine/cosine position table (Vaswani et al. 2017), divided by sqrt(channels)."""
+    position = torch.arange(length, dtype=torch.float64).unsqueeze(1)
+    channel = torch.arange(channels)
+    angle = position / torch.pow(10000.0, 2.0 * (channel // 2).double() / channels)
+    table = torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
+    return table / math.sqrt(channels)
+
+
+class Backbone(nn.Module):
+    """Embedding, stem and branch around the blocks of a subclass."""
+
+    uses_position = True
+
+    def __init__(self, config: Config):
+        super().__init__()
+        model = config.model
+        n_embd, n_stem, n_branch = model.backbone_arch
+        input_dim, embd_dim = config.model_input_dim, model.embd_dim
+        self.scale_factor = model.scale_factor
+        self.input_dims = input_dim if isinstance(input_dim, tuple) else None
+        if self.input_dims is not None:
+            widths = embd_dim if isinstance(embd_dim, tuple) else (embd_dim,) * len(self.input_dims)
+            self.proj = nn.ModuleList(MaskedConv1D(i, o, 1) for i, o in zip(self.input_dims, widths, strict=True))
+            width = in_channels = sum(widths)
+        else:
+            in_channels, width = input_dim, sum(embd_dim) if isinstance(embd_dim, tuple) else embd_dim
+        self.width = width
+        self.embd = nn.ModuleList(
+            MaskedConv1D(in_channels if i == 0 else width, width, model.embd_kernel_size, bias=not model.embd_with_ln)
+            for i in range(n_embd))
+        self.embd_norm = nn.ModuleList(LayerNorm(width) if model.embd_with_ln else nn.Identity() for _ in range(n_embd))
+        if n_embd == 0 and in_channels != width:
+            raise ValueError("without embedding convs the input must have the width of the backbone")
+        windows = config.level_windows
+        self.stem = nn.ModuleList(self.make_block(config, width, 1, windows[0]) for _ in range(n_stem))
+        self.branch = nn.ModuleList(self.make_block(config, width, model.scale_factor, w) for w in windows[1:n_branch + 1])
+        if self.uses_position and model.use_abs_pe:
+            self.register_buffer("position", sinusoid_table(config.dataset.max_seq_len, width), persistent=False)
+        for module in self.modules():  # the published initialisation: torch's own, with every bias at zero
+            if isinstance(module, (nn.Conv1d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        """The block of this backbone: (B, T, C), output mask -> (B, T / stride, C)."""
+        raise NotImplementedError
+
+    def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C_in) -> (B, T, width): projections of list inputs, embedding convs, position encoding."""
+        if self.input_dims is not None:
+            parts = x_BTC.split(self.input_dims, dim=-1)
+            x_BTC = torch.cat([proj(part, mask_BT) for proj, part in zip(self.proj, parts, strict=True)], dim=-1)
+        for conv, norm in zip(self.embd, self.embd_norm, strict=True):
+            x_BTC = F.relu(norm(conv(x_BTC, mask_BT)))
+        if hasattr(self, "position"):
+            T, table = x_BTC.shape[1], self.position
+            if table.shape[0] < T:  # longer than in training: the table is stretched
+                table = F.interpolate(table.t().unsqueeze(0), T, mode="linear", align_corners=False)[0].t()
+            x_BTC = x_BTC + table[:T] * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+        return x_BTC
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Features per level, fine to coarse, and their masks; T must be a multiple of the coarsest stride."""
+        x = self.embed(x_BTC, mask_BT)
+        for block in self.stem:
+            x = block(x, mask_BT)
+        feats, masks = [x], [mask_BT]
+        for block in self.branch:
+            mask_BT = mask_BT[:, ::self.scale_factor]
+            x = block(x, mask_BT)
+            feats.append(x)
+            masks.append(mask_BT)
+        return feats, masks
+
+
+class ConvTransformerBackbone(Backbone):
+    """The ActionFormer backbone: transformer blocks with local attention (Zhang et al., ECCV 2022)."""
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        model, train = config.model, config.train_cfg
+        return TransformerBlock(width, model.n_head, stride, window, train.dropout, train.droppath, model.use_rel_pe)
+
+
+class ConvBackbone(Backbone):
+    """Residual convolutions; ignores attention windows, position encoding and drop path."""
+
+    uses_position = False
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        return ConvBlock(width, stride)
+
+
+BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone}

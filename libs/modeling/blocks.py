@@ -1,0 +1,182 @@
+"""Building blocks on (B, T, C) features with a (B, T) mask of valid steps.
+
+Parameters keep the names and shapes of published checkpoints (convolutions as Conv1d weights, LayerNorm as (1, C, 1)); the
+arithmetic runs on time-major features, where 1x1 convolutions are matrix products and LayerNorm is the fused one.
+
+The published network masks the output of a convolution, and normalises after that: padded steps then hold the bias of the
+norm, which the next convolution reads at the end of a video.  These blocks reproduce that.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libs.modeling.attention import band_attention, global_attention
+
+
+def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
+    """Max pooling over time, kernel stride + 1, padding (stride + 1) // 2; T must be a multiple of `stride`."""
+    kernel = stride + 1
+    x = F.max_pool2d(_as_image(x_BTC), (1, kernel), (1, stride), (0, kernel // 2))
+    return _as_sequence(x)
+
+
+def pointwise(x_BTC: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A 1x1 convolution of (B, T, C) features, as a matrix product."""
+    return F.linear(x_BTC, conv.weight.squeeze(-1), conv.bias)
+
+
+class MaskedConv1D(nn.Module):
+    """Convolution over time with padding kernel // 2 whose output is multiplied by the mask.  The bias starts at zero."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} is even; a convolution that keeps the time grid needs an odd one")
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        if bias:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the OUTPUT steps (B, T / stride) -> (B, T / stride, out_channels)."""
+        return conv_time(x_BTC, self.conv) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+
+
+def conv_time(x_BTC: Tensor, conv: nn.Conv1d) -> Tensor:
+    """The convolution `conv` of (B, T, C) features, padding included -> (B, T / stride, out)."""
+    kernel, stride, out = conv.kernel_size[0], conv.stride[0], conv.out_channels
+    if conv.groups > 1:
+        image = F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, stride), (0, kernel // 2), 1, conv.groups)
+        return _as_sequence(image)
+    if kernel == 1:
+        return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
+    B, T, C = x_BTC.shape
+    padded = F.pad(x_BTC, (0, 0, kernel // 2, kernel // 2)).contiguous()
+    # every output step reads `kernel` neighbouring rows, which lie side by side in memory: a matrix product, no copy here
+    rows = padded.as_strided((B, (T - 1) // stride + 1, kernel * C), (padded.stride(0), stride * C, 1))
+    return F.linear(rows, conv.weight.permute(0, 2, 1).reshape(out, kernel * C), conv.bias)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over channels (biased variance, eps 1e-5); parameters (1, C, 1) as in published checkpoints."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, channels, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1))
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return F.layer_norm(x_BTC, (x_BTC.shape[-1],), self.weight.flatten(), self.bias.flatten(), 1e-5)
+
+
+class Scale(nn.Module):
+    """One learned factor, starting at 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class AffineDropPath(nn.Module):
+    """A per-channel factor (1, C, 1), starting at 1e-4, then the whole branch dropped per sample in training."""
+
+    def __init__(self, channels: int, drop_prob: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, channels, 1), 1e-4))
+        self.drop_prob = drop_prob
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x = x_BTC * self.scale.flatten()
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1.0 - self.drop_prob
+        kept = torch.rand((x.shape[0], 1, 1), dtype=x.dtype, device=x.device) < keep
+        return x * (kept / keep).to(x.dtype)
+
+
+class ConvAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values come from depthwise convolutions (SPEC items 23 to 25).
+
+    `stride` > 1 downsamples queries, keys and values alike.  `window` <= 1 means global attention.
+    """
+
+    def __init__(self, channels: int, heads: int, stride: int, window: int, dropout: float, use_rel_pe: bool):
+        super().__init__()
+        self.heads, self.window = heads, window
+        kernel = stride + 1 if stride > 1 else 3
+        if use_rel_pe and window > 1:
+            self.rel_pe = nn.Parameter(torch.zeros(1, 1, heads, window))
+            nn.init.trunc_normal_(self.rel_pe, std=math.sqrt(2.0 / channels))
+        for name in ("query", "key", "value"):
+            setattr(self, f"{name}_conv", MaskedConv1D(channels, channels, kernel, stride, channels, bias=False))
+            setattr(self, f"{name}_norm", LayerNorm(channels))
+        for name in ("key", "query", "value"):
+            setattr(self, name, nn.Conv1d(channels, channels, 1))
+        self.proj = nn.Conv1d(channels, channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C), zero at padded steps."""
+        q = pointwise(self.query_norm(self.query_conv(x_BTC, mask_BT)), self.query)
+        k = pointwise(self.key_norm(self.key_conv(x_BTC, mask_BT)), self.key)
+        v = pointwise(self.value_norm(self.value_conv(x_BTC, mask_BT)), self.value)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
+        if self.window > 1:
+            bias = self.rel_pe[0, 0] if hasattr(self, "rel_pe") else None
+            out = band_attention(q, k, v, mask_BT, self.window, bias)
+        else:
+            out = global_attention(q, k, v, mask_BT)
+        return self.dropout(pointwise(out.flatten(2), self.proj)) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-LN transformer block with an optional downsampling by `stride` (SPEC item 21)."""
+
+    def __init__(self, channels: int, heads: int, stride: int, window: int, dropout: float, droppath: float,
+                 use_rel_pe: bool):
+        super().__init__()
+        self.stride = stride
+        self.ln1, self.ln2 = LayerNorm(channels), LayerNorm(channels)
+        self.attn = ConvAttention(channels, heads, stride, window, dropout, use_rel_pe)
+        self.mlp = nn.Sequential(nn.Conv1d(channels, 4 * channels, 1), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Conv1d(4 * channels, channels, 1), nn.Dropout(dropout))
+        # a rate of 0 removes the residual scales too: another function and other checkpoints (SPEC item 22)
+        self.drop_path_attn = AffineDropPath(channels, droppath) if droppath > 0 else nn.Identity()
+        self.drop_path_mlp = AffineDropPath(channels, droppath) if droppath > 0 else nn.Identity()
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C)."""
+        m = mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+        skip = max_pool_time(x_BTC, self.stride) if self.stride > 1 else x_BTC
+        h = skip * m + self.drop_path_attn(self.attn(self.ln1(x_BTC), mask_BT))
+        hidden = self.mlp[2](self.mlp[1](pointwise(self.ln2(h), self.mlp[0])))
+        return h + self.drop_path_mlp(self.mlp[4](pointwise(hidden, self.mlp[3])) * m)
+
+
+class ConvBlock(nn.Module):
+    """Two convolutions with a residual connection, no normalisation (SPEC item 27)."""
+
+    def __init__(self, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = MaskedConv1D(channels, 2 * channels, 3, stride)
+        self.conv2 = MaskedConv1D(2 * channels, channels, 3)
+        self.downsample = MaskedConv1D(channels, channels, 1, stride) if stride > 1 else None
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C); stride 1 leaves padded steps unmasked."""
+        skip = x_BTC if self.downsample is None else self.downsample(x_BTC, mask_BT)
+        return F.relu(self.conv2(F.relu(self.conv1(x_BTC, mask_BT)), mask_BT) + skip)
+
+
+def _as_image(x_BTC: Tensor) -> Tensor:
+    return x_BTC.transpose(1, 2).unsqueeze(2)  # (B, C, 1, T), channels last in memory: no copy
+
+
+def _as_sequence(x_BC1T: Tensor) -> Tensor:
+    return x_BC1T.squeeze(2).transpose(1, 2).contiguous()

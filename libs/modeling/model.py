@@ -1,0 +1,68 @@
+"""The localization network: a pure function from features (B, T, C) and their mask (B, T) to `LevelOutputs`."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from libs.core.schema import Config
+from libs.modeling.backbones import BACKBONES
+from libs.modeling.heads import ClsHead, RegHead
+from libs.modeling.necks import NECKS
+from libs.modeling.points import make_points
+
+
+class LevelOutputs(NamedTuple):
+    """What the network says about P points, the points of all FPN levels, fine to coarse."""
+
+    logits: Tensor  # (B, P, K) class logits, 0 at padded points
+    offsets: Tensor  # (B, P, 2) distances to start and end in units of the level stride, 0 at padded points
+    mask: Tensor  # (B, P) bool, valid points
+    points: Tensor  # (P, 4) t, range low, range high, stride, in grid units
+    level_sizes: tuple[int, ...]  # points per level, their sum is P
+
+
+class LocPointTransformer(nn.Module):
+    """ActionFormer (Zhang et al., ECCV 2022) and its variants: backbone, neck and shared heads."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        model = config.model
+        levels = model.backbone_arch[2] + 1
+        self.strides = tuple(model.scale_factor ** i for i in range(model.fpn_start_level, levels))
+        self.ranges = model.regression_range
+        self.backbone = BACKBONES[model.backbone_type](config)
+        self.neck = NECKS[model.fpn_type](config, self.backbone.width, levels)
+        self.cls_head = ClsHead(config)
+        self.reg_head = RegHead(config, len(self.strides))
+        self.input_dropout = nn.Dropout1d(config.train_cfg.input_dropout)
+
+    @property
+    def coarsest_stride(self) -> int:
+        """Grid steps between two points of the last level; T must be a multiple of it."""
+        return self.strides[-1]
+
+    def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
+        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`.
+
+        T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
+        """
+        if feats_BTC.shape[1] % self.coarsest_stride:
+            raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
+        if self.training and self.input_dropout.p > 0:
+            feats_BTC = self.input_dropout(feats_BTC.transpose(1, 2)).transpose(1, 2).contiguous()
+        feats, masks = self.neck(*self.backbone(feats_BTC, mask_BT))
+        sizes = tuple(x.shape[1] for x in feats)
+        return LevelOutputs(
+            logits=torch.cat(self.cls_head(feats, masks), dim=1),
+            offsets=torch.cat(self.reg_head(feats, masks), dim=1),
+            mask=torch.cat(masks, dim=1),
+            points=make_points(sizes, self.strides, self.ranges, feats_BTC.device),
+            level_sizes=sizes,
+        )
+
+
+def build_model(config: Config) -> LocPointTransformer:
+    """The network of a configuration, freshly initialised from torch's global random generator."""
+    return LocPointTransformer(config)

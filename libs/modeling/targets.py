@@ -1,0 +1,50 @@
+"""Label assignment: which point answers for which ground-truth segment (SPEC item 31; Zhang et al. 2022, section 3.3)."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SAME_LENGTH = 1e-3  # segments whose length is within this of the shortest one share a point's class target
+
+
+class Targets(NamedTuple):
+    """What the points should say; B videos, P points, K classes."""
+
+    classes: Tensor  # (B, P, K) float, multi-hot
+    offsets: Tensor  # (B, P, 2) float, distances to start and end in level strides; meaningful at positives only
+
+
+def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor, num_classes: int,
+                   center_sample: str, radius: float) -> Targets:
+    """Assign every point to the shortest segment that it lies in and whose reach its level regresses.
+
+    `points_P4`: t, range low, range high, stride; `segments_BN2` float32 grid units; `labels_BN` int64; `present_BN` bool,
+    False for the filling of shorter lists.  `center_sample` 'radius': only points within `radius` strides of the centre;
+    'none': anywhere inside.  Nothing is read back from the device.
+    """
+    B, N = labels_BN.shape
+    t, low, high, stride = (points_P4[:, i].reshape(1, -1, 1) for i in range(4))
+    if N == 0:
+        P = points_P4.shape[0]
+        return Targets(segments_BN2.new_zeros(B, P, num_classes), segments_BN2.new_zeros(B, P, 2))
+    start, end = segments_BN2[:, None, :, 0], segments_BN2[:, None, :, 1]  # (B, 1, N)
+    left, right = t - start, end - t  # (B, P, N)
+    if center_sample == "radius":
+        center = 0.5 * (start + end)
+        inside_left = t - torch.maximum(center - stride * radius, start)
+        inside_right = torch.minimum(center + stride * radius, end) - t
+    else:
+        inside_left, inside_right = left, right
+    reach = torch.maximum(left, right)
+    eligible = ((torch.minimum(inside_left, inside_right) > 0) & (reach >= low) & (reach <= high) & present_BN[:, None, :])
+    length = torch.where(eligible, end - start, torch.full((), float("inf"), device=left.device))
+    shortest, owner = length.min(dim=2).values, length.argmin(dim=2)  # argmin: the first of equals
+    sharing = eligible & (length <= shortest.unsqueeze(2) + SAME_LENGTH)
+    # labels of absent segments may be anything: their column of `sharing` is False
+    one_hot = F.one_hot(labels_BN.clamp(0, num_classes - 1), num_classes).to(length.dtype)
+    classes = (sharing.to(length.dtype) @ one_hot).clamp(max=1.0)
+    offsets = torch.stack((left, right), dim=3).gather(2, owner[:, :, None, None].expand(-1, -1, 1, 2)).squeeze(2)
+    return Targets(classes, offsets / stride)

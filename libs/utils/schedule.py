@@ -1,0 +1,50 @@
+"""Learning rate per iteration, in closed form (SPEC item 36; cosine: Loshchilov and Hutter 2017)."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+ETA_MIN = 1e-8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base learning rate, warm-up and total length in iterations, and what follows the warm-up."""
+
+    base: float
+    warmup: int  # iterations; 0: none
+    total: int  # iterations, warm-up included
+    kind: str = "cosine"  # cosine | multistep
+    milestones: tuple[int, ...] = ()  # iterations after warm-up
+    gamma: float = 0.1
+    eta_min: float = ETA_MIN
+
+    def at(self, iteration: int) -> float:
+        """Learning rate of a 0-based iteration; past the end the cosine continues periodically."""
+        if iteration < self.warmup:
+            return self.base * iteration / (self.warmup - 1) if self.warmup > 1 else 0.0
+        after = iteration - self.warmup
+        if self.kind == "multistep":
+            return self.base * self.gamma ** sum(after >= m for m in self.milestones)
+        length = max(self.total - self.warmup, 1)
+        return self.eta_min + (self.base - self.eta_min) / 2 * (1 + math.cos(math.pi * after / length))
+
+    def state(self, iteration: int, groups: int) -> dict[str, Any]:
+        """The `scheduler` entry of a checkpoint after `iteration` steps, in the published layout."""
+        common = {"base_lrs": [self.base] * groups, "last_epoch": iteration, "_step_count": iteration + 1,
+                  "_last_lr": [self.at(iteration)] * groups}
+        if self.kind == "multistep":
+            return {"warmup_epochs": self.warmup, "milestones": list(self.milestones), "gamma": self.gamma, **common}
+        if self.warmup == 0:
+            return {"T_max": self.total, "eta_min": self.eta_min, **common}
+        return {"warmup_epochs": self.warmup, "max_epochs": self.total, "warmup_start_lr": 0.0, "eta_min": self.eta_min,
+                **common}
+
+
+def make_schedule(opt: Any, iters_per_epoch: int) -> Schedule:
+    """The schedule of `opt` (an OptConfig): warm-up off or of zero epochs means that training starts at the base rate."""
+    warmup = opt.warmup_epochs * iters_per_epoch if opt.warmup else 0
+    return Schedule(base=opt.learning_rate, warmup=warmup, total=warmup + opt.epochs * iters_per_epoch,
+                    kind=opt.schedule_type, milestones=tuple(m * iters_per_epoch for m in opt.schedule_steps),
+                    gamma=opt.schedule_gamma, eta_min=ETA_MIN if opt.warmup else 0.0)

@@ -1,0 +1,228 @@
+"""Golden fixtures of whole networks: model_<variant>, init_stats, param_groups, labels_losses."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from golden.common import Check, compare, load, text
+from libs.core.config import from_dict
+from libs.core.schema import Config
+from libs.datasets.grid import Grid
+from libs.engine.checkpoint import strip_prefix
+from libs.engine.optim import parameter_groups
+from libs.engine.predict import detections_of_video
+from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
+from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
+from libs.modeling.points import make_points
+from libs.modeling.targets import assign_targets
+
+LOGITS = {"atol": 2e-5, "rtol": 1e-4}
+LOSS = {"rtol": 1e-5}
+GRADIENT = {"rtol": 1e-4, "to_largest": True}
+
+
+def model_config(fixture: dict[str, Any], **extra: Any) -> Config:
+    """Our configuration of a fixture's flat keyword dict; `extra` holds further top-level sections."""
+    values = {k: v for k, v in fixture.items() if k not in ("train_cfg", "test_cfg")}
+    dataset = {k: values.pop(k) for k in ("input_dim", "num_classes", "max_seq_len") if k in values}
+    return from_dict({"dataset": dataset, "model": values, "train_cfg": fixture.get("train_cfg", {}),
+                      "test_cfg": fixture.get("test_cfg", {}), **extra}, "fixture", check=False)
+
+
+def fixture_model(config: Config, data: dict[str, np.ndarray], prefix: str) -> LocPointTransformer:
+    """The network with the weights stored under `prefix` in a fixture."""
+    model = build_model(config)
+    weights = {k[len(prefix):]: torch.from_numpy(v) for k, v in data.items() if k.startswith(prefix)}
+    model.load_state_dict(strip_prefix(weights))
+    return model
+
+
+def padded(feats_CT: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (C, T) as a batch of one (1, length, C), and its mask."""
+    steps = feats_CT.shape[1]
+    feats = torch.zeros(1, length, feats_CT.shape[0])
+    feats[0, :steps] = torch.from_numpy(feats_CT.T)
+    return feats, (torch.arange(length) < steps).unsqueeze(0)
+
+
+def check_model(path: Path) -> list[Check]:
+    """Forward, inference, targets, losses and gradients of one variant."""
+    data = load(path)
+    config = model_config(text(data["config"]))
+    model = fixture_model(config, data, "sd/")
+    names = [Check("state dict names", 0.0 if list(model.state_dict()) == text(data["sd_keys"]) else float("inf"))]
+    start = config.model.fpn_start_level
+    return names + _check_eval(data, config, model.eval(), start) + _check_train(data, config, model)
+
+
+def _check_eval(data: dict[str, np.ndarray], config: Config, model: LocPointTransformer, start: int) -> list[Check]:
+    checks = []
+    finest = config.model.scale_factor ** start
+    for i in range(int(data["num_videos"])):
+        sizes = data[f"eval{i}/level_lens"]
+        feats, mask = padded(data[f"video{i}/feats"], int(sizes[0]) * finest)
+        with torch.no_grad():
+            out = model(feats, mask)
+        name = f"video{i}"
+        checks += [compare(f"{name} level sizes", np.array(out.level_sizes), sizes),
+                   compare(f"{name} logits", out.logits[0], data[f"eval{i}/cls_logits"], **LOGITS),
+                   compare(f"{name} offsets", out.offsets[0], data[f"eval{i}/offsets"], **LOGITS),
+                   compare(f"{name} mask", out.mask[0].numpy(), data[f"eval{i}/mask"])]
+        checks += _check_inference(data, config, out, i)
+    return checks
+
+
+def _check_inference(data: dict[str, np.ndarray], config: Config, out: LevelOutputs, i: int) -> list[Check]:
+    checks = []
+    fps, duration, stride, frames = (float(x) for x in data[f"video{i}/meta"])
+    grid = Grid(stride, frames, 0.5 * frames / stride, fps)
+    kinds = sorted({k.split("/")[1] for k in data if k.startswith(f"infer{i}/")})
+    for kind in kinds:
+        key = f"infer{i}/{kind}"
+        if not bool(data[f"{key}/stable"]):
+            checks.append(Check(f"{key} (unstable under noise)", 0.0, informational=True))
+            continue
+        method, classes, vote = kind.split("_")
+        test = dataclasses.replace(config.test_cfg, nms_method=method, multiclass_nms=classes == "multi",
+                                   voting_thresh=config.test_cfg.voting_thresh if vote == "vote" else 0.0)
+        got = detections_of_video(out, 0, test, grid, duration)
+        wanted = data[f"{key}/labels"]
+        same = np.array_equal(got.labels.numpy(), wanted)
+        checks += [Check(f"{key} labels", 0.0 if same else float("inf")),
+                   compare(f"{key} segments", got.segments, data[f"{key}/segments"], atol=2e-3, rtol=1e-4),
+                   compare(f"{key} scores", got.scores, data[f"{key}/scores"], atol=2e-5, rtol=1e-4)]
+    return checks
+
+
+def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTransformer) -> list[Check]:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    feats, mask, *truth = batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len)
+    criterion = DetectionLoss(config)
+    losses, norms = [], [float(criterion.normalizer)]
+    for turn in range(2):
+        outputs = model(feats, mask)
+        result = criterion(outputs, *truth)
+        if turn == 0:
+            model.zero_grad()
+            result.final.backward()
+            gradients = {k: p.grad for k, p in model.named_parameters()}
+            targets = assign_targets(outputs.points, *truth, config.dataset.num_classes, config.train_cfg.center_sample,
+                                     config.train_cfg.center_sample_radius)
+            points = outputs.points
+        losses.append([x.item() for x in (result.terms["cls_loss"], result.terms["reg_loss"], result.final)])
+        norms.append(float(criterion.normalizer))
+    positive = data["train/gt_cls"].any(-1)
+    total = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
+    checks = [compare("points", points, data["train/points"]),
+              compare("class targets", targets.classes.numpy().astype(np.uint8), data["train/gt_cls"]),
+              compare("offset targets", targets.offsets.numpy()[positive], data["train/gt_offsets"][positive], atol=1e-6,
+                      rtol=1e-6),
+              compare("losses", losses, data["train/losses"], **LOSS),
+              compare("loss normalizer", norms, data["train/loss_normalizer"], **LOSS),
+              compare("gradient norm", total, data["train/grad_norm"], rtol=1e-4)]
+    return checks + [compare(f"gradient {k}", gradients[k], data[f"grad/{k}"], **GRADIENT) for k in text(data["grad_names"])]
+
+
+def batch_of(data: dict[str, np.ndarray], names: list[str], length: int, feats: str = "/feats", segments: str = "/segments",
+             labels: str = "/labels") -> tuple[torch.Tensor, ...]:
+    """feats (B, T, C), mask (B, T), segments (B, N, 2), labels (B, N), present (B, N) of videos stored in a fixture."""
+    inputs = [padded(data[name + feats], length) for name in names]
+    most = max(len(data[name + labels]) for name in names)
+    seg, lab = torch.zeros(len(names), most, 2), torch.zeros(len(names), most, dtype=torch.int64)
+    present = torch.zeros(len(names), most, dtype=torch.bool)
+    for b, name in enumerate(names):
+        n = len(data[name + labels])
+        seg[b, :n] = torch.from_numpy(data[name + segments])
+        lab[b, :n] = torch.from_numpy(data[name + labels])
+        present[b, :n] = True
+    return torch.cat([f for f, _ in inputs]), torch.cat([m for _, m in inputs]), seg, lab, present
+
+
+def check_labels_losses(path: Path) -> list[Check]:
+    """Label assignment on hand-made cases, and the losses with their gradients."""
+    data, checks = load(path), []
+    case = 0
+    while f"case{case}/args" in data:
+        args = text(data[f"case{case}/args"])
+        points = make_points([args["T"] // s for s in args["fpn_strides"]], args["fpn_strides"], args["regression_range"])
+        checks.append(compare(f"case{case} points", points, data[f"case{case}/points"]))
+        for kind in args["sets"]:
+            key = f"case{case}/{kind}"
+            segments = torch.from_numpy(data[f"{key}/segments"]).reshape(1, -1, 2)
+            labels = torch.from_numpy(data[f"{key}/labels"]).reshape(1, -1)
+            got = assign_targets(points, segments, labels, torch.ones_like(labels, dtype=torch.bool), args["num_classes"],
+                                 args["center_sample"], args["center_sample_radius"])
+            positive = data[f"{key}/cls"].any(-1)
+            checks += [compare(f"{key} classes", got.classes[0].numpy() > 0, data[f"{key}/cls"] > 0),
+                       compare(f"{key} offsets", got.offsets[0].numpy()[positive], data[f"{key}/offsets"][positive],
+                               atol=1e-6, rtol=1e-6)]
+        case += 1
+    for name, loss, first, second in (("focal", focal_loss, "logits", "targets"), ("diou", diou_loss, "pred", "gt"),
+                                      ("giou", giou_loss, "pred", "gt")):
+        x = torch.from_numpy(data[f"{name}/{first}"]).requires_grad_()
+        each = loss(x, torch.from_numpy(data[f"{name}/{second}"]))
+        each.sum().backward()
+        # pred equal to target is a kink; which of its subgradients giou was measured with differs between fixture files
+        kink = np.zeros(len(x), dtype=bool) if name != "giou" else (data["giou/pred"] == data["giou/gt"]).any(1)
+        checks += [compare(f"{name} per entry", each.detach(), data[f"{name}/none"], atol=1e-7, rtol=1e-5),
+                   compare(f"{name} sum", each.detach().sum(), data[f"{name}/loss"], **LOSS),
+                   compare(f"{name} gradient", x.grad[~kink], data[f"{name}/grad"][~kink], **GRADIENT)]
+        if kink.any():
+            checks.append(compare(f"{name} gradient at kinks", x.grad[kink], data[f"{name}/grad"][kink], **GRADIENT,
+                                  informational=True))
+    return checks
+
+
+def check_init_stats(path: Path) -> list[Check]:
+    """Mean and spread of freshly initialised parameters, within 4 standard errors; constants exactly."""
+    data = json.loads(path.read_text())
+    config = model_config(data["config"])
+    torch.manual_seed(0)
+    model = build_model(config)
+    parameters, checks = dict(model.named_parameters()), []
+    same = set(parameters) == set(data["stats"])
+    checks.append(Check("parameter names", 0.0 if same else float("inf")))
+    for name, want in data["stats"].items():
+        value = parameters[name].detach().double()
+        if want["std"] < 1e-12 or value.numel() == 1:
+            checks += [compare(f"{name} {k}", getattr(value, k)(), want[k], rtol=1e-6) for k in ("mean", "min", "max")]
+            continue
+        n, std = value.numel(), want["std"]
+        if name == "cls_head.cls_head.conv.bias":
+            continue
+        # both sides are samples, so the difference of two means has twice the variance of one
+        mean_error, std_error = std * (2 / n) ** 0.5, std * (1 / n) ** 0.5
+        checks += [Check(f"{name} mean", abs(float(value.mean()) - want["mean"]) / (4 * mean_error)),
+                   Check(f"{name} std", abs(float(value.std()) - std) / (4 * std_error)),
+                   Check(f"{name} shape", 0.0 if list(value.shape) == want["shape"] else float("inf"))]
+    bias = model.cls_head.cls_head.conv.bias.detach()
+    return checks + [compare("class bias", bias, np.asarray(data["cls_bias"], dtype=np.float32), rtol=1e-6)]
+
+
+def check_param_groups(path: Path) -> list[Check]:
+    """Which parameters decay, in optimizer order, for every variant whose model fixture lies beside the file."""
+    data, checks = json.loads(path.read_text()), []
+    seed = path.stem.rsplit("_", 1)[1]
+    for variant, want in data.items():
+        fixture = path.with_name(f"model_{variant}_{seed}.npz")
+        if not fixture.exists():
+            checks.append(Check(f"{variant} (no {fixture.name} beside it: configuration unknown)", 0.0, informational=True))
+            continue
+        with np.load(fixture, allow_pickle=False) as archive:
+            model = build_model(model_config(text(archive["config"])))
+        decay, no_decay = parameter_groups(model)
+        count = sum(p.numel() for p in model.parameters())
+        same = [n for n, _ in decay] == want["decay"] and [n for n, _ in no_decay] == want["no_decay"]
+        checks += [Check(f"{variant} groups", 0.0 if same else float("inf")),
+                   compare(f"{variant} parameters", count, want["n_params"])]
+    return checks

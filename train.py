@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Train a model.
+
+    python train.py configs/demo.yaml --output first
+    python train.py configs/thumos_i3d.yaml --output reproduce --eval-freq 5
+    python train.py configs/thumos_i3d.yaml --output reproduce --resume auto
+    python train.py configs/mine.yaml --output tuned --init-from ckpt/thumos_i3d_reproduce --set opt.learning_rate=1e-5
+
+Writes ckpt/<config>_<output>/: epoch_%03d.pth.tar, config.yaml, config.txt, metrics.jsonl, logs/ (TensorBoard).
+"""
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from libs.core.config import load_config, resolve_device
+from libs.core.errors import run_main
+from libs.datasets.demo import ensure_demo_of
+from libs.engine.fit import FitOptions, fit
+from libs.engine.run import run_folder
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML configuration")
+    parser.add_argument("--output", default="run", metavar="NAME", help="name of the run (default: run)")
+    parser.add_argument("--resume", metavar="CKPT|auto", help="go on from a checkpoint; auto: from the run's last one, if any")
+    parser.add_argument("--init-from", metavar="CKPT", help="start from the weights of a checkpoint (fine-tuning)")
+    parser.add_argument("-c", "--ckpt-freq", type=positive, default=5, metavar="FREQ", help="epochs between checkpoints (5)")
+    parser.add_argument("-p", "--print-freq", type=positive, default=10, metavar="FREQ", help="iterations between log lines (10)")
+    parser.add_argument("--eval-freq", type=positive, default=None, metavar="N", help="evaluate every N epochs (default: never)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    config = load_config(args.config, args.set)
+    device = torch.device(resolve_device(config))
+    ensure_demo_of(config)
+    folder = run_folder(config, args.output)
+    fit(config, folder, device, FitOptions(resume=args.resume, init_from=args.init_from, checkpoint_every=args.ckpt_freq,
+                                           print_every=args.print_freq, eval_every=args.eval_freq or 0))
+    print(f"evaluate with: python eval.py {args.config} {folder}")
+
+
+if __name__ == "__main__":
+    run_main(main)
