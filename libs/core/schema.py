@@ -5,6 +5,7 @@
 """
 from __future__ import annotations
 
+# ruff: noqa: E501, RUF009  (a table: one key per line; `key` makes an immutable field)
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Union
@@ -12,7 +13,7 @@ from typing import Any, Union
 Ints = Union[int, tuple[int, ...]]
 Strings = Union[str, tuple[str, ...]]
 
-REGRESSION_RANGE = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 
 
 def key(default: Any, doc: str, choices: tuple | None = None, low: float | None = None, high: float | None = None,
@@ -30,8 +31,8 @@ class DatasetConfig:
     feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
     file_prefix: Union[str, None] = key(None, "text before the video id in a feature file's name")
     file_ext: Union[str, None] = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
-    feat_stride: float = key(16, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
-    num_frames: float = key(32, "frames that one feature vector sees", above=0)
+    feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
+    num_frames: float = key(32.0, "frames that one feature vector sees", above=0)
     default_fps: Union[float, None] = key(None, "frames per second of every video; null: the annotation's own fps", above=0)
     input_dim: Ints = key(2304, "channels of the feature files (a list: one model input per entry)", above=0)
     num_classes: int = key(97, "number of action classes", above=0)
@@ -83,8 +84,8 @@ class TrainConfig:
     center_sample_radius: float = key(1.5, "centre radius in level strides", above=0)
     loss_weight: float = key(1.0, "weight of the regression loss; <= 0: balanced automatically")
     cls_prior_prob: float = key(0.01, "initial class probability", above=0, high=0.999)
-    init_loss_norm: float = key(2000, "initial value of the running number of positives", above=0)
-    clip_grad_l2norm: float = key(-1, "gradient norm clip; <= 0: off")
+    init_loss_norm: float = key(2000.0, "initial value of the running number of positives", above=0)
+    clip_grad_l2norm: float = key(-1.0, "gradient norm clip; <= 0: off")
     head_empty_cls: tuple[int, ...] = key((), "class ids that never occur, kept at a probability of 1e-6", low=0)
     dropout: float = key(0.0, "dropout in attention output and MLP", low=0, high=0.95)
     droppath: float = key(0.1, "drop-path rate; 0 also removes the residual scales", low=0, high=0.95)
@@ -144,7 +145,7 @@ class Config:
     train_cfg: TrainConfig = key(TrainConfig, "training")
     test_cfg: TestConfig = key(TestConfig, "inference")
     opt: OptConfig = key(OptConfig, "optimisation")
-    source: str = dataclasses.field(default="", metadata={"doc": "", "internal": True})
+    source: str = dataclasses.field(default="", compare=False, metadata={"doc": "", "internal": True})
 
     @property
     def model_input_dim(self) -> Ints:

@@ -109,7 +109,8 @@ def make_batch(samples: Sequence[Sample], length: int) -> Batch:
         feats[b, :steps] = sample.feats
         mask[b, :steps] = True
         segments[b, :n], labels[b, :n], present[b, :n] = sample.segments, sample.labels, True
-    return Batch(feats, mask, segments, labels, present, tuple(dataclasses.replace(s, feats=s.feats[:0].clone()) for s in samples))
+    light = tuple(dataclasses.replace(s, feats=s.feats[:0].clone()) for s in samples)
+    return Batch(feats, mask, segments, labels, present, light)
 
 
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:

@@ -48,7 +48,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     if save_only:
         return None
     if dataset.unreachable_segments:
-        note(f"warning: {dataset.unreachable_segments} ground-truth segments belong to videos without features: counted as missed")
+        note(f"warning: {dataset.unreachable_segments} ground-truth segments lie in videos without features: counted as missed")
     scores = score(detections, dataset)
     write_json_atomic(folder / "results.json", {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
                                                 **scores.as_dict()})

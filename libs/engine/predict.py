@@ -17,7 +17,7 @@ from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
 from libs.utils.nms import announce_fallback, batched_nms
 from libs.utils.predictions import Detections, GroundTruth
-from libs.utils.score_fusion import fuse_external_scores, read_external_scores
+from libs.utils.score_fusion import fuse_external_scores, load_external_scores
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
         model.train(was_training)
     detections = as_detections(found, [v.id for v in dataset.videos])
     if config.test_cfg.ext_score_file:
-        detections = fuse_external_scores(detections, read_external_scores(config.test_cfg.ext_score_file))
+        detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
     return detections
 
 

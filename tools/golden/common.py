@@ -41,7 +41,7 @@ def compare(name: str, got: Any, want: Any, *, atol: float = 0.0, rtol: float = 
         return Check(f"{name} (shape {got.shape}, expected {want.shape})", float("inf"), informational)
     if want.size == 0:
         return Check(name, 0.0, informational)
-    if want.dtype.kind in "biuUS" and got.dtype.kind == want.dtype.kind or (atol == 0 and rtol == 0):
+    if (want.dtype.kind in "biuUS" and got.dtype.kind == want.dtype.kind) or (atol == 0 and rtol == 0):
         return Check(name, 0.0 if np.array_equal(got, want) else float("inf"), informational)
     got, want = got.astype(np.float64), want.astype(np.float64)
     same = (got == want) | (np.isnan(got) & np.isnan(want))

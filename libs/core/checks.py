@@ -1,0 +1,176 @@
+"""Relations between configuration keys, checked once when a configuration is loaded; every message holds the fix.
+
+Types, bounds and choices of single keys are the schema's; here is only what needs two keys or arithmetic.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+from libs.core.errors import UserError, nearest
+from libs.core.schema import Config
+
+DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
+Where = Callable[[str], str]
+
+
+def check_relations(config: Config, where: Where | None = None) -> None:
+    """Raise UserError at the first impossible combination.
+
+    `where(dotted key)` names the file and the key (default: `config.source` and the key).
+    """
+    where = where or (lambda dotted: f"{config.source or 'config'}: {dotted}")
+
+    def fail(dotted: str, message: str) -> NoReturn:
+        raise UserError(f"{where(dotted)}: {message}")
+
+    for check in (_paths, _run, _channels, _network, _attention, _levels, _training, _schedule):
+        check(config, fail)
+
+
+def max_div_factor(config: Config) -> int:
+    """Padding unit of the reference beyond max_seq_len, in feature steps: the least common multiple over the backbone's
+    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or stride_l (global).
+
+    SPEC items 12 and 13; the reference takes the maximum instead, a mistake where windows are mixed.  It also refuses a
+    max_seq_len that this does not divide; our attention has no such need, so such a max_seq_len is accepted.
+    """
+    strides = (config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1))
+    return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, config.level_windows, strict=True)))
+
+
+def _paths(config: Config, fail: Callable) -> None:
+    data = config.dataset
+    if not data.json_file:
+        fail("dataset.json_file", "is not set; name the annotation file, e.g. ./data/thumos/annotations/thumos14.json")
+    if not data.feat_folder or (isinstance(data.feat_folder, tuple) and not all(data.feat_folder)):
+        fail("dataset.feat_folder", "is not set; name the folder of feature files, e.g. ./data/thumos/i3d_features")
+    if not config.output_folder:
+        fail("output_folder", "is empty; name the folder that runs are written to, e.g. ./ckpt/")
+
+
+def _run(config: Config, fail: Callable) -> None:
+    for name in ("train_split", "val_split"):
+        if not getattr(config, name) or not all(getattr(config, name)):
+            fail(name, "names no subset of the annotation file; write e.g. [validation]")
+    if not config.devices:
+        fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
+    for device in config.devices:
+        if not DEVICE.fullmatch(device):
+            guess = nearest(device, ("cpu", "auto", "cuda:0"))
+            fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
+    if (count := len(config.devices)) > 1:
+        fail("devices", f"names {count} devices, but one process drives one. Training on several starts one process for each: "
+             f"torchrun --nproc_per_node={count} train.py ..., which a later release brings; use one now, "
+             f"e.g. --set devices={config.devices[0]}")
+
+
+def _channels(config: Config, fail: Callable) -> None:
+    data, chosen = config.dataset, config.model.modalities
+    if isinstance(data.input_dim, tuple) and not data.input_dim:
+        fail("dataset.input_dim", "is an empty list; write the number of channels of the feature files")
+    width = sum(_tuple(data.input_dim))
+    for name, (low, high) in (data.modalities or {}).items():
+        if not low < high <= width:
+            fail("dataset.modalities", f"{name}: [{low}, {high}] is not a range of channels; write [first, last + 1] inside the "
+                 f"{width} channels of dataset.input_dim")
+    if chosen is None:
+        return
+    known = list(data.modalities or {})
+    if not known:
+        fail("model.modalities", f"names {', '.join(chosen) or 'nothing'}, but dataset.modalities declares no channel ranges; "
+             "declare them, e.g. {rgb: [0, 1024], flow: [1024, 2048]}")
+    for name in chosen:
+        if name not in known:
+            guess = nearest(name, known)
+            fail("model.modalities", f"{name!r} is not declared in dataset.modalities{guess}; use {', '.join(known)}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        fail("model.modalities", f"{list(chosen)} must name one or more of {', '.join(known)}, each once; null reads all")
+
+
+def _network(config: Config, fail: Callable) -> None:
+    model = config.model
+    inputs, widths = config.model_input_dim, model.embd_dim
+    if isinstance(inputs, tuple) != isinstance(widths, tuple) or (isinstance(inputs, tuple) and len(inputs) != len(widths)):
+        fail("model.embd_dim", f"{_text(widths)} does not fit the model's input of {_text(inputs)} channels: one width per input "
+             "(a list for a list of the same length, one number for one number)")
+    width = sum(_tuple(widths))
+    if model.backbone_arch[0] == 0 and not isinstance(inputs, tuple) and inputs != width:
+        fail("model.backbone_arch", f"0 embedding convs cannot turn {inputs} channels into embd_dim {width}; use at least 1")
+    for name in ("embd_kernel_size", "head_kernel_size"):
+        size = getattr(model, name)
+        if size % 2 == 0:
+            fail(f"model.{name}", f"{size} is even; a kernel needs a centre, use {size - 1} or {size + 1}")
+    if model.backbone_type == "convTransformer" and width % model.n_head:
+        fits = [n for n in range(1, width + 1) if width % n == 0]
+        fail("model.n_head", f"{model.n_head} heads do not divide the width {width} (model.embd_dim); "
+             f"use {min(fits, key=lambda n: abs(n - model.n_head))}, or another width")
+    if model.fpn_type == "identity" and width != model.fpn_dim:
+        fail("model.fpn_dim", f"{model.fpn_dim} differs from the backbone's width {width} (model.embd_dim), which the identity "
+             f"neck cannot change; use fpn_dim: {width}, or fpn_type: fpn")
+
+
+def _attention(config: Config, fail: Callable) -> None:
+    model, levels = config.model, config.model.backbone_arch[2] + 1
+    windows = model.n_mha_win_size
+    if isinstance(windows, tuple) and len(windows) != levels:
+        fail("model.n_mha_win_size", f"{_text(windows)} has {len(windows)} windows, but the backbone has {levels} levels "
+             f"(backbone_arch[2] + 1); write {levels}, or one number for all")
+    for size in config.level_windows:
+        if size > 1 and size % 2 == 0:
+            fail("model.n_mha_win_size", f"{size} is even; a window needs a centre, use {size - 1} or {size + 1}"
+                 + (" (1 or less is global attention)" if size == 2 else ""))
+    if model.use_rel_pe and model.backbone_type == "convTransformer" and max(config.level_windows) <= 1:
+        fail("model.use_rel_pe", "needs local attention, but every window of model.n_mha_win_size is global; set a window, "
+             "e.g. n_mha_win_size: 19, or use_rel_pe: false")
+
+
+def _levels(config: Config, fail: Callable) -> None:
+    model, top = config.model, config.model.backbone_arch[2]
+    coarsest, length = model.scale_factor**top, config.dataset.max_seq_len
+    if length % coarsest:
+        lower, upper = length // coarsest * coarsest, -(-length // coarsest) * coarsest
+        fail("dataset.max_seq_len", f"{length} is not a multiple of the coarsest level's stride {coarsest} (scale_factor ** "
+             f"backbone_arch[2]); use {f'{lower} or ' if lower else ''}{upper}")
+    if model.fpn_start_level > top:
+        fail("model.fpn_start_level", f"{model.fpn_start_level} leaves no level: the backbone has levels 0 to {top}")
+    ranges, levels = model.regression_range, top + 1 - model.fpn_start_level
+    if len(ranges) != levels:
+        fail("model.regression_range", f"has {len(ranges)} ranges, but the model has {levels} levels (backbone_arch[2] + 1 - "
+             f"fpn_start_level); write one [low, high] for each")
+    for low, high in ranges:
+        if low >= high:
+            fail("model.regression_range", f"[{low:g}, {high:g}] is empty; write [low, high] with low < high")
+
+
+def _training(config: Config, fail: Callable) -> None:
+    data, train = config.dataset, config.train_cfg
+    if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
+        low, high = data.crop_ratio
+        fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")
+    if (tious := data.tiou_thresholds) is not None and (not tious or any(a >= b for a, b in itertools.pairwise(tious))):
+        fail("dataset.tiou_thresholds", f"{list(tious)} must be a rising list, e.g. [0.3, 0.4, 0.5, 0.6, 0.7]")
+    for label in train.head_empty_cls:
+        if label >= data.num_classes:
+            fail("train_cfg.head_empty_cls", f"{label} is not a class; ids are 0 to {data.num_classes - 1} (dataset.num_classes)")
+
+
+def _schedule(config: Config, fail: Callable) -> None:
+    opt = config.opt
+    if config.total_epochs < 1:
+        fail("opt.epochs", "0 epochs and no warm-up epochs: nothing would be trained; use at least 1")
+    if opt.schedule_type == "multistep":
+        steps = opt.schedule_steps
+        if not steps or any(a >= b for a, b in itertools.pairwise(steps)):
+            fail("opt.schedule_steps", f"{list(steps)}: the multistep schedule needs a rising list of epochs, e.g. [20, 25]")
+
+
+def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _text(value: int | tuple[int, ...]) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,73 @@
+"""YAML text <-> plain Python values, read as people mean it.
+
+Differences from PyYAML's safe loader: `1e-4` is a number, `1:30`, `007` and `2024-01-01` stay text, and a mapping that names
+a key twice is an error with its line.  Writing uses the same rules, so that what is written reads back equal.
+"""
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from libs.core.errors import UserError
+
+EXPONENT = r"[eE][-+]?[0-9]+"
+FLOAT = rf"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9]*)({EXPONENT})?|[-+]?[0-9]+{EXPONENT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+INT = r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+"
+REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.value == "<<":
+                continue
+            if name.value in lines:
+                problem = f"the key {name.value!r} is set twice, first in line {lines[name.value]}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
+            lines[name.value] = name.start_mark.line + 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {first: [(tag, regexp) for tag, regexp in resolvers if tag not in REPLACED]
+                                   for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+for _cls in (_Loader, _Dumper):  # the dumper keeps PyYAML's too, so that it quotes whatever any reader could take for a number
+    _cls.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{INT})$"), list("-+0123456789"))
+    _cls.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT})$"), list("-+0123456789."))
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    text = loader.construct_scalar(node).lower().replace("_", "")
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a YAML text (None when it is empty); UserError names `where`, the line and what is wrong there."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{where}: not valid YAML ({place}{error.problem or error.context}); correct that place") from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: not valid YAML ({reason}); correct that place") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not valid YAML (nested too deeply); a configuration has sections and keys, no more") from error
+
+
+def dump(values: Any) -> str:
+    """`values` (plain dicts, lists, strings, numbers) as YAML: one key per line, lists inline, order kept."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130, default_flow_style=False)

@@ -1,0 +1,183 @@
+"""Read the files of a zip, a tar (plain, gz, bz2, xz) or a folder through one safe iterator; nothing is ever extracted blindly.
+
+`members(path)` yields every regular file with a clean relative name.  An archive that holds an absolute path, a `..`, a link
+or a device is refused as a whole, before any of its bytes is used.  `read` and `copy` take one member's bytes.
+"""
+from __future__ import annotations
+
+import contextlib
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from libs.core.errors import UserError
+
+MAX_MEMBER_BYTES = 2 << 30
+MAX_TOTAL_BYTES = 64 << 30
+MAX_MEMBERS = 200_000
+MAX_FOLDER_DEPTH = 8
+DAMAGED = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError,
+           zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file of an archive or folder: its name with forward slashes, its size in bytes, and how to open it.
+
+    Members of a tar must be used while the iterator stands on them; going back would decompress from the start.
+    """
+
+    source: Path
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+    @property
+    def path(self) -> PurePosixPath:
+        return PurePosixPath(self.name)
+
+
+def members(path: str | os.PathLike) -> Iterator[Member]:
+    """All regular files of `path`; debris of other systems (`__MACOSX`, `._*`, `.DS_Store`) is left out.
+
+    Raises UserError for a path that does not exist, is neither archive nor folder, is damaged, or holds unsafe entries or
+    more than MAX_TOTAL_BYTES.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = _folder(path)
+    elif not path.exists():
+        raise UserError(f"{path}: no such file or folder; check the path")
+    elif _is(zipfile.is_zipfile, path):
+        found = _zip(path)
+    elif _is(tarfile.is_tarfile, path):
+        found = _tar(path)
+    else:
+        raise UserError(f"{path}: neither a folder nor a zip or tar archive that can be read; was the download complete?")
+    total = 0
+    for count, member in enumerate(_guarded(path, found), 1):
+        total += member.size
+        if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or member.size > MAX_MEMBER_BYTES:
+            raise UserError(f"{path}: {member.name}: unpacks to more than the limits ({MAX_MEMBERS} files, "
+                            f"{MAX_MEMBER_BYTES >> 30} GiB a file, {MAX_TOTAL_BYTES >> 30} GiB in all); not the expected archive")
+        if not _is_debris(member.path):
+            yield member
+
+
+def read(member: Member) -> bytes:
+    """All bytes of a member; UserError when the archive is damaged there."""
+    with _reading(member):
+        with member.open() as file:
+            data = file.read(member.size + 1)
+        if len(data) != member.size:
+            raise EOFError(f"{len(data)} bytes instead of {member.size}")
+        return data
+
+
+def copy(member: Member, target: Path) -> None:
+    """Write a member's bytes to the file `target`; UserError for a damaged archive, OSError when `target` cannot be written."""
+    left = member.size
+    with open(target, "wb") as out:
+        with _reading(member):
+            source = member.open()
+        with source:
+            while True:
+                with _reading(member):
+                    chunk = source.read(min(1 << 20, left + 1))
+                    left -= len(chunk)
+                    if left < 0 or (not chunk and left):
+                        raise EOFError("its size is not the one announced")
+                if not chunk:
+                    return
+                out.write(chunk)
+
+
+@contextlib.contextmanager
+def _reading(member: Member) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGED as error:
+        raise UserError(f"{member.source}: {member.name}: cannot be read ({_why(error)}); "
+                        "the archive is damaged or protected, fetch it again") from error
+
+
+def _guarded(path: Path, found: Iterator[Member]) -> Iterator[Member]:
+    while True:
+        try:
+            member = next(found, None)
+        except DAMAGED as error:
+            raise UserError(f"{path}: cannot be read ({_why(error)}); the archive is damaged, fetch it again") from error
+        if member is None:
+            return
+        yield member
+
+
+def _why(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _is(test: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        with open(path, "rb"):
+            pass
+        return test(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except DAMAGED:
+        return False
+
+
+def _clean(path: Path, name: str) -> str:
+    """The name without `./`; UserError when it would leave the target folder on any system."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise UserError(f"{path}: holds the unsafe path {name!r}; not the expected archive, nothing was unpacked")
+    return "/".join(p for p in parts if p not in ("", "."))
+
+
+def _is_debris(name: PurePosixPath) -> bool:
+    return "__MACOSX" in name.parts or name.name.startswith("._") or name.name == ".DS_Store"
+
+
+def _folder(root: Path) -> Iterator[Member]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        depth = len(Path(folder).relative_to(root).parts)
+        folders[:] = sorted(folders) if depth < MAX_FOLDER_DEPTH else []  # a link to a parent cannot loop for ever
+        for file in sorted(files):
+            full = Path(folder, file)
+            if full.is_file():
+                yield Member(root, full.relative_to(root).as_posix(), full.stat().st_size, _opener(full))
+
+
+def _opener(path: Path) -> Callable[[], IO[bytes]]:
+    return lambda: open(path, "rb")
+
+
+def _zip(path: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        for info in infos:  # the directory is at hand, so refuse before the first byte
+            _clean(path, info.filename)
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{path}: {info.filename!r} is a link or device; not the expected archive, nothing was unpacked")
+        for info in infos:
+            if not info.is_dir():
+                yield Member(path, _clean(path, info.filename), info.file_size, lambda info=info: archive.open(info))
+
+
+def _tar(path: Path) -> Iterator[Member]:
+    with tarfile.open(path, "r:*") as archive:
+        for info in archive:
+            name = _clean(path, info.name)
+            if not (info.isfile() or info.isdir()):
+                raise UserError(f"{path}: {info.name!r} is a link or device; not the expected archive, nothing was unpacked")
+            if info.isfile():
+                yield Member(path, name, info.size, lambda info=info: archive.extractfile(info))

@@ -1,0 +1,265 @@
+"""The one data set class: annotations + feature files + config -> `Sample`.
+
+    dataset = TalDataset(config, config.train_split, training=True)
+    sample = dataset[epoch, i]     # training: the crop that belongs to (seed, epoch, video), whoever asks for it
+    sample = dataset[i]            # evaluation: the whole video
+
+All checks that need no feature values (missing files, widths, lengths, labels) happen once, when it is made.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
+from libs.datasets.features import FeatureStore
+from libs.datasets.grid import Grid, expected_length, file_window, implausible_length, plan_grid
+from libs.datasets.presets import get_preset
+from libs.datasets.transforms import random_crop, resize, trim_to_features
+
+UNKNOWN_DURATION_S = 1e8
+LISTED = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One video, or one training window of it.
+
+    feats: (T, C) float32, contiguous; grid: of the whole video; start: grid index of feats[0] (0 in evaluation);
+    segments: (N, 2) float32, grid units relative to `start`; labels: (N,) int64; duration_s: 1e8 when unknown;
+    source_length: grid steps of the whole video.
+    """
+
+    video_id: str
+    feats: torch.Tensor
+    grid: Grid
+    duration_s: float
+    segments: torch.Tensor
+    labels: torch.Tensor
+    source_length: int
+    start: int = 0
+
+    def without_features(self) -> Sample:
+        """The same sample with feats of shape (0, C), which keeps no memory of the features."""
+        return dataclasses.replace(self, feats=self.feats.new_empty(0, self.feats.shape[1]))
+
+
+class TalDataset(Dataset):
+    """Videos of some subsets with their features; see the module's docstring.
+
+    config: the whole configuration; subset: names of annotation subsets (case does not matter); training: apply the rules
+    that only training has (trimming).  Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those
+    without, left out), `unreachable_segments` (ground-truth segments in them), `label_ids` (class name -> id, whole file),
+    `tious`, `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
+    Raises UserError for bad annotations or features, an empty subset, and labels that do not fit num_classes.
+    """
+
+    def __init__(self, config: Config, subset: str | Iterable[str], training: bool) -> None:
+        self.config, self.training = config, training
+        self._data = data = config.dataset
+        self._where = f"{config.source}: " if config.source else ""
+        self.preset = get_preset(config.dataset_name)
+        self.subset = (subset.lower(),) if isinstance(subset, str) else tuple(name.lower() for name in subset)
+        self._channels = self._channel_ranges()
+        annotations = load_annotations(data.json_file, data.strict, self.preset.unlabelled)
+        self.label_ids = annotations.label_ids
+        self.tious = tuple(data.tiou_thresholds or self.preset.tious)
+        self._single_class = self.preset.class_agnostic and data.num_classes == 1
+        self._check_labels(annotations.path)
+        self.empty_classes = self._find_empty_classes(annotations)
+        self._annotated = self._select(annotations)
+        self._store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, self._width())
+        self.videos, self.missing_ids = self._find_features()
+        self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in set(self.missing_ids))
+        self._report_missing()
+        self._measure(annotations.path)
+        self._store.close()  # workers are forked later and open their own
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        """`i`: the whole video; `(epoch, i)`: the training window of that epoch."""
+        if isinstance(index, tuple):
+            epoch, i = index
+            return self.sample(i, crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
+        return self.sample(index)
+
+    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
+        """Video number `index`, whole (rng None) or cropped with `rng` (SPEC 10).  UserError for unusable features."""
+        video, grid, length, data = self.videos[index], self._grids[index], self._lengths[index], self._data
+        segments, labels = grid.seconds_to_grid(video.segments), video.labels
+        if self._single_class:
+            labels = np.zeros_like(labels)
+        if self.training and self.preset.trim:
+            segments, labels = trim_to_features(segments, labels, length + grid.offset, data.trunc_thresh)
+        start, size = 0, length
+        if rng is not None:
+            start, size, segments, labels = random_crop(
+                length, segments, labels, max_seq_len=data.max_seq_len, trunc_thresh=data.trunc_thresh, offset=grid.offset,
+                crop_ratio=data.crop_ratio, rng=rng)
+        return Sample(video.id, self._read(index, start, start + size), grid, self._duration(video),
+                      torch.from_numpy(np.array(segments, np.float32)), torch.from_numpy(np.array(labels, np.int64)),
+                      length, start)
+
+    def grid_of(self, index: int) -> Grid:
+        """Feature grid of video number `index`."""
+        return self._grids[index]
+
+    def lengths(self) -> np.ndarray:
+        """(len,) int64: grid steps of every whole video; no features are read."""
+        return np.array(self._lengths, np.int64)
+
+    def ground_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(video ids, starts s, ends s, labels) of every segment of the subset, in file order, videos without features
+        included: str, float64, float64, int64 arrays of one length.
+
+        With one class-agnostic class, labels are 0, unless external scores (test_cfg.ext_score_file) supply the classes.
+        """
+        counts = [len(v.segments) for v in self._annotated]
+        ids = np.repeat(np.array([v.id for v in self._annotated], dtype=str), counts)
+        segments = np.concatenate([v.segments for v in self._annotated])
+        labels = np.concatenate([v.labels for v in self._annotated])
+        if self._single_class and self.config.test_cfg.ext_score_file is None:
+            labels = np.zeros_like(labels)
+        return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
+
+    def _read(self, index: int, start: int, stop: int) -> torch.Tensor:
+        video_id, data, file_length = self.videos[index].id, self._data, self._file_lengths[index]
+        if self._resampled:
+            feats = torch.from_numpy(self._store.read(video_id, slice(0, file_length), self._channels))
+            return resize(feats, self._lengths[index])[start:stop].contiguous()
+        rows = file_window(start, stop, file_length, data.downsample_rate)
+        return torch.from_numpy(self._store.read(video_id, rows, self._channels))
+
+    @property
+    def _resampled(self) -> bool:
+        return self._data.force_upsampling or self._data.feat_stride <= 0
+
+    def _duration(self, video: Video) -> float:
+        return video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
+
+    def _width(self) -> int:
+        dims = self._data.input_dim
+        return sum(dims) if isinstance(dims, Sequence) else dims
+
+    def _channel_ranges(self) -> tuple[tuple[int, int], ...] | None:
+        """Channels of the model's modalities, in its order; None: all (libs.core.config has checked names and ranges)."""
+        names = self.config.model.modalities
+        return None if names is None else tuple(tuple(self._data.modalities[name]) for name in names)
+
+    def _check_labels(self, path: str) -> None:
+        classes, found = self._data.num_classes, len(self.label_ids)
+        if self._single_class:
+            return
+        key = f"{self._where}dataset.num_classes"
+        for name, number in self.label_ids.items():
+            if number >= classes:
+                raise UserError(f"{path}: label_id {number} ({name!r}) needs at least {number + 1} classes, but {key} is "
+                                f"{classes}; raise it, or correct the annotation")
+        if self.preset.all_classes and found != classes:
+            raise UserError(f"{path}: names {found} classes, but {key} is {classes}; data set {self.preset.name!r} needs "
+                            "them equal (dataset_name: generic accepts classes without annotations)")
+
+    def _find_empty_classes(self, annotations: Annotations) -> tuple[int, ...]:
+        if not self.preset.find_empty_classes:
+            return ()
+        return tuple(sorted(set(range(self._data.num_classes)) - set(annotations.label_ids.values())))
+
+    def _select(self, annotations: Annotations) -> tuple[Video, ...]:
+        counts = annotations.subset_counts()
+        for name in self.subset or ("",):
+            if name not in counts:
+                found = ", ".join(f"{subset} ({n})" for subset, n in counts.items())
+                raise UserError(f"{annotations.path}: has no video of subset {name!r}; it has {found}: correct "
+                                f"{self._where}{'train_split' if self.training else 'val_split'}")
+        videos = [video for video in annotations.videos.values() if video.subset in self.subset]
+        if self.preset.needs_duration or self._data.feat_stride <= 0:
+            reason = f"dataset_name: {self.preset.name}" if self.preset.needs_duration else "dataset.feat_stride <= 0"
+            for video in videos:
+                if not math.isfinite(video.duration_s):
+                    raise UserError(f"{annotations.path}: video {video.id!r}: duration is missing; {reason} needs it, add it")
+        return tuple(without_duplicates(v) if self.preset.drop_duplicates else v for v in videos)
+
+    def _find_features(self) -> tuple[tuple[Video, ...], tuple[str, ...]]:
+        present, missing = [], []
+        for video in self._annotated:
+            if self._store.exists(video.id):
+                present.append(video)
+            else:
+                missing.append(video.id)
+        return tuple(present), tuple(missing)
+
+    def _report_missing(self) -> None:
+        if not self.missing_ids:
+            return
+        count = f"{len(self.missing_ids)} of {len(self._annotated)} videos of subset {', '.join(self.subset)}"
+        rest = f", ... ({len(self.missing_ids)} in all)" if len(self.missing_ids) > LISTED else ""
+        if self._data.missing != "skip":
+            paths = ", ".join(self._store.missing_path(v) for v in self.missing_ids[:LISTED])
+            raise UserError(f"{self._where}dataset.feat_folder: {count} have no features: {paths}{rest}; check feat_folder, "
+                            "file_prefix and file_ext, or set dataset.missing: skip to leave them out")
+        ids = ", ".join(self.missing_ids[:LISTED])
+        if not self.videos:
+            raise UserError(f"{self._where}dataset.feat_folder: none of the {count} has features (first: "
+                            f"{self._store.missing_path(self.missing_ids[0])}); check feat_folder, file_prefix and file_ext")
+        warnings.warn(f"{count} have no features and are left out, with their {self.unreachable_segments} ground-truth segments: "
+                      f"{ids}{rest}", stacklevel=3)
+
+    def _measure(self, path: str) -> None:
+        """File lengths and grids of all videos, from headers only."""
+        data, odd = self._data, []
+        self._file_lengths, self._grids, self._lengths = [], [], []
+        for video in self.videos:
+            fps = data.default_fps if data.default_fps is not None else video.fps
+            if fps is None:
+                raise UserError(f"{path}: video {video.id!r}: fps is missing; add it, or set dataset.default_fps")
+            file_length = self._store.length(video.id)
+            odd.extend(self._length_problem(path, video, file_length, fps))
+            grid, length = plan_grid(
+                file_length, fps, video.duration_s, feat_stride=data.feat_stride, num_frames=data.num_frames,
+                downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len, force_upsampling=data.force_upsampling)
+            if self._resampled and length > data.max_seq_len:
+                raise UserError(f"{self._store.path(video.id)}: has {length} feature vectors, but feat_stride <= 0 needs at most "
+                                f"dataset.max_seq_len = {data.max_seq_len}; raise it, or set dataset.force_upsampling: true")
+            self._file_lengths.append(file_length)
+            self._grids.append(grid)
+            self._lengths.append(length)
+        if odd:
+            warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
+                          f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
+        if self._resampled and data.downsample_rate > 1:
+            warnings.warn(f"{self._where}dataset.downsample_rate: {data.downsample_rate} has no effect on resampled features",
+                          stacklevel=3)
+
+    def _length_problem(self, path: str, video: Video, file_length: int, fps: float) -> list[str]:
+        """[] if the file's length fits the duration; else its description, or UserError where the preset demands a fit."""
+        data = self._data
+        if data.feat_stride <= 0 or not math.isfinite(video.duration_s):
+            return []
+        expected = expected_length(video.duration_s, fps, data.feat_stride, data.num_frames)
+        if not implausible_length(file_length, expected):
+            return []
+        message = (f"{self._store.path(video.id)}: has {file_length} feature vectors, but {video.duration_s:g} s at {fps:g} fps "
+                   f"give about {expected}")
+        if self.preset.trim:
+            return [message]
+        raise UserError(f"{message}; check dataset.feat_stride ({data.feat_stride:g}), dataset.num_frames ({data.num_frames:g}), "
+                        f"the fps (dataset.default_fps or the annotation's) and the video's duration in {path}")
+
+
+def crop_rng(seed: int, epoch: int, video_id: str) -> random.Random:
+    """Generator of the training window of a video in an epoch: a hash of the three, the same in every process."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{video_id}".encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "little"))

@@ -1,0 +1,53 @@
+"""What differs between data sets: a handful of rules, named by `dataset_name`.  A new data set is one more `Preset`."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from libs.core.errors import UserError, nearest
+
+
+def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
+    return tuple(np.linspace(low, high, count).tolist())
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Rules of one data set (SPEC 2, 3, 6 to 9).
+
+    tious: default thresholds of the mAP; all_classes: the file must name exactly num_classes classes (else at most);
+    class_agnostic: num_classes 1 means that every label becomes 0; find_empty_classes: report class ids without any
+    annotation; unlabelled: videos may lack the `annotations` key; needs_duration: every video must have one;
+    drop_duplicates: repeated segments are removed at load; trim: in training, segments past the last feature are clamped or
+    dropped, and features that are much too short for the video only warn.
+    """
+
+    name: str
+    tious: tuple[float, ...]
+    all_classes: bool = False
+    class_agnostic: bool = False
+    find_empty_classes: bool = False
+    unlabelled: bool = False
+    needs_duration: bool = False
+    drop_duplicates: bool = False
+    trim: bool = False
+
+
+PRESETS = {preset.name: preset for preset in (
+    Preset("thumos", _grid(0.3, 0.7, 5), all_classes=True),
+    Preset("demo", _grid(0.3, 0.7, 5), all_classes=True),
+    Preset("generic", _grid(0.3, 0.7, 5)),
+    Preset("anet", _grid(0.5, 0.95, 10), all_classes=True, class_agnostic=True, needs_duration=True, drop_duplicates=True,
+           trim=True),
+    Preset("epic", _grid(0.1, 0.5, 5), find_empty_classes=True),
+    Preset("ego4d", _grid(0.1, 0.5, 5), all_classes=True, unlabelled=True),
+)}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; UserError listing the names for any other."""
+    if name not in PRESETS:
+        raise UserError(f"dataset_name: {name!r} is not a known data set{nearest(name, PRESETS)}; use one of "
+                        f"{', '.join(PRESETS)} (generic: your own annotation file)")
+    return PRESETS[name]

@@ -1,0 +1,117 @@
+"""Write into a temporary place first, then put everything in place at once: a data set on disk is whole or not there.
+
+`staged` replaces chosen entries of a folder; `staged_folder` makes a whole folder.  Both remove their temporary files on any
+exception and turn a full disk or a missing permission into a UserError.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from libs.core.errors import UserError
+
+
+class Overtaken(Exception):
+    """Another process made the folder first."""
+
+
+@contextlib.contextmanager
+def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends well, its `entries` (relative files or folders) replace those in `out`.
+
+    `remove`: entries of `out` that would be stale afterwards.  Old entries are moved away in reverse order and new ones put
+    in place in order, so a last entry that serves as a manifest exists only beside complete data.  On an exception `out` is as
+    before.  Raises UserError when `out` cannot be written.
+    """
+    out = Path(out)
+    missing = [p for p in (out, *out.parents) if not p.exists()]
+    work = None
+    try:
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))  # inside: the same file system, also behind a link
+            new, old = work / "new", work / "old"
+            new.mkdir()
+            old.mkdir()
+            yield new
+            _swap(out, new, old, entries, remove)
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty: it is in use now
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary neighbour of `folder`; when the block ends well, it takes the place of `folder`.
+
+    Raises UserError when it cannot be written, Overtaken when another process put its own folder there meanwhile.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, but a folder is to be written there; move it away or choose another folder")
+    work, outdated = None, folder.exists()
+    try:
+        with _writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
+            new = work / "new"
+            new.mkdir()
+            yield new
+            if outdated:  # a folder that appeared since then is another process's: renaming onto it fails
+                os.rename(folder, work / "old")
+            try:
+                os.rename(new, folder)
+            except OSError as error:
+                if folder.exists():
+                    raise Overtaken(str(folder)) from error
+                raise
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, ours: set[str], remedy: str) -> None:
+    """UserError when `folder`, which is about to be replaced, holds names outside `ours`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, but a folder is to be written there; {remedy}")
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ours) if folder.is_dir() else []
+    if foreign:
+        raise UserError(f"{folder}: would be replaced, but it holds {len(foreign)} files of another origin "
+                        f"({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}); {remedy}")
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed: free some space or "
+                        "choose another folder") from error
+
+
+def _swap(out: Path, new: Path, old: Path, entries: Sequence[str], remove: Sequence[str]) -> None:
+    done: list[tuple[Path, Path]] = []  # renames so far, undone in reverse when one fails
+    try:
+        for number, entry in enumerate([*remove, *reversed(entries)]):
+            if os.path.lexists(out / entry):
+                _rename(out / entry, old / str(number), done)
+        for entry in entries:
+            (out / entry).parent.mkdir(parents=True, exist_ok=True)
+            _rename(new / entry, out / entry, done)
+    except BaseException:
+        for source, target in reversed(done):
+            with contextlib.suppress(OSError):
+                os.rename(target, source)
+        raise
+
+
+def _rename(source: Path, target: Path, done: list[tuple[Path, Path]]) -> None:
+    os.rename(source, target)
+    done.append((source, target))

@@ -1,0 +1,71 @@
+"""What happens to features and segments between file and model: the training crop, trimming, resizing.
+
+Segments are (N, 2) float32 in grid units, labels (N,) int64; the window is drawn before features are read, so that only
+the window is read.
+"""
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+CROP_TRIALS = 200
+
+
+class Crop(NamedTuple):
+    """A window [start, start + length) of the grid and the segments inside, relative to `start`."""
+
+    start: int
+    length: int
+    segments: np.ndarray
+    labels: np.ndarray
+
+
+def random_crop(length: int, segments: np.ndarray, labels: np.ndarray, *, max_seq_len: int, trunc_thresh: float, offset: float,
+                crop_ratio: tuple[float, float] | None, rng: random.Random) -> Crop:
+    """The random training window of a video of `length` grid steps (SPEC 10).
+
+    A window is accepted when at least one segment has a share >= trunc_thresh inside it; the segments kept are clipped to
+    [-offset, window + offset].  After 200 trials the last window is used without segments.  A video without segments
+    gets any window.  `rng`: one randint for the window's size (only if crop_ratio is set and the video fits), then one per
+    trial.
+    """
+    if length > max_seq_len:
+        size = max_seq_len
+    elif crop_ratio is None:
+        return Crop(0, length, segments, labels)
+    else:
+        low, high = max(round(crop_ratio[0] * length), 1), min(round(crop_ratio[1] * length), length)
+        size = rng.randint(low, max(low, high))  # a very short video may round to high < low
+        if size == length:
+            return Crop(0, length, segments, labels)
+    offset32, thresh = np.float32(offset), np.float32(trunc_thresh)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a segment of zero length gives NaN and is never kept
+        for _ in range(CROP_TRIALS):
+            start = rng.randint(0, length - size)
+            left = np.maximum(np.float32(start) - offset32, segments[:, 0])
+            right = np.minimum(np.float32(start + size) + offset32, segments[:, 1])
+            keep = np.maximum(right - left, 0) / np.abs(segments[:, 1] - segments[:, 0]) >= thresh
+            if keep.any() or len(segments) == 0:
+                break
+    inside = np.stack([left, right], axis=1)[keep] - np.float32(start)
+    return Crop(start, size, inside, labels[keep])
+
+
+def trim_to_features(segments: np.ndarray, labels: np.ndarray, end: float, trunc_thresh: float) -> tuple[np.ndarray, np.ndarray]:
+    """Drop segments that start at or after `end` (grid units), or whose share before `end` is below trunc_thresh; clamp the
+    others to `end` (SPEC 7, for videos whose features stop early).  An empty result is legal."""
+    starts, ends = segments[:, 0].astype(np.float64), segments[:, 1].astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = (starts < end) & ((np.minimum(ends, end) - starts) / (ends - starts) >= trunc_thresh)
+    return np.minimum(segments[keep], np.float32(end)), labels[keep]
+
+
+def resize(feats: torch.Tensor, length: int) -> torch.Tensor:
+    """Features (T, C) -> (length, C), linear interpolation between vector centres; unchanged if T is `length` already."""
+    if feats.shape[0] == length:
+        return feats
+    return F.interpolate(feats.t()[None], size=length, mode="linear", align_corners=False)[0].t().contiguous()

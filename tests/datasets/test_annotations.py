@@ -1,0 +1,139 @@
+"""Annotation files: what is read, what is refused, what is only warned about."""
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from libs.core.errors import UserError
+from libs.datasets.annotations import Video, load_annotations, without_duplicates
+
+
+def entry(segment=(1.0, 2.0), label="jump", label_id=0, **more):
+    return {"segment": list(segment), "label": label, "label_id": label_id, **more}
+
+
+def video(*annotations, **more):
+    return {"subset": "Training", "duration": 10.0, "fps": 25, "annotations": list(annotations), **more}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def write_and_load(database, **options):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"database": database}), encoding="utf-8")
+        return load_annotations(path, **options)
+    return write_and_load
+
+
+def test_reads_every_field(load):
+    got = load({"v1": video(entry((0.5, 3)), entry((2, 4.25), "run", 3)),
+                "v2": {"subset": "test", "annotations": [], "offset": 1.5}})
+    v1, v2 = got.videos.values()
+    assert (v1.id, v1.subset, v1.duration_s, v1.fps) == ("v1", "training", 10.0, 25.0)
+    assert v1.segments.dtype == np.float64
+    assert v1.segments.tolist() == [[0.5, 3.0], [2.0, 4.25]]
+    assert v1.labels.dtype == np.int64
+    assert v1.labels.tolist() == [0, 3]
+    assert (v2.duration_s, v2.fps, v2.offset, v2.segments.shape, v2.labels.shape) == (math.inf, None, 1.5, (0, 2), (0,))
+    assert got.label_ids == {"jump": 0, "run": 3}
+    assert got.subset_counts() == {"training": 1, "test": 1}
+
+
+def test_ids_follow_the_sorted_names_when_no_entry_has_one(load):
+    database = {"v1": video({"segment": [1, 2], "label": "run"}, {"segment": [2, 3], "label": "jump"}),
+                "v2": video({"segment": [1, 2], "label": "crawl"}, subset="test")}
+    got = load(database)
+    assert got.label_ids == {"crawl": 0, "jump": 1, "run": 2}
+    assert got.videos["v1"].labels.tolist() == [2, 1]
+    assert got.videos["v2"].labels.tolist() == [0]
+
+
+BAD = {
+    "not an object": ({"v1": 3}, ["'v1'", "int"]),
+    "no subset": ({"v1": {"annotations": []}}, ["'v1'.subset", "missing"]),
+    "no annotations": ({"v1": {"subset": "test", "annotation": []}}, ["'v1'.annotations", "did you mean 'annotation'"]),
+    "annotations not a list": ({"v1": video() | {"annotations": {}}}, ["'v1'.annotations", "{}"]),
+    "duration": ({"v1": video(duration=-1)}, ["'v1'.duration", "-1"]),
+    "fps": ({"v1": video(fps="25")}, ["'v1'.fps", "'25'"]),
+    "offset": ({"v1": video(offset="a")}, ["'v1'.offset", "'a'"]),
+    "entry": ({"v1": video(7)}, ["annotations[0]", "7"]),
+    "no segment": ({"v1": video(entry(), {"label": "jump", "label_id": 0})}, ["annotations[1].segment", "missing"]),
+    "NaN": ({"v1": video(entry((float("nan"), 2)))}, ["annotations[0].segment", "nan"]),
+    "infinite": ({"v1": video(entry((0, float("inf"))))}, ["annotations[0].segment", "inf"]),
+    "three numbers": ({"v1": video(entry((1, 2, 3)))}, ["annotations[0].segment", "[1, 2, 3]"]),
+    "text": ({"v1": video(entry(("1", "2")))}, ["annotations[0].segment", "['1', '2']"]),
+    "backwards": ({"v1": video(entry((2, 1)))}, ["annotations[0].segment", "ends before it starts"]),
+    "no label": ({"v1": video({"segment": [1, 2], "label_id": 0})}, ["annotations[0].label", "missing"]),
+    "label id": ({"v1": video(entry(label_id=-1))}, ["annotations[0].label_id", "-1"]),
+    "label id not whole": ({"v1": video(entry(label_id=1.5))}, ["annotations[0].label_id", "1.5"]),
+    "label id text": ({"v1": video(entry(label_id="0"))}, ["annotations[0].label_id", "'0'"]),
+    "two ids": ({"v1": video(entry()), "v2": video(entry(label_id=4))}, ["'v2', annotations[0].label_id", "'jump'", "4", "0"]),
+    "two names": ({"v1": video(entry(), entry(label="run"))}, ["annotations[1].label_id", "'run'", "'jump'"]),
+    "some ids": ({"v1": video(entry(), {"segment": [1, 2], "label": "run"})}, ["annotations[1].label_id", "missing"]),
+    "empty": ({}, ["database", "empty"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_by_name(load, case):
+    database, fragments = BAD[case]
+    with pytest.raises(UserError) as error:
+        load(database)
+    for fragment in ["a.json", *fragments]:
+        assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "fragment"), [('{"results": {}}', "'results'"), ("[1]", "list"), ('{"database": [', "JSON")])
+def test_no_database(tmp_path, content, fragment):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json") as error:
+        load_annotations(tmp_path / "a.json")
+    assert fragment in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        load_annotations(tmp_path / "nowhere.json")
+
+
+def test_odd_segments_are_kept_and_counted_once(load):
+    database = {"v1": video(entry((9, 10.5)), entry((-1, 2)), entry((3, 3)), entry((0, 10))),
+                "v2": video(entry((4, 99)), duration=None)}
+    with pytest.warns(UserWarning, match=r"of 5 segments 2 leave their video and 1 have zero length") as record:
+        got = load(database)
+    assert len(record) == 1
+    assert "'v1', annotations[0]" in str(record[0].message)
+    assert got.videos["v1"].segments.tolist() == [[9, 10.5], [-1, 2], [3, 3], [0, 10]]
+
+
+@pytest.mark.parametrize(("segment", "fragment"), [((9, 10.5), "leaves its video of 10 s"), ((3, 3), "zero length")])
+def test_strict_refuses_odd_segments(load, segment, fragment):
+    with pytest.raises(UserError, match=fragment) as error:
+        load({"v1": video(entry(), entry(segment))}, strict=True)
+    assert "annotations[1].segment" in str(error.value)
+    assert "dataset.strict" in str(error.value)
+
+
+def test_sound_files_do_not_warn(load):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load({"v1": video(entry((0, 10)))}, strict=True)
+
+
+def test_unlabelled_videos_only_where_allowed(load):
+    got = load({"v1": {"subset": "test"}}, allow_unlabelled=True)
+    assert len(got.videos["v1"].segments) == 0
+    with pytest.raises(UserError, match="annotations"):
+        load({"v1": {"subset": "test", "annotations": 5}}, allow_unlabelled=True)
+
+
+def test_duplicates_need_both_ends_and_the_label():
+    segments = np.array([[1, 2], [1.0009, 2.0009], [1, 2], [1, 2.01], [3, 3.0005], [1.0015, 2.0], [5, 6]])
+    labels = np.array([0, 0, 1, 0, 0, 0, 0])
+    got = without_duplicates(Video("v", "training", 10.0, 25.0, segments, labels))
+    assert got.segments.tolist() == [[1, 2], [1, 2], [1, 2.01], [1.0015, 2.0], [5, 6]]
+    assert got.labels.tolist() == [0, 1, 0, 0, 0]

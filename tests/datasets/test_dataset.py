@@ -1,0 +1,298 @@
+"""The data set class: published numbers, reproducible crops, and the checks made when it is built."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from libs.core.errors import UserError
+from libs.core.schema import Config, DatasetConfig
+from libs.datasets.dataset import TalDataset, crop_rng
+from libs.datasets.presets import PRESETS, get_preset
+from golden.datasets import check
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "datasets_seed0.npz"
+LENGTHS = {"a": 100, "b": 37, "c": 64, "d": 12}  # at 25 fps, stride 5, 10 frames: 5 vectors per second
+
+
+def test_published_data_sets_and_crops():
+    checks = check(GOLDEN)
+    assert len(checks) > 300
+    assert [c.name for c in checks if not c.passed] == []
+
+
+def annotated(subset, length, *segments, **more):
+    items = [{"segment": list(s), "label": f"c{label}", "label_id": label} for *s, label in segments]
+    return {"subset": subset, "duration": (length - 1) / 5 + 0.4, "fps": 25, "annotations": items, **more}
+
+
+DATABASE = {
+    "a": annotated("Training", 100, (1.0, 3.0, 0), (8.0, 12.0, 1), (2.0, 19.0, 2)),
+    "b": annotated("training", 37, (2.0, 4.0, 1)),
+    "c": annotated("training", 64),
+    "d": annotated("test", 12, (0.5, 1.5, 2), (1.0, 2.0, 0)),
+}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(dataset keys...) -> TalDataset of the small data set above; `config`, `database` and `subset` can be replaced."""
+    features = tmp_path / "features"
+    features.mkdir()
+    for vid, length in LENGTHS.items():
+        np.save(features / f"{vid}.npy", np.random.default_rng(ord(vid)).standard_normal((length, 6)).astype(np.float32))
+
+    def build(subset="training", training=True, database=None, name="generic", model=None, **keys):
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"database": DATABASE if database is None else database}), encoding="utf-8")
+        defaults = {"json_file": str(path), "feat_folder": str(features), "feat_stride": 5, "num_frames": 10, "input_dim": 6,
+                    "num_classes": 3, "max_seq_len": 48}
+        config = dataclasses.replace(Config(), dataset_name=name, source="x.yaml", dataset=DatasetConfig(**(defaults | keys)))
+        if model:
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
+        return TalDataset(config, subset, training)
+    return build
+
+
+def stored(dataset, vid):
+    return np.load(Path(dataset.config.dataset.feat_folder) / f"{vid}.npy")
+
+
+def test_evaluation_gives_whole_videos(make):
+    dataset = make("TEST", training=False)
+    sample = dataset[0]
+    assert len(dataset) == 1
+    assert [v.id for v in dataset.videos] == ["d"]
+    assert (sample.video_id, sample.start, sample.source_length, sample.duration_s) == ("d", 0, 12, 2.6)
+    assert (sample.feats.dtype, sample.feats.is_contiguous()) == (torch.float32, True)
+    assert np.array_equal(sample.feats.numpy(), stored(dataset, "d"))
+    assert sample.grid == dataset.grid_of(0)
+    assert torch.allclose(sample.grid.grid_to_seconds(sample.segments), torch.tensor([[0.5, 1.5], [1.0, 2.0]]))
+    assert sample.labels.tolist() == [2, 0]
+    assert dataset.label_ids == {"c0": 0, "c1": 1, "c2": 2}
+
+
+def test_a_whole_video_longer_than_the_training_window_is_not_cropped(make):
+    assert len(make()[0].feats) == 100
+
+
+def test_lengths_are_those_of_the_samples(make):
+    dataset = make(downsample_rate=3)
+    assert dataset.lengths().tolist() == [34, 13, 22]
+    assert [len(dataset[i].feats) for i in range(3)] == [34, 13, 22]
+
+
+def test_training_windows_are_cut_from_the_video(make):
+    dataset = make(crop_ratio=(0.5, 0.9), downsample_rate=2, max_seq_len=30)
+    starts = set()
+    for epoch in range(5):
+        for i, vid in enumerate("abc"):
+            sample = dataset[epoch, i]
+            rows = stored(dataset, vid)[::2][sample.start:sample.start + len(sample.feats)]
+            assert np.array_equal(sample.feats.numpy(), rows)
+            assert len(rows) == 30 if sample.source_length > 30 else 0.5 * sample.source_length - 1 <= len(rows) <= 30
+            whole = dataset[i].segments.numpy()
+            back = sample.segments.numpy() + sample.start  # each kept segment lies inside one of the video's
+            assert all(any(w[0] - 1e-4 <= s and e <= w[1] + 1e-4 for w in whole) for s, e in back)
+            starts.add((i, sample.start))
+    assert len(starts) > 6
+
+
+def test_background_videos_are_cropped_like_the_others(make):
+    dataset = make()
+    sample = dataset[0, 2]
+    assert (sample.video_id, len(sample.feats), sample.segments.shape, sample.labels.shape) == ("c", 48, (0, 2), (0,))
+
+
+def same(a, b):
+    return (a.video_id, a.start, a.source_length) == (b.video_id, b.start, b.source_length) and all(
+        torch.equal(getattr(a, k), getattr(b, k)) for k in ("feats", "segments", "labels"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_windows_do_not_depend_on_workers_or_order(make, workers):
+    dataset = make(crop_ratio=(0.5, 0.9))
+    order = [(e, i) for e in (3, 0, 1) for i in (2, 0, 1)]
+    loader = DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers)
+    random.seed(5)
+    got = dict(zip(order, loader, strict=True))
+    assert all(same(got[key], dataset[key]) for key in sorted(order))
+    assert not all(same(got[0, i], got[1, i]) for i in range(3))
+
+
+def test_crop_generator_depends_on_all_three_and_is_stable():
+    keys = [(1, 2, "v"), (1, 2, "w"), (1, 3, "v"), (2, 2, "v"), (12, 2, "v"), (1, 22, "v")]
+    draws = {key: crop_rng(*key).random() for key in keys}
+    assert len(set(draws.values())) == len(draws)
+    assert draws[1, 2, "v"] == random.Random(CROP_SEED).random()
+
+
+CROP_SEED = 12570931422045605944  # of (1, 2, "v"): a change would make interrupted runs differ from uninterrupted ones
+
+
+def test_pickled_copies_give_the_same_samples(make):
+    dataset = make()
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert same(copy[4, 0], dataset[4, 0])
+
+
+def test_samples_can_drop_their_features(make):
+    light = make()[0].without_features()
+    assert (light.feats.shape, light.video_id, len(light.segments)) == ((0, 6), "a", 3)
+    assert light.feats.untyped_storage().nbytes() == 0
+
+
+def test_modalities_select_channels_in_the_models_order(make):
+    dataset = make(modalities={"rgb": (0, 2), "flow": (2, 5)}, model={"modalities": ("flow", "rgb")})
+    assert np.array_equal(dataset[1].feats.numpy(), stored(dataset, "b")[:, [2, 3, 4, 0, 1]])
+
+
+def test_resampled_features(make):
+    database = {"d": annotated("test", 12, (0.0, 2.6, 0))}
+    dataset = make("test", False, database, feat_stride=-1, num_frames=-1, force_upsampling=True)
+    sample = dataset[0]
+    assert (sample.feats.shape, dataset.lengths().tolist(), sample.source_length) == ((48, 6), [48], 48)
+    assert sample.segments.numpy() == pytest.approx(np.array([[-0.5, 47.5]]))  # the video's two ends
+    assert sample.feats[0].tolist() == pytest.approx(stored(dataset, "d")[0].tolist())
+    dataset = make("training", False, feat_stride=-1, num_frames=-1, max_seq_len=100)
+    assert len(dataset[0].feats) == 100
+    with pytest.raises(UserError, match=r"a\.npy: has 100 feature vectors.*max_seq_len = 99"):
+        make("training", False, feat_stride=-1, num_frames=-1, max_seq_len=99)
+    with pytest.warns(UserWarning, match="downsample_rate: 2 has no effect"):
+        assert len(make("test", False, force_upsampling=True, downsample_rate=2)[0].feats) == 48
+
+
+def test_ground_truth_covers_videos_without_features(make, tmp_path):
+    (tmp_path / "features" / "a.npy").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 3 videos of subset training have no features.*3 ground-truth segments: a$"):
+        dataset = make(missing="skip")
+    assert (dataset.missing_ids, dataset.unreachable_segments, [v.id for v in dataset.videos]) == (("a",), 3, ["b", "c"])
+    ids, starts, ends, labels = dataset.ground_truth()
+    assert ids.tolist() == ["a", "a", "a", "b"]
+    assert starts.tolist() == [1.0, 8.0, 2.0, 2.0]
+    assert ends.tolist() == [3.0, 12.0, 19.0, 4.0]
+    assert labels.tolist() == [0, 1, 2, 1]
+
+
+def test_missing_features_stop_by_default(make, tmp_path):
+    database = {f"v{i}": annotated("training", 20, (1, 2, 0)) for i in range(13)} | DATABASE
+    with pytest.raises(UserError) as error:
+        make(database=database)
+    message = str(error.value)
+    assert message.startswith("x.yaml: dataset.feat_folder: 13 of 16 videos")
+    assert message.count(".npy") == 10
+    assert all(part in message for part in ("v0.npy", "v9.npy", "13 in all", "dataset.missing: skip"))
+    for path in (tmp_path / "features").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="none of the 3 of 3 videos"):
+        make(missing="skip")
+
+
+def test_unknown_subset_lists_those_of_the_file(make):
+    with pytest.raises(UserError, match=r"a\.json: has no video of subset 'val'; it has training \(3\), test \(1\).*train_split"):
+        make("val")
+
+
+@pytest.mark.parametrize(("name", "classes", "fragment"), [
+    ("generic", 2, "label_id 2 ('c2')"), ("epic", 2, "label_id 2"), ("thumos", 4, "names 3 classes"), ("thumos", 2, "label_id 2"),
+    ("ego4d", 4, "names 3 classes"), ("anet", 4, "names 3 classes")])
+def test_class_counts_must_fit(make, name, classes, fragment):
+    with pytest.raises(UserError) as error:
+        make(name=name, num_classes=classes)
+    assert fragment in str(error.value)
+    assert f"x.yaml: dataset.num_classes is {classes}" in str(error.value)
+
+
+def test_fewer_annotated_classes_are_fine_where_the_preset_allows(make):
+    assert make(name="generic", num_classes=5).empty_classes == ()
+    assert make(name="epic", num_classes=5).empty_classes == (3, 4)
+
+
+def test_one_class_agnostic_class(make):
+    dataset = make(name="anet", num_classes=1)
+    assert dataset[0].labels.tolist() == [0, 0, 0]
+    assert dataset.ground_truth()[3].tolist() == [0, 0, 0, 0]
+
+
+def test_anet_trims_in_training_only(make):
+    database = {"b": annotated("training", 60, (2.0, 4.0, 1), (6.0, 9.0, 2), (9.0, 11.0, 0))}
+    training, evaluation = (make(name="anet", database=database, training=t) for t in (True, False))
+    assert training[0].segments.tolist() == [[9, 19], [29, 38]]  # 37 steps and an offset of 1
+    assert training[0].labels.tolist() == [1, 2]
+    assert evaluation[0].segments.tolist() == [[9, 19], [29, 44], [44, 54]]
+
+
+@pytest.mark.parametrize("steps", [75, 18])
+def test_lengths_that_cannot_belong_to_the_duration(make, steps):
+    database = {"b": annotated("training", steps, (1.0, 2.0, 1), (1.0, 2.0, 0), (1.0, 2.0, 2))}
+    with pytest.raises(UserError) as error:
+        make(database=database)
+    for part in ("b.npy: has 37 feature vectors", f"about {steps}", "feat_stride", "num_frames", "fps", "a.json"):
+        assert part in str(error.value)
+    with pytest.warns(UserWarning, match="1 of 1 videos have features that do not match their duration"):
+        make(name="anet", database=database)
+    database["b"].pop("duration")
+    assert make(database=database)[0].duration_s == 1e8
+
+
+@pytest.mark.parametrize("steps", [74, 37, 19])
+def test_slightly_wrong_lengths_are_fine(make, steps):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(make(database={"b": annotated("training", steps, (1.0, 2.0, 2))})) == 1
+
+
+def test_frame_rates(make):
+    database = {"b": annotated("training", 37, (1.0, 2.0, 2), fps=None)}
+    with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing.*dataset\.default_fps"):
+        make(database=database)
+    assert make(database=database, default_fps=20.0).grid_of(0).fps == 20.0
+    assert make(default_fps=20.0).grid_of(1).fps == 20.0  # also over the annotation's own
+
+
+def test_durations_where_they_are_needed(make):
+    database = {"b": annotated("training", 37, (1.0, 2.0, 0), (1.0, 2.0, 1), (1.0, 2.0, 2), duration=None)}
+    with pytest.raises(UserError, match="video 'b': duration is missing; dataset_name: anet"):
+        make(name="anet", database=database)
+    with pytest.raises(UserError, match=r"video 'b': duration is missing; dataset\.feat_stride <= 0"):
+        make(database=database, feat_stride=0)
+
+
+def test_strict_is_passed_on(make):
+    database = {"b": annotated("training", 37, (1.0, 99.0, 2))}
+    with pytest.raises(UserError, match=r"dataset\.strict"):
+        make(database=database, strict=True)
+
+
+def test_wrong_width_names_the_key(make):
+    with pytest.raises(UserError, match=r"a\.npy: has 6 channels.*dataset\.input_dim says 8"):
+        make(input_dim=(4, 4))
+
+
+def test_bad_values_are_found_when_read(make, tmp_path):
+    feats = np.zeros((37, 6), np.float32)
+    feats[5, 2] = np.nan
+    np.save(tmp_path / "features" / "b.npy", feats)
+    dataset = make(downsample_rate=5)
+    with pytest.raises(UserError, match=r"b\.npy: 1 of 48 values .*row 5, channel 2"):
+        dataset[1]
+    assert make(downsample_rate=4)[1].feats.shape == (10, 6)
+
+
+def test_thresholds_come_from_the_preset_or_the_config(make):
+    assert make().tious == pytest.approx((0.3, 0.4, 0.5, 0.6, 0.7))
+    assert make(tiou_thresholds=(0.25, 0.5)).tious == (0.25, 0.5)
+
+
+def test_unknown_presets_list_the_known_ones():
+    with pytest.raises(UserError, match=r"'thumos14' is not a known data set \(did you mean 'thumos'\?\)") as error:
+        get_preset("thumos14")
+    assert all(name in str(error.value) for name in PRESETS)

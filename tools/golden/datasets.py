@@ -1,0 +1,93 @@
+"""Data set fixtures (datasets_seed*.npz): annotation files and features through `TalDataset`, crops through `random_crop`."""
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from libs.core.schema import Config, DatasetConfig
+from libs.datasets.dataset import TalDataset
+from libs.datasets.transforms import random_crop
+from golden.common import Check, compare, load, text
+
+SAME_NAMES = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "max_seq_len", "trunc_thresh", "crop_ratio",
+              "num_classes", "force_upsampling", "file_prefix", "file_ext")
+
+
+def check(path: Path) -> list[Check]:
+    """Compare every data set and every crop of one fixture."""
+    data = load(Path(path))
+    checks = [c for tag in text(data["tags"]) for c in _check_dataset(data, tag)]
+    crops = sorted({key.split("/")[0] for key in data if key.startswith("trunc")}, key=lambda name: int(name[5:]))
+    return checks + [c for name in crops for c in _check_crop(data, name)]
+
+
+def _check_dataset(data: dict[str, np.ndarray], tag: str) -> list[Check]:
+    kwargs, checks = text(data[f"{tag}/kwargs"]), []
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fixtures hold odd segments and missing features on purpose
+        config = _config(data, tag, kwargs, Path(folder))
+        for mode in ("eval", "train"):
+            dataset = TalDataset(config, kwargs["split"], training=mode == "train")
+            name = f"{tag}/{mode}"
+            checks.append(compare(f"{name}/len", len(dataset), data[f"{name}/len"]))
+            for i in range(min(len(dataset), int(data[f"{name}/len"]))):
+                checks += _check_item(data, f"{name}/item{i}", dataset, i)
+        checks.append(compare(f"{tag}/tiou", dataset.tious, data[f"{tag}/tiou"], atol=1e-12))
+        checks.append(compare(f"{tag}/empty", np.array(dataset.empty_classes, np.int64), data[f"{tag}/empty"]))
+        checks.append(Check(f"{tag}/label_dict", 0.0 if dataset.label_ids == text(data[f"{tag}/label_dict"]) else float("inf")))
+    return checks
+
+
+def _config(data: dict[str, np.ndarray], tag: str, kwargs: dict, folder: Path) -> Config:
+    """Write the annotation and feature files, and the configuration that reads them."""
+    (folder / "annotations.json").write_text(str(data[f"{tag}/json"]), encoding="utf-8")
+    widths = {}
+    for key, feats in data.items():
+        if key.startswith(f"{tag}/file/"):
+            file = folder / key.removeprefix(f"{tag}/file/")
+            file.parent.mkdir(exist_ok=True)
+            widths[file.parent.name] = feats.shape[1]
+            if file.suffix == ".npz":
+                np.savez(file, feats=feats)
+            else:
+                np.save(file, feats)
+    same = {key: kwargs[key] for key in SAME_NAMES}
+    same["crop_ratio"] = tuple(same["crop_ratio"]) if same["crop_ratio"] else None
+    folders = tuple(str(folder / name) for name in kwargs["folders"])
+    dataset = DatasetConfig(json_file=str(folder / "annotations.json"), feat_folder=folders,
+                            input_dim=sum(widths[name] for name in kwargs["folders"]), missing="skip", **same)
+    return dataclasses.replace(Config(), dataset_name=kwargs["dataset"], dataset=dataset)
+
+
+def _check_item(data: dict[str, np.ndarray], name: str, dataset: TalDataset, i: int) -> list[Check]:
+    has_segments = bool(data[f"{name}/has_gt"])
+    # the published code leaves videos without annotations uncropped
+    sample = dataset.sample(i, random.Random(1234 + i) if dataset.training and has_segments else None)
+    video, meta = dataset.videos[i], text(data[f"{name}/meta"])
+    numbers = {"fps": sample.grid.fps, "duration": sample.duration_s, "feat_stride": sample.grid.stride,
+               "feat_num_frames": sample.grid.num_frames}
+    checks = [compare(f"{name}/feats", sample.feats.numpy().T, data[f"{name}/feats"], atol=1e-6),
+              Check(f"{name}/id", 0.0 if sample.video_id == meta["video_id"] else float("inf")),
+              compare(f"{name}/meta", list(numbers.values()), [meta[key] for key in numbers], rtol=1e-12)]
+    if "offset" in meta:
+        checks.append(Check(f"{name}/offset", 0.0 if video.offset == meta["offset"] else float("inf")))
+    want = data[f"{name}/segments"] if has_segments else np.zeros((0, 2), np.float32)
+    labels = data[f"{name}/labels"] if has_segments else np.zeros(0, np.int64)
+    return [*checks, compare(f"{name}/segments", sample.segments.numpy(), want, atol=1e-6),
+            compare(f"{name}/labels", sample.labels.numpy(), labels)]
+
+
+def _check_crop(data: dict[str, np.ndarray], name: str) -> list[Check]:
+    args = text(data[f"{name}/args"])
+    ratio = args["crop_ratio"]
+    crop = random_crop(args["feat_len"], data[f"{name}/in_segments"], data[f"{name}/in_labels"], max_seq_len=args["max_seq_len"],
+                       trunc_thresh=args["trunc_thresh"], offset=args["offset"], crop_ratio=tuple(ratio) if ratio else None,
+                       rng=random.Random(args["seed"]))
+    return [compare(f"{name}/window", np.array([crop.start, crop.length]), data[f"{name}/window"]),
+            compare(f"{name}/segments", crop.segments, data[f"{name}/segments"], atol=1e-6),
+            compare(f"{name}/labels", crop.labels, data[f"{name}/labels"])]

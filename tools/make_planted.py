@@ -1,0 +1,116 @@
+"""Write THUMOS14-shaped features with a planted signal for the official annotations (any width), see libs/datasets/planted.py.
+
+    python tools/make_planted.py --out data/planted --rgb-dim 64 --flow-dim 64 --train 40 --test 40
+
+Writes OUT/annotations/thumos14.json (the chosen videos), OUT/i3d_features/<video>.npy, float32 (T, rgb + flow), and
+OUT/planted_manifest.json (arguments, shape and sha256 of every file).
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libs.core.errors import UserError, note, run_main
+from libs.datasets.grid import expected_length
+from libs.datasets.planted import Difficulty, make_video, make_world, pick
+from libs.datasets.staging import refuse_foreign, staged
+from libs.datasets.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
+from libs.utils.io import read_json, write_text_atomic
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotations", default="data/thumos/" + ANNOTATIONS, help="default: data/thumos/" + ANNOTATIONS)
+    parser.add_argument("--out", required=True, help="e.g. data/planted")
+    parser.add_argument("--rgb-dim", type=int, default=1024)
+    parser.add_argument("--flow-dim", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strength", type=float, default=1.0, help="action evidence, 1 = default")
+    parser.add_argument("--rgb-strength", type=float, default=1.0, help="extra factor on the rgb evidence only")
+    parser.add_argument("--hard", type=float, default=1.0, help="nuisance level (style, misses, jitter, distractors), 0 = none")
+    parser.add_argument("--train", type=int, default=-1, help="how many Validation-subset videos (-1: all)")
+    parser.add_argument("--test", type=int, default=-1, help="how many Test-subset videos (-1: all)")
+    parser.add_argument("--no-hash", action="store_true", help="leave the sha256 sums out of the manifest")
+    args = parser.parse_args()
+    if min(args.rgb_dim, args.flow_dim) < 0 or args.rgb_dim + args.flow_dim == 0:
+        raise UserError(f"--rgb-dim {args.rgb_dim} --flow-dim {args.flow_dim}: widths are >= 0 and not both 0")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must be >= 0")
+    for key in ("strength", "rgb_strength", "hard"):
+        if not 0 <= getattr(args, key) < math.inf:
+            raise UserError(f"--{key.replace('_', '-')} {getattr(args, key)}: must be a finite number >= 0")
+    return args
+
+
+def read_annotations(path: str) -> dict[str, Any]:
+    """The annotation document, with everything checked that the features depend on."""
+    document = read_json(path, "THUMOS14 annotation file (thumos14.json; name it with --annotations)")
+    database = document.get("database") if isinstance(document, dict) else None
+    if not isinstance(database, dict) or not database:
+        raise UserError(f'{path}: has no "database" object with videos; expected thumos14.json in ActivityNet layout')
+    for name, video in database.items():
+        try:
+            frames = video["duration"] * video["fps"]
+            events = [(*map(float, a["segment"]), a["label_id"]) for a in video["annotations"]]
+            good = isinstance(video["subset"], str) and NUM_FRAMES <= frames < math.inf and all(
+                len(e) == 3 and math.isfinite(e[0] + e[1]) and isinstance(e[2], int) and e[2] >= 0 for e in events)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{path}: {name}: {type(error).__name__} {error}; a video needs subset, duration, fps and "
+                            "annotations with segment and label_id") from error
+        if not good:
+            raise UserError(f"{path}: {name}: its subset, duration, a segment or a label_id cannot be used; "
+                            "expected text, enough for one feature, two finite numbers, a whole number >= 0")
+    if not any(v["annotations"] for v in database.values()):
+        raise UserError(f"{path}: no video has annotations; nothing can be planted")
+    return document
+
+
+def written_before(manifest: Path) -> set[str]:
+    """Names of the feature files that an earlier run listed in its manifest."""
+    document = read_json(manifest, "manifest of planted features") if manifest.exists() else {}
+    files = document.get("files") if isinstance(document, dict) else None
+    return {f"{name}.npy" for name in files} if isinstance(files, dict) else set()
+
+
+def main() -> None:
+    args = parse_arguments()
+    document, out = read_annotations(args.annotations), Path(args.out)
+    database = document["database"]
+    keep = pick(database, "validation", args.train) + pick(database, "test", args.test)
+    if not keep:
+        raise UserError(f"{args.annotations}: --train {args.train} --test {args.test} choose no video; ask for at least one")
+    if (out / ANNOTATIONS).exists() and (out / ANNOTATIONS).samefile(args.annotations) and len(keep) < len(database):
+        raise UserError(f"--out {out}: would replace {args.annotations} by {len(keep)} of its {len(database)} videos; "
+                        "choose another folder, e.g. data/planted")
+    refuse_foreign(out / FEATURES, written_before(out / PLANTED), "choose another --out, e.g. data/planted")
+    classes = 1 + max(a["label_id"] for v in database.values() for a in v["annotations"])
+    world = make_world(args.seed, classes, args.rgb_dim, args.flow_dim)
+    level = Difficulty(args.strength, args.rgb_strength, args.hard)
+    chosen, files = set(keep), {}
+    with staged(out, (FEATURES, ANNOTATIONS, PLANTED)) as folder:
+        (folder / FEATURES).mkdir()
+        for i, name in enumerate(keep, 1):
+            video = database[name]
+            events = [(float(a["segment"][0]), float(a["segment"][1]), int(a["label_id"])) for a in video["annotations"]]
+            steps = expected_length(video["duration"], video["fps"], STRIDE, NUM_FRAMES)
+            x = make_video(world, args.seed, name, steps, events, float(video["fps"]), level)
+            np.save(folder / FEATURES / f"{name}.npy", x)
+            files[name] = {"shape": list(x.shape), "sha256": None if args.no_hash else hashlib.sha256(x.tobytes()).hexdigest()}
+            if i % 50 == 0:
+                note(f"{i} of {len(keep)} videos")
+        subset = {"version": document.get("version", ""), "database": {k: v for k, v in database.items() if k in chosen}}
+        write_text_atomic(folder / ANNOTATIONS, json.dumps(subset))
+        shown = {k: v for k, v in vars(args).items() if k not in ("out", "annotations")}
+        manifest = {"args": shown, "numpy": np.__version__, "shared_rgb": world.shared, "files": files}
+        write_text_atomic(folder / PLANTED, json.dumps(manifest, indent=1))
+    print(f"{len(keep)} videos, {sum(f['shape'][0] for f in files.values())} steps, written to {out}")
+
+
+if __name__ == "__main__":
+    run_main(main)
