@@ -31,7 +31,7 @@ FPS, STRIDE, NUM_FRAMES = 25, 8, 16
 CLASSES = ("clap", "wave", "pour", "throw", "turn")
 MEDIAN_S = (1.6, 2.4, 4.0, 3.0, 9.0)  # typical duration per class
 LOOK_ALIKE = ((0, 1), (2, 3))  # pairs that rgb hardly tells apart
-RGB_BLUR = 16  # frames that an rgb envelope reaches further on both sides
+RGB_BLUR = 8  # frames that an rgb envelope reaches further on both sides
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class DemoSpec:
     gap_s: float = 4.0
     touching: float = 0.2
     overlapping: float = 0.2
-    rgb_strength: float = 4.0
+    rgb_strength: float = 5.5
     flow_strength: float = 4.6
-    rgb_own: float = 0.35
+    rgb_own: float = 0.5
     style: float = 0.4
     amplitude: float = 0.3
     jitter: float = 0.06

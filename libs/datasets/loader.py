@@ -6,8 +6,8 @@ arithmetic.  `Padding` gives the shortest length whose valid outputs equal those
 """
 from __future__ import annotations
 
-import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +109,7 @@ def make_batch(samples: Sequence[Sample], length: int) -> Batch:
         feats[b, :steps] = sample.feats
         mask[b, :steps] = True
         segments[b, :n], labels[b, :n], present[b, :n] = sample.segments, sample.labels, True
-    light = tuple(dataclasses.replace(s, feats=s.feats[:0].clone()) for s in samples)
+    light = tuple(s.without_features() for s in samples)
     return Batch(feats, mask, segments, labels, present, light)
 
 
@@ -208,6 +208,7 @@ class _Collate:
 
 def _loader(dataset: TalDataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
     collate: Callable = _Collate(padding)
+    workers = min(workers, os.cpu_count() or 1)  # batches do not depend on it, and more processes than cores only cost time
     return DataLoader(_Guarded(dataset), batch_sampler=batch_sampler, num_workers=workers, collate_fn=collate, pin_memory=pin,
                       persistent_workers=workers > 0, worker_init_fn=_one_thread,
                       generator=torch.Generator())  # its own: iterating must not touch the global random state

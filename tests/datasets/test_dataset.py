@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.datasets import check
 from torch.utils.data import DataLoader
 
 from libs.core.errors import UserError
 from libs.core.schema import Config, DatasetConfig
 from libs.datasets.dataset import TalDataset, crop_rng
 from libs.datasets.presets import PRESETS, get_preset
-from golden.datasets import check
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "datasets_seed0.npz"
 LENGTHS = {"a": 100, "b": 37, "c": 64, "d": 12}  # at 25 fps, stride 5, 10 frames: 5 vectors per second

@@ -101,6 +101,16 @@ def test_exponential_is_correctly_rounded():
     assert nms_fallback.exp_nonpositive(np.float32([0.0, -0.0])).tolist() == [1.0, 1.0]
 
 
+def test_exponential_of_the_operators_reaches_the_smallest_floats(backend):
+    ends = torch.linspace(0.4, 10.6, 400)  # tIoU up to about 1, so exponents down to -111 for sigma 0.009
+    segments = torch.stack([torch.zeros(401), torch.cat([torch.tensor([10.6]), ends])], dim=1)
+    for i in range(1, 400, 7):
+        pair, scores = segments[[0, i]], torch.tensor([1.0, 0.5])
+        _, rows = nms.soft_nms(pair, scores, iou_threshold=0.0, sigma=0.009, min_score=0.0)
+        ratio = twin.iou(pair[0].numpy(), pair[1].numpy())
+        assert float(rows[1, 2]) == float(np.float32(0.5) * twin.weight("gaussian", ratio, 0.0, 0.009))
+
+
 @pytest.mark.parametrize("name", ["torch fallback", "compiled CPU"])
 def test_fixture(name, monkeypatch):
     monkeypatch.setattr(nms_native, "cpu_library", compiled_cpu if name == "compiled CPU" else lambda: None)

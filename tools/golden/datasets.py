@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from golden.common import Check, compare, load, text
 from libs.core.schema import Config, DatasetConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.transforms import random_crop
-from golden.common import Check, compare, load, text
 
 SAME_NAMES = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "max_seq_len", "trunc_thresh", "crop_ratio",
               "num_classes", "force_upsampling", "file_prefix", "file_ext")

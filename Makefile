@@ -1,0 +1,74 @@
+# One command each, set-up included; what is set up already is reused.
+#
+#   make demo     train and evaluate on generated data        make setup    only the set-up
+#   make test     run the tests                               make clean    remove what was built (not data, not runs)
+#   make lint     check the style                             make PYTHON=python3.12 ...    another interpreter
+#
+# Three stamps in .venv tell what is done: created (the environment), packages/dev (what pip installed), installed (this tree
+# and its compiled libraries). The last one carries the folder's checksum: a moved or copied tree installs itself again.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint setup clean
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --quiet
+HERE := $(shell pwd | cksum | cut -d' ' -f1)
+CREATED := $(VENV)/.stamp-created
+PACKAGES := $(VENV)/.stamp-packages
+DEV := $(VENV)/.stamp-dev
+INSTALLED := $(VENV)/.stamp-installed-$(HERE)
+SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
+
+help:
+	@sed -n '3,5s/^# *//p' Makefile
+
+demo: $(INSTALLED)
+	$(RUN) train.py configs/demo.yaml --output demo --resume auto
+	$(RUN) eval.py configs/demo.yaml ckpt/demo_demo
+
+test: $(INSTALLED) $(DEV)
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV)
+	$(RUN) -m ruff check .
+
+setup: $(INSTALLED) $(DEV)
+	@echo "ready: $(RUN)"
+
+$(CREATED):
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "error: $(PYTHON): no such program; install Python 3.10 to 3.13, or name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: $$("$(PYTHON)" --version 2>&1) is not supported; Python 3.10 to 3.13 are, name one: make PYTHON=python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "creating $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(PACKAGES): requirements.txt | $(CREATED)
+	@echo "installing requirements.txt (the first time: several minutes)"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt | $(CREATED)
+	@echo "installing requirements-dev.txt"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(INSTALLED): $(PACKAGES) setup.py $(SOURCES)
+	@echo "installing this folder and compiling its libraries"
+	@$(RUN) setup.py --quiet build_ext --inplace
+	@$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV)/.stamp-installed-*
+	rm -f libs/utils/csrc/*.so
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
