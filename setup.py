@@ -4,7 +4,7 @@
     python setup.py build_ext --inplace        (re)build the libraries alone; --force rebuilds what is up to date
 
 The libraries have a plain C interface, so neither Python headers nor torch are needed here.  A compiler that is missing or fails
-is a warning, never a failed install: the package then runs its numpy path with the same results.
+is a warning, never a failed install: the package then runs a slower path with the same results.
 Environment: CXX names the C++ compiler, CUDA_HOME the CUDA toolkit where nvcc is not on PATH.
 """
 from __future__ import annotations
@@ -114,8 +114,7 @@ if __name__ == "__main__":
         python_requires=">=3.10,<3.14",
         packages=find_packages(include=["libs", "libs.*"]),
         package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h"]},
-        install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "pandas>=2.1", "h5py>=3.10", "tensorboard>=2.15",
-                          "joblib>=1.3"],
+        install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "h5py>=3.10", "tensorboard>=2.15", "tqdm>=4.60"],
         cmdclass={"build_ext": BuildLibraries},
         distclass=WithLibraries,
         zip_safe=False,

@@ -45,7 +45,7 @@ def make_optimizer(model: nn.Module, opt: OptConfig) -> torch.optim.Optimizer:
 def gate(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     """Let the next step change nothing unless `finite` (a bool scalar on the device) holds; no read-back."""
     optimizer.grad_scale = None
-    optimizer.found_inf = (~finite).to(torch.float32).reshape(1) if finite.is_cuda else (~finite).to(torch.float32)
+    optimizer.found_inf = (~finite).to(torch.float32)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,6 +1,7 @@
 """One training step and everything that must survive between steps."""
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dat
 
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch, and ask torch for deterministic kernels (a warning where there is none)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

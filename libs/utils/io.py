@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from libs.core.errors import UserError
+from libs.core.files import read_text
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
@@ -48,20 +49,6 @@ def write_text_atomic(path: str | os.PathLike, content: str) -> None:
 def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
     """`write_atomic` for JSON; NaN and infinity are refused (ValueError), since other readers would choke on them."""
     write_text_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
-def read_text(path: str | os.PathLike, what: str) -> str:
-    """The UTF-8 text of a file; UserError names `what` it should be when it is missing or unreadable."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such {what}; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder, not a {what}; name the file itself") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file ({error.reason} at byte {error.start}); expected a {what}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a {what}") from error
 
 
 def read_json(path: str | os.PathLike, what: str) -> Any:

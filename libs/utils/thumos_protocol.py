@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, nearest
-from libs.utils.io import read_text
+from libs.core.files import read_text
 from libs.utils.metrics import (
     Groups,
     checked_tious,

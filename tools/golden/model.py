@@ -108,16 +108,17 @@ def _matching_error(got: VideoDetections, want: VideoDetections) -> float:
     """Largest segment error over its tolerance when equal labels are paired in order, near ties of score in any order."""
     if len(got.labels) != len(want.labels):
         return float("inf")
-    free, worst = list(range(len(got.labels))), 0.0
-    for i in range(len(want.labels)):
-        near = [j for j in free if got.labels[j] == want.labels[i] and abs(got.scores[j] - want.scores[i]) <= 4e-5]
-        limit = 2e-3 + 1e-4 * want.segments[i].abs()
-        errors = [float(((got.segments[j] - want.segments[i]).abs() / limit).max()) for j in near]
-        if not errors:
+    (segments, scores, labels), (wanted, wanted_scores, wanted_labels) = (
+        (d.segments.numpy(), d.scores.numpy(), d.labels.numpy()) for d in (got, want))
+    free, worst = np.ones(len(labels), dtype=bool), 0.0
+    for segment, score, label in zip(wanted, wanted_scores, wanted_labels, strict=True):
+        near = np.flatnonzero(free & (labels == label) & (np.abs(scores - score) <= 4e-5))
+        if not len(near):
             return float("inf")
-        best = int(np.argmin(errors))
-        worst = max(worst, errors[best])
-        free.remove(near[best])
+        errors = (np.abs(segments[near] - segment) / (2e-3 + 1e-4 * np.abs(segment))).max(axis=1)
+        best = int(np.argmin(np.nan_to_num(errors, nan=np.inf)))
+        worst = max(worst, float(np.nan_to_num(errors[best], nan=np.inf)))
+        free[near[best]] = False
     return worst
 
 
