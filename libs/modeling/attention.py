@@ -21,14 +21,13 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     """
     B, T, H, D = q_BTHD.shape
     half = window // 2
-    Q = min(BLOCK, T) if half < BLOCK else 2 * BLOCK
+    Q = max(BLOCK, 2 * half)
     N = -(-T // Q)
     W = Q + 2 * half
     tail = N * Q - T
     q = F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)).reshape(B * N, Q, H, D).transpose(1, 2)
-    k, v = (F.pad(x, (0, 0, 0, 0, half, half + tail)).unfold(1, W, Q)  # (B, N, H, D, W), a view
-            .permute(0, 1, 2, 4, 3).reshape(B * N, H, W, D) for x in (k_BTHD, v_BTHD))
-    valid = F.pad(mask_BT, (half, half + tail)).unfold(1, W, Q).reshape(B * N, 1, 1, W)
+    k, v = (overlapping_blocks(x.flatten(2), Q, half, N).view(B * N, W, H, D).transpose(1, 2) for x in (k_BTHD, v_BTHD))
+    valid = overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).view(B * N, 1, 1, W)
     offset_QW = (torch.arange(W, device=q.device) - half) - torch.arange(Q, device=q.device).unsqueeze(1)
     # a padded query keeps itself as a key, so that no row is empty (an empty softmax is NaN, also in its gradient)
     allowed = ((offset_QW.abs() <= half) & valid) | (offset_QW == 0)
@@ -37,6 +36,16 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
         allowed = torch.where(allowed, bias, torch.full((), float("-inf"), dtype=bias.dtype, device=bias.device))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     return out.transpose(1, 2).reshape(B, N * Q, H, D)[:, :T]
+
+
+def overlapping_blocks(x_BTC: Tensor, size: int, half: int, count: int) -> Tensor:
+    """Blocks of `size` steps with `half` more on either side: (B, T, C) -> (B, count, size + 2 half, C), zeros outside.
+
+    Needs size >= 2 half.  Two slices of one padded tensor: unfolding would cost a slow scatter in the backward pass.
+    """
+    B, T, C = x_BTC.shape
+    rows = F.pad(x_BTC, (0, 0, half, (count + 1) * size - half - T)).view(B, count + 1, size, C)
+    return torch.cat((rows[:, :-1], rows[:, 1:, :2 * half]), dim=2)
 
 
 def global_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tensor) -> Tensor:

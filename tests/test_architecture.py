@@ -1,0 +1,92 @@
+"""The floors of the house: imports go downwards only, scripts stay thin, and importing needs neither compiler nor network."""
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"core": 1, "utils": 2, "modeling": 3, "datasets": 3, "engine": 4}
+MODULES = sorted((ROOT / "libs").rglob("*.py"))
+SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "tools").glob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path):
+    room = path.relative_to(ROOT / "libs").parts[0]
+    if room == "__init__.py":
+        assert imports(path) == set()
+        return
+    assert room in FLOORS, f"{room}: a room without a floor"
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] not in ("train", "eval", "tools", "tests", "golden", "helpers"), f"{path} imports {name}"
+        if parts[0] == "libs":
+            assert len(parts) > 1, f"{path} imports all of libs"
+            assert parts[1] == room or FLOORS[parts[1]] < FLOORS[room], f"{path} imports {name}, which is not below it"
+
+
+def test_every_module_is_in_a_room_and_short():
+    assert len(MODULES) > 40
+    lengths = {p.relative_to(ROOT): len(p.read_text().splitlines()) for p in MODULES + SCRIPTS}
+    assert {p: n for p, n in lengths.items() if n > 400} == {}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_end_in_run_main_and_import_no_other_script(path: Path):
+    names = imports(path)
+    assert "libs.core.errors.run_main" in names
+    assert not names & {p.stem for p in SCRIPTS}
+    assert "run_main(main)" in path.read_text()
+
+
+def test_importing_needs_no_compiler_no_libraries_and_no_tensorboard(tmp_path):
+    """In a process that can start no program and has no compiled library; only fit's run opens TensorBoard, late."""
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in MODULES]
+    code = f"""
+import importlib, os, subprocess, sys
+def refuse(*args, **kwargs):
+    raise AssertionError(f"started {{args}}")
+subprocess.Popen.__init__ = refuse
+os.system = refuse
+import ctypes, numpy, torch
+ctypes.CDLL = refuse  # torch has loaded its own
+for name in {names!r}:
+    importlib.import_module(name)
+assert "tensorboard" not in sys.modules, "tensorboard"
+assert "matplotlib" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_functions_say_what_they_do():
+    """Every public function and class of the library has a docstring; `forward` and one-line properties may go without."""
+    bare = []
+    for path in MODULES:
+        if path.name == "schema.py":  # every field is documented instead
+            continue
+        tree = ast.parse(path.read_text())
+        nodes = [*tree.body, *(m for c in tree.body if isinstance(c, ast.ClassDef) and c.name[0] != "_" for m in c.body)]
+        for node in nodes:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_") or ast.get_docstring(node):
+                continue
+            if node.name != "forward" and not (len(node.body) == 1 and getattr(node, "decorator_list", [])):
+                bare.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert bare == []
