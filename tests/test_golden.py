@@ -68,7 +68,7 @@ TAMPERED: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "an average": ("train_steps_seed0.npz", "ema12/cls_head.cls_head.conv.weight", lambda a: shifted(a, 1e-4)),
     "a rate": ("lr_seed0.npz", "cfg0_cosine/lr", lambda a: a * (1 + 1e-9)),
     "an assignment": ("labels_losses_seed0.npz", "case0/integer/cls", lambda a: shifted(a, 1)),
-    "an NMS index": ("nms_seed0.npz", "n60/op_nms_0.50", next_index),
+    "an NMS index": ("nms_seed0.npz", "n40/op_nms_0.50", next_index),
 }
 
 

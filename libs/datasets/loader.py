@@ -48,11 +48,17 @@ class Padding:
             return self.published(length)
         return min(self.published(length), _round_up(length + self.margin, self.stride))
 
+    def allows(self, length: int, padded: int) -> bool:
+        """Whether a video of `length` steps has the published outputs in a batch of `padded` steps (at least `shortest`)."""
+        if self.exact_only(length):
+            return padded == self.published(length)
+        return padded <= self.max_seq_len or not self.stretched_positions  # a longer batch would stretch its positions too
+
     def of_batch(self, lengths: Sequence[int]) -> int:
         """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
         padded = max(self.shortest(n) for n in lengths)
         for n in lengths:
-            if self.exact_only(n) and self.published(n) != padded:
+            if not self.allows(n, padded):
                 raise ValueError(f"a video of {n} steps needs {self.published(n)}, not {padded}: batch it apart")
         return padded
 
@@ -220,7 +226,7 @@ def _one_thread(_worker: int) -> None:
 
 def _fits(padding: Padding, lengths: Sequence[int]) -> bool:
     padded = max(padding.shortest(n) for n in lengths)
-    return all(padding.published(n) == padded for n in lengths if padding.exact_only(n))
+    return all(padding.allows(n, padded) for n in lengths)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -40,13 +40,13 @@ def check_train_steps(path: Path) -> list[Check]:
     for module in model.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    iterations = opt.get("num_iters_per_epoch", 4)
-    trainer = Trainer(DetectionObjective(model, config), config, iterations)
-    batches = [_batch(data, b, config.dataset.max_seq_len) for b in range(iterations)]
+    count = len({k.split("/")[0] for k in data if k.startswith("batch")})
+    trainer = Trainer(DetectionObjective(model, config), config, opt.get("num_iters_per_epoch", count))
+    batches = [_batch(data, b, config.dataset.max_seq_len) for b in range(count)]
     got: dict[str, list[Any]] = {"lr": [], "losses": [], "grad_norm": [], "loss_normalizer": []}
     steps = len(data["lr"])
     for i in range(steps):
-        result = trainer.step(batches[i % iterations])
+        result = trainer.step(batches[i % count])
         got["lr"].append(trainer.learning_rate)
         got["losses"].append([result[k].item() for k in ("cls_loss", "reg_loss", "final_loss")])
         got["grad_norm"].append(result["grad_norm"].item())

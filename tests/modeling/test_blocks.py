@@ -1,0 +1,104 @@
+"""Building blocks against the plain torch operations that they stand for."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from libs.modeling.backbones import sinusoid_table
+from libs.modeling.blocks import AffineDropPath, ConvBlock, LayerNorm, MaskedConv1D, TransformerBlock, conv_time, max_pool_time
+from libs.modeling.heads import logit
+
+
+def features(B=2, T=16, C=8, seed=0):
+    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [
+    (1, 1, 1), (3, 1, 1), (5, 1, 1), (7, 1, 1), (3, 2, 1), (1, 2, 1), (5, 4, 1), (1, 4, 1),
+    (3, 1, 8), (3, 2, 8), (5, 4, 8), (3, 2, 4)])
+@pytest.mark.parametrize("T", [4, 16, 36])
+def test_convolution_over_time(kernel, stride, groups, T):
+    conv = nn.Conv1d(8, 16, kernel, stride, kernel // 2, groups=groups)
+    x = features(T=T).requires_grad_()
+    got, want = conv_time(x, conv), conv(x.transpose(1, 2)).transpose(1, 2)
+    assert got.shape == (2, T // stride, 16)
+    assert torch.allclose(got, want, atol=1e-5)
+    weight = torch.randn_like(want)
+    grads = [torch.autograd.grad((y * weight).sum(), [x, conv.weight, conv.bias], retain_graph=True) for y in (got, want)]
+    for g, w in zip(*grads, strict=True):
+        assert torch.allclose(g, w, atol=1e-4)
+
+
+def test_masked_convolution_masks_its_output_and_starts_without_bias():
+    conv = MaskedConv1D(8, 4, 3, 2)
+    nn.init.constant_(conv.conv.bias, 3.0)
+    mask = torch.tensor([[True] * 5 + [False] * 3, [True] * 8])
+    out = conv(features(), mask)
+    assert not out[0, 5:].any()
+    assert out[0, :5].any(-1).all()
+    assert not MaskedConv1D(8, 4, 3).conv.bias.any()
+    with pytest.raises(ValueError, match="kernel 4 is even"):
+        MaskedConv1D(8, 4, 4)
+
+
+def test_layer_norm_is_over_channels_with_biased_variance():
+    norm, x = LayerNorm(8), features()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(1, 8, 1))
+        norm.bias.copy_(torch.randn(1, 8, 1))
+    centred = x - x.mean(-1, keepdim=True)
+    want = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-5) * norm.weight.flatten() + norm.bias.flatten()
+    assert torch.allclose(norm(x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_max_pooling(stride):
+    x = features(T=16)
+    want = F.max_pool1d(x.transpose(1, 2), stride + 1, stride, (stride + 1) // 2).transpose(1, 2)
+    assert torch.equal(max_pool_time(x, stride), want)
+    assert max_pool_time(x, stride).shape == (2, 16 // stride, 8)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    path, x = AffineDropPath(8, 0.3), torch.ones(4000, 3, 8)
+    assert torch.allclose(path.scale, torch.full((1, 8, 1), 1e-4))
+    nn.init.ones_(path.scale)
+    out = path(x)
+    kept = out[:, 0, 0] > 0
+    assert abs(kept.float().mean() - 0.7) < 4 * math.sqrt(0.21 / 4000)
+    assert torch.allclose(out[kept], torch.full((), 1 / 0.7))  # so that the mean stays
+    assert not out[~kept].any()
+    assert torch.equal(path.eval()(x), x)
+    nn.init.constant_(path.scale, 0.25)
+    assert torch.equal(path(x), 0.25 * x)
+
+
+def test_a_drop_path_rate_of_zero_removes_the_scales():
+    names = [dict(TransformerBlock(8, 2, 1, 3, 0.0, rate, False).named_parameters()).keys() for rate in (0.1, 0.0)]
+    assert names[0] - names[1] == {"drop_path_attn.scale", "drop_path_mlp.scale"}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("block", ["transformer", "conv"])
+def test_blocks_downsample(block, stride):
+    module = TransformerBlock(8, 2, stride, 3, 0.0, 0.1, True) if block == "transformer" else ConvBlock(8, stride)
+    assert module(features(T=16), torch.ones(2, 16 // stride, dtype=torch.bool)).shape == (2, 16 // stride, 8)
+
+
+def test_position_table():
+    table = sinusoid_table(50, 6)
+    assert table.dtype == torch.float32
+    for p in (0, 1, 49):
+        for j in range(6):
+            angle = p / 10000 ** (2 * (j // 2) / 6)
+            assert table[p, j].item() == pytest.approx((math.cos if j % 2 else math.sin)(angle) / math.sqrt(6), abs=1e-6)
+
+
+def test_prior_probability():
+    assert logit(0.01) == pytest.approx(-4.59512)
+    assert logit(1e-6) == pytest.approx(-13.81551)

@@ -1,0 +1,196 @@
+"""The network as a whole: batches and padding change nothing, every odd window works, state dicts go around."""
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import padded_batch, show_every_term, tiny_config
+
+from libs.core.config import from_dict, to_dict
+from libs.datasets.loader import padding_of
+from libs.modeling.model import build_model
+
+VARIANTS = {
+    "transformer": {},
+    "conv": {"model": {"backbone_type": "conv"}},
+    "fpn": {"model": {"fpn_type": "fpn", "fpn_dim": 12, "head_dim": 20}},
+    "fpn of conv": {"model": {"fpn_type": "fpn", "backbone_type": "conv"}},
+    "abs_pe": {"model": {"use_abs_pe": True}},
+    "rel_pe": {"model": {"use_rel_pe": True, "n_mha_win_size": 3}},
+    "global": {"model": {"n_mha_win_size": -1}},
+    "mixed windows": {"model": {"n_mha_win_size": [7, 3, -1]}},
+    "kernel 5": {"model": {"head_kernel_size": 5, "head_num_layers": 4, "embd_kernel_size": 5}},
+    "no norms": {"model": {"embd_with_ln": False, "head_with_ln": False}},
+    "scale 4": {"model": {"scale_factor": 4}},
+    "start level": {"model": {"fpn_start_level": 1, "regression_range": [[0, 8], [8, 10000]]}},
+    "two inputs": {"dataset": {"input_dim": [2, 4]}, "model": {"embd_dim": [6, 10]}},
+    "no embedding": {"dataset": {"input_dim": 16}, "model": {"backbone_arch": [0, 1, 2]}},
+    "deep stem": {"model": {"backbone_arch": [2, 3, 2]}},
+    "no branch": {"model": {"backbone_arch": [1, 1, 0], "regression_range": [[0, 10000]]}},
+    "one head layer": {"model": {"head_num_layers": 1}},
+    "no drop path": {"train_cfg": {"droppath": 0.0}},
+}
+
+
+def network(**sections):
+    config = tiny_config(**sections)
+    torch.manual_seed(0)
+    return config, show_every_term(build_model(config)).eval()
+
+
+def channels(config):
+    dims = config.model_input_dim
+    return sum(dims) if isinstance(dims, tuple) else dims
+
+
+def valid_outputs(model, steps, total, channels):
+    with torch.no_grad():
+        out = model(*padded_batch([steps], total, channels))
+    return torch.cat([out.logits, out.offsets], dim=-1)[out.mask]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_shortest_padding_gives_the_published_outputs(name):
+    config, model = network(**VARIANTS[name])
+    padding, lengths = padding_of(config), {1, 7, 20, 37, 39, 40, 44, 45, 47, 48, 49, 59, 60, 75, 80, 95, 96, 97}
+    shorter = 0
+    for steps in sorted(lengths):
+        shortest, published = padding.shortest(steps), padding.published(steps)
+        assert steps <= shortest <= published
+        assert shortest % model.coarsest_stride == 0 == published % model.coarsest_stride
+        if shortest < published:
+            shorter += 1
+            got, want = (valid_outputs(model, steps, n, channels(config)) for n in (shortest, published))
+            assert (got - want).abs().max() < 2e-5, (steps, shortest, published)
+    assert shorter > 3
+
+
+def test_padding_does_leak_so_that_the_tests_here_mean_something():
+    """Without room for the margin the outputs differ visibly: more padding is not harmless (SPEC section 11, row 12)."""
+    _, model = network()
+    tight, roomy = (valid_outputs(model, 48, n, 6) for n in (48, 64))
+    assert (tight - roomy).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_equals_each_video_alone(name):
+    config, model = network(**VARIANTS[name])
+    lengths = [40, 9, 23, 1]
+    padding = padding_of(config)
+    total = padding.of_batch(lengths)
+    with torch.no_grad():
+        out = model(*padded_batch(lengths, total, channels(config)))
+    for i, steps in enumerate(lengths):
+        want = valid_outputs(model, steps, padding.published(steps), channels(config))
+        got = torch.cat([out.logits[i], out.offsets[i]], dim=-1)[out.mask[i]]
+        assert (got - want).abs().max() < 2e-5, steps
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_padded_points_are_exactly_zero_and_the_rest_is_not(name):
+    config, model = network(**VARIANTS[name])
+    lengths = [40, 9, 1]
+    with torch.no_grad():
+        out = model(*padded_batch(lengths, 48, channels(config)))
+    assert not out.logits[~out.mask].any()
+    assert not out.offsets[~out.mask].any()
+    assert out.logits[out.mask].abs().min() > 0
+    assert (out.offsets >= 0).all()
+    valid = [sum(-(-n // s) for s in model.strides) for n in lengths]  # ceil(L / stride) points per level
+    assert out.mask.sum(1).tolist() == valid
+    assert out.level_sizes == tuple(48 // s for s in model.strides)
+    assert out.points.shape == (sum(out.level_sizes), 4)
+
+
+def test_points_per_level():
+    _, model = network()
+    with torch.no_grad():
+        points = model(*padded_batch([8], 8)).points
+    assert points.tolist() == ([[float(t), 0, 4, 1] for t in range(8)] + [[2.0 * t, 4, 8, 2] for t in range(4)]
+                               + [[4.0 * t, 8, 10000, 4] for t in range(2)])
+
+
+@pytest.mark.parametrize("window", [3, 5, 7, 11, 19, 33, 101])
+@pytest.mark.parametrize("rel_pe", [False, True])
+def test_every_odd_window_works(window, rel_pe):
+    _, model = network(model={"n_mha_win_size": window, "use_rel_pe": rel_pe})
+    out = model(*padded_batch([44, 5], 48))
+    (out.logits.sum() + out.offsets.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_other_lengths_than_those_of_training_work():
+    _, model = network(model={"use_abs_pe": True})
+    for steps in (4, 8, 52, 500):
+        assert torch.isfinite(valid_outputs(model, steps, steps, 6)).all()
+
+
+def test_a_length_that_does_not_fit_is_refused():
+    _, model = network()
+    with pytest.raises(ValueError, match="50 steps are not a multiple of the coarsest stride 4"):
+        model(*padded_batch([50], 50))
+
+
+def test_positions_longer_than_in_training_are_stretched():
+    config, model = network(model={"use_abs_pe": True})
+    table = model.backbone.position
+    assert "position" not in "".join(model.state_dict())
+    x, mask = padded_batch([96], 96)
+    with torch.no_grad():
+        plain = model.backbone.embd_norm[0](model.backbone.embd[0](x, mask)).relu()
+        added = (model.backbone.embed(x, mask) - plain)[0]
+    length = config.dataset.max_seq_len
+    for t in (0, 1, 40, 95):  # align_corners False: centre of step t in the table's own steps
+        place = min(max((t + 0.5) * length / 96 - 0.5, 0), length - 1)
+        low = int(place)
+        want = table[low] + (place - low) * (table[min(low + 1, length - 1)] - table[low])
+        assert torch.allclose(added[t], want, atol=1e-5)
+
+
+def test_dropout_is_for_training_only():
+    config, model = network(train_cfg={"dropout": 0.5, "droppath": 0.5, "input_dropout": 0.4})
+    x, mask = padded_batch([40, 30], 48)
+    with torch.no_grad():
+        assert torch.equal(model(x, mask).logits, model(x, mask).logits)
+        model.train()
+        assert not torch.equal(model(x, mask).logits, model(x, mask).logits)
+        model.eval()
+    clean = build_model(tiny_config(train_cfg={"input_dropout": 0.0}))
+    clean.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(clean.eval()(x, mask).logits, model(x, mask).logits)
+    assert to_dict(config)["train_cfg"]["input_dropout"] == 0.4
+
+
+def test_input_dropout_drops_whole_channels_of_a_video():
+    _, model = network(train_cfg={"input_dropout": 0.4, "dropout": 0.0, "droppath": 0.0})
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+    torch.manual_seed(0)
+    model.train()(torch.ones(300, 8, 6), torch.ones(300, 8, dtype=torch.bool))
+    kept = seen[0][:, 0] > 0  # (300, 6)
+    assert torch.equal(seen[0], (kept / 0.6).unsqueeze(1).expand(-1, 8, -1))
+    assert abs(kept.float().mean() - 0.6) < 0.05
+    assert 0 < kept.float().mean(1).std() < 0.4
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_state_dict_round_trip(name):
+    config, model = network(**VARIANTS[name])
+    other = build_model(from_dict(to_dict(config), "again")).eval()
+    other.load_state_dict({k: v.clone() for k, v in model.state_dict().items()})
+    x, mask = padded_batch([37], 48, channels(config))
+    with torch.no_grad():
+        assert torch.equal(model(x, mask).logits, other(x, mask).logits)
+
+
+def test_the_same_seed_gives_the_same_network():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in build_model(tiny_config()).parameters()])
+    assert torch.equal(weights(5), weights(5))
+    assert not torch.equal(weights(5), weights(6))
+
+
+def test_empty_classes_start_with_a_tiny_probability():
+    bias = build_model(tiny_config(train_cfg={"head_empty_cls": [1], "cls_prior_prob": 0.02})).cls_head.cls_head.conv.bias
+    assert torch.sigmoid(bias.double()).tolist() == pytest.approx([0.02, 1e-6, 0.02], rel=1e-4)
