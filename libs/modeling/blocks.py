@@ -47,17 +47,66 @@ class MaskedConv1D(nn.Module):
 
 def conv_time(x_BTC: Tensor, conv: nn.Conv1d) -> Tensor:
     """The convolution `conv` of (B, T, C) features, padding included -> (B, T / stride, out)."""
-    kernel, stride, out = conv.kernel_size[0], conv.stride[0], conv.out_channels
-    if conv.groups > 1:
-        image = F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, stride), (0, kernel // 2), 1, conv.groups)
-        return _as_sequence(image)
-    if kernel == 1:
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
-    B, T, C = x_BTC.shape
-    padded = F.pad(x_BTC, (0, 0, kernel // 2, kernel // 2)).contiguous()
-    # every output step reads `kernel` neighbouring rows, which lie side by side in memory: a matrix product, no copy here
-    rows = padded.as_strided((B, (T - 1) // stride + 1, kernel * C), (padded.stride(0), stride * C, 1))
-    return F.linear(rows, conv.weight.permute(0, 2, 1).reshape(out, kernel * C), conv.bias)
+    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu":
+        return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias)
+    return _as_sequence(F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, stride), (0, kernel // 2), 1,
+                                 conv.groups))
+
+
+class ShiftedProducts(torch.autograd.Function):
+    """Convolution over time as one matrix product per tap, added up in place: no copy of the input per tap.
+
+    (B, T, C), weight (O, C, odd K), bias (O,) or None -> (B, T, O), zero padding K // 2.
+    """
+
+    @staticmethod
+    def forward(ctx, x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BTC, weight_OCK)
+        ctx.has_bias = bias_O is not None
+        taps = weight_OCK.permute(2, 1, 0).contiguous()  # (K, C, O)
+        out = F.linear(x_BTC, taps[len(taps) // 2].t(), bias_O)
+        for tap, to, source in _shifts(len(taps), x_BTC.shape[1]):
+            for y, x in zip(out, x_BTC, strict=True):
+                y[to].addmm_(x[source], taps[tap])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_BTO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_BTC, weight_OCK = ctx.saved_tensors
+        grad_BTO = grad_BTO.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        taps = weight_OCK.permute(2, 0, 1).contiguous()  # (K, O, C)
+        middle, shifts = len(taps) // 2, _shifts(len(taps), x_BTC.shape[1])
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = grad_BTO @ taps[middle]
+            for tap, to, source in shifts:
+                for gx, g in zip(grad_x, grad_BTO, strict=True):
+                    gx[source].addmm_(g[to], taps[tap])
+        if needs_weight:
+            grad_taps = torch.zeros_like(taps)
+            grad_taps[middle].addmm_(grad_BTO.flatten(0, 1).t(), x_BTC.flatten(0, 1))
+            for tap, to, source in shifts:
+                for x, g in zip(x_BTC, grad_BTO, strict=True):
+                    grad_taps[tap].addmm_(g[to].t(), x[source])
+            grad_weight = grad_taps.permute(1, 2, 0)
+        if ctx.has_bias and needs_bias:
+            grad_bias = grad_BTO.sum((0, 1))
+        return grad_x, grad_weight, grad_bias
+
+
+def _shifts(kernel: int, steps: int) -> list[tuple[int, slice, slice]]:
+    """(tap, output steps, the input steps they read) for every tap but the middle one."""
+    found = []
+    for tap in range(kernel):
+        shift = tap - kernel // 2
+        if shift and abs(shift) < steps:
+            ahead, behind = slice(max(shift, 0), steps + min(shift, 0)), slice(max(-shift, 0), steps - max(shift, 0))
+            found.append((tap, behind, ahead))
+    return found
 
 
 class LayerNorm(nn.Module):
