@@ -14,8 +14,10 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
@@ -34,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S + 1, ... (0)")
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at the same time (1); cores are shared out")
     parser.add_argument("--output", default="seeds", metavar="NAME", help="name of the runs (seeds)")
-    parser.add_argument("--eval-freq", type=int, default=None, metavar="N", help="also keep the best checkpoint by validation mAP")
+    parser.add_argument("--eval-freq", type=int, default=None, metavar="N", help="keep the best checkpoint by validation mAP")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the numbers here too")
     args = parser.parse_args()
@@ -49,7 +51,6 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
     config = load_config(args.config, overrides)
     folder = run_folder(config, name)
     log = folder.with_name(folder.name + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(max((os.cpu_count() or 1) // args.jobs, 1))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
     extra = ["--eval-freq", str(args.eval_freq)] if args.eval_freq else []
@@ -58,7 +59,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
                  "--set", *overrides]]
     commands += [[sys.executable, str(ROOT / "eval.py"), args.config, str(last), "--weights", kind, "--set", *overrides]
                  for kind in KINDS]
-    with open(log, "a", encoding="utf-8") as file:
+    with _opened(log) as file:
         for command in commands:
             if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
                 tail = "\n  ".join(log.read_text(encoding="utf-8").splitlines()[-5:])
@@ -69,11 +70,30 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
     return results
 
 
+def _opened(log: Path) -> TextIO:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return open(log, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{log}: cannot be written ({error.strerror}); choose another output_folder or --output") from error
+
+
 def main() -> None:
     args = parse()
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
+    failed = threading.Event()
+
+    def one(seed: int) -> dict[str, dict]:
+        if failed.is_set():  # what runs is waited for, nothing else begins
+            raise UserError(f"seed {seed} was not begun")
+        try:
+            return run_seed(args, seed)
+        except UserError:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = dict(zip(seeds, pool.map(lambda seed: run_seed(args, seed), seeds), strict=True))
+        results = dict(zip(seeds, pool.map(one, seeds), strict=True))
     summary = {}
     for kind in KINDS:
         values = [100 * results[s][kind]["average_mAP"] for s in seeds]

@@ -104,6 +104,10 @@ def _network(config: Config, fail: Callable) -> None:
         size = getattr(model, name)
         if size % 2 == 0:
             fail(f"model.{name}", f"{size} is even; a kernel needs a centre, use {size - 1} or {size + 1}")
+    if model.backbone_type == "convTransformer" and model.backbone_arch[2] and model.scale_factor % 2:
+        fail("model.scale_factor", f"{model.scale_factor} is odd, but the downsampling convolutions of convTransformer have "
+             f"scale_factor + 1 taps and need a centre; use {model.scale_factor - 1} or {model.scale_factor + 1}, or "
+             "backbone_type: conv")
     if model.backbone_type == "convTransformer" and width % model.n_head:
         fits = [n for n in range(1, width + 1) if width % n == 0]
         fail("model.n_head", f"{model.n_head} heads do not divide the width {width} (model.embd_dim); "

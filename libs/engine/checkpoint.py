@@ -91,31 +91,44 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
                         f"({_first_line(error)}); save it again with plain tensors and numbers") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
         raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it may be truncated: "
                         "use another epoch or copy it again") from error
     if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
                         "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
-    training = content.get("training")
-    version = training.get("format_version") if isinstance(training, dict) else None
-    if version is not None and version > FORMAT_VERSION:
-        raise UserError(f"{path}: training.format_version: {version} is newer than this program's {FORMAT_VERSION}; "
-                        "update the program")
+    training, epoch = content.get("training"), content.get("epoch", 0)
+    version = training.get("format_version", 0) if isinstance(training, dict) else 0
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{path}: training.format_version: {version!r} is newer than this program's {FORMAT_VERSION}, or "
+                        "damaged; update the program")
+    if not isinstance(epoch, int) or epoch < 0:
+        raise UserError(f"{path}: epoch: {epoch!r} is not a number of epochs; the file is damaged, use another epoch")
     ema = content.get("state_dict_ema")
-    return Checkpoint(path, int(content.get("epoch", 0)), strip_prefix(content["state_dict"]),
+    return Checkpoint(path, epoch, strip_prefix(content["state_dict"]),
                       strip_prefix(ema) if _is_state(ema) else None, content.get("optimizer"), content.get("scheduler"),
                       training if isinstance(training, dict) else None)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
-    """Copy the `ema` or `raw` weights into the model; UserError names the keys that differ and the config key behind it."""
+def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dict[str, Tensor]:
+    """The `ema` or `raw` weights, checked against the model.
+
+    Raises UserError naming the keys that differ and the config key behind it, or the weight that is not finite.
+    """
     state = checkpoint.select(which)
     difference = explain_difference(model.state_dict(), state)
     if difference:
         raise UserError(f"{checkpoint.path}: is for another architecture than the configuration\n{difference}")
-    model.load_state_dict(state)
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{checkpoint.path}: {name}: holds NaN or infinite values ({WEIGHTS[which]}); use another epoch")
+    return state
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
+    """Copy the `ema` or `raw` weights into the model; raises as `fitting_weights`."""
+    model.load_state_dict(fitting_weights(model, checkpoint, which))
 
 
 def copy_matching(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[str]]:
@@ -190,6 +203,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:
     """Restore moments; the update stays the fused one whatever the file says.  UserError if the state does not fit."""
     groups = []
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not state["state"]:
+        raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")
     for own, saved in zip(optimizer.state_dict()["param_groups"], state.get("param_groups", []), strict=False):
         if len(own["params"]) != len(saved["params"]):
             raise UserError(f"{source}: optimizer: holds {len(saved['params'])} parameters where this model has "

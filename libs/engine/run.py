@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,14 @@ class Run:
         logs = folder / "logs"
         write_text_atomic(folder / "config.yaml", dump_yaml(config))
         write_text_atomic(folder / "config.txt", dump_text(config))
-        try:
+        self._bar: tqdm | None = None
+        with self._writing():
             logs.mkdir(exist_ok=True)
             self._keep_metrics_until(iteration)
             self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             self._board = SummaryWriter(str(logs), purge_step=iteration + 1 if iteration else None)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --output or "
-                            "output_folder") from error
-        self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", iteration)
-        self._bar: tqdm | None = None
+            self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", iteration)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
 
     @staticmethod
     def refuse_used(folder: Path) -> None:
@@ -51,17 +50,20 @@ class Run:
                             "--output, or remove the folder")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl."""
-        self._metrics.write(json.dumps(record) + "\n")
+        """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
+        with self._writing():
+            self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
         """Bring what was logged to disk."""
-        self._metrics.flush()
+        with self._writing():
+            self._metrics.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write named scalars to TensorBoard."""
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._writing():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def say(self, line: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -85,8 +87,23 @@ class Run:
 
     def close(self) -> None:
         """Close the logs."""
-        self._metrics.close()
-        self._board.close()
+        with self._writing(), contextlib.ExitStack() as stack:
+            stack.callback(setattr, threading, "excepthook", self._hook)
+            stack.callback(self._board.close)
+            stack.callback(self._metrics.close)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.folder}: the logs cannot be written ({error.strerror or error}); free some space, or choose "
+                            "another --output or output_folder") from error
+
+    def _thread_failed(self, failure: Any) -> None:
+        # TensorBoard's writing thread would print a traceback; the same error comes back at the next call, where it is reported
+        if not (type(failure.thread).__name__ == "_AsyncWriterThread" and issubclass(failure.exc_type, OSError)):
+            self._hook(failure)
 
     def _keep_metrics_until(self, iteration: int) -> None:
         path = self.folder / "metrics.jsonl"

@@ -16,6 +16,7 @@ from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.engine.checkpoint import (
     Checkpoint,
+    fitting_weights,
     load_optimizer,
     load_weights,
     random_state,
@@ -30,6 +31,8 @@ from libs.utils.schedule import make_schedule
 # keys that may change between a run and its continuation without a word
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
              "val_split", "source")
+
+TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "random", "best", "config")
 
 
 def seed_everything(seed: int) -> None:
@@ -115,17 +118,20 @@ class Trainer:
         if training is None:
             self.iteration = int((checkpoint.scheduler or {}).get("last_epoch", checkpoint.epoch * self.iters_per_epoch))
             ema = checkpoint.weights_ema
-            self.average.load_state_dict(checkpoint.weights if ema is None else ema, self.iteration)
+            self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema" if ema else "raw"), self.iteration)
             note(f"warning: {checkpoint.path}: has no loss normaliser, random state or data order (another program wrote it); "
                  f"they start anew{'' if ema else ', and so does the weight average'}, so the continuation is not exact")
             return
+        if lacking := [k for k in TRAINING_KEYS if k not in training]:
+            raise UserError(f"{checkpoint.path}: training: lacks {', '.join(lacking)}; the file is damaged, use another "
+                            "epoch, or start with --init-from")
         if training["iters_per_epoch"] != self.iters_per_epoch:
             raise UserError(f"{checkpoint.path}: was trained with {training['iters_per_epoch']} iterations per epoch, the "
                             f"present data and loader.batch_size give {self.iters_per_epoch}; resume with the data of that run, "
                             "or start with --init-from")
         self._compare_config(training["config"], checkpoint.path)
         self.iteration = training["iteration"]
-        self.average.load_state_dict(checkpoint.select("ema"), training["ema_updates"])
+        self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
         restore_random_state(training["random"])

@@ -1,0 +1,151 @@
+"""eval.py: which checkpoint, which weights, and files that agree with each other."""
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import one_error, run_script, write_config, write_data
+
+import eval as eval_script
+import train
+from libs.utils.predictions import read_predictions
+
+FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(config file, folder of a run with the checkpoints of every epoch)."""
+    tmp = tmp_path_factory.mktemp("run")
+    config = write_config(tmp / "tiny.yaml", write_data(tmp), opt={"epochs": 3})
+    from libs.core.config import load_config
+    from libs.engine.fit import FitOptions, fit
+    fit(load_config(config), tmp / "ckpt" / "tiny_run", torch.device("cpu"), FitOptions(checkpoint_every=1))
+    return config, tmp / "ckpt" / "tiny_run"
+
+
+def run(capsys, *argv):
+    return run_script(capsys, eval_script.main, "eval.py", *map(str, argv))
+
+
+def test_a_folder_means_its_last_epoch_and_the_files_agree(trained, capsys):
+    config, folder = trained
+    code, out, err = run(capsys, config, folder)
+    assert (code, err) == (0, "")
+    written = folder / "eval" / "epoch_004_ema"
+    assert {p.name for p in written.iterdir()} == FILES
+    lines = out.splitlines()
+    assert lines[0] == f"{folder / 'epoch_004.pth.tar'}: epoch 4, ema weights, 3 videos of validation, cpu"
+    table = [line.split() for line in lines[-8:]]
+    assert [row[0] for row in table if row[0][0] in "0a"] == ["0.30", "0.40", "0.50", "0.60", "0.70", "average"]
+
+    ids = {f"class {i}": i for i in range(3)}
+    found = [read_predictions(written / name, ids) for name in ("predictions.json", "predictions.csv", "eval_results.pkl")]
+    assert len(found[0]) > 20
+    for other in found[1:]:
+        for column in ("video_id", "t_start", "t_end", "label", "score"):
+            assert np.array_equal(getattr(other, column), getattr(found[0], column)), column
+    with open(written / "predictions.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["video_id", "t_start", "t_end", "label", "score"]
+
+    results = json.loads((written / "results.json").read_text())
+    assert (results["checkpoint"], results["epoch"], results["weights"]) == (str(folder / "epoch_004.pth.tar"), 4, "ema")
+    assert results["average_mAP"] == pytest.approx(np.mean(results["mAP"]))
+    shown = next(float(row[1]) for row in table if row[0] == "average")
+    assert shown == pytest.approx(100 * results["average_mAP"], abs=0.006)
+    assert {"recall@1x", "recall@5x"} <= set(results)
+
+
+def test_tools_evaluate_agrees(trained, capsys, tmp_path):
+    import evaluate
+    config, folder = trained
+    run(capsys, config, folder, "--output", tmp_path)
+    annotations = str(config.parent / "annotations.json")
+    code, _, _ = run_script(capsys, evaluate.main, "evaluate.py", str(tmp_path / "predictions.json"), annotations, "--json",
+                            str(tmp_path / "again.json"), "--split", "validation")
+    assert code == 0
+    ours, theirs = (json.loads((tmp_path / n).read_text()) for n in ("results.json", "again.json"))
+    assert ours["average_mAP"] == pytest.approx(theirs["average_mAP"], abs=1e-12)
+
+
+def test_epoch_weights_topk_and_output(trained, capsys, tmp_path):
+    config, folder = trained
+    kept = {}
+    for name, argv in {"last": [], "first": ["-epoch", "1"], "raw": ["--weights", "raw"], "top": ["-t", "3"],
+                       "set": ["--set", "test_cfg.max_seg_num=3", "test_cfg.weights=raw"]}.items():
+        code, out, _ = run(capsys, config, folder, *argv, "--output", tmp_path / name)
+        assert code == 0
+        kept[name] = read_predictions(tmp_path / name / "eval_results.pkl")
+        assert ("raw weights" in out) == (name in ("raw", "set"))
+    assert json.loads((tmp_path / "first" / "results.json").read_text())["epoch"] == 1
+    assert len(kept["top"]) == len(kept["set"]) == 9
+    assert kept["first"].score.tolist() != kept["last"].score.tolist() != kept["raw"].score.tolist()
+    best = [kept["last"].score[kept["last"].video_id == v][:3].tolist() for v in ("v0", "v1", "v2")]
+    assert [kept["top"].score[kept["top"].video_id == v].tolist() for v in ("v0", "v1", "v2")] == best
+
+
+def test_a_file_and_a_folder_give_the_same(trained, capsys, tmp_path):
+    config, folder = trained
+    for name, ckpt in (("file", folder / "epoch_002.pth.tar"), ("folder", folder)):
+        run(capsys, config, ckpt, *(["-epoch", "2"] if name == "folder" else []), "--output", tmp_path / name)
+    assert (tmp_path / "file" / "predictions.csv").read_bytes() == (tmp_path / "folder" / "predictions.csv").read_bytes()
+
+
+def test_saveonly_computes_no_scores(trained, capsys, tmp_path):
+    config, folder = trained
+    code, out, _ = run(capsys, config, folder, "--saveonly", "--output", tmp_path / "o")
+    assert (code, "mAP" in out) == (0, False)
+    assert {p.name for p in (tmp_path / "o").iterdir()} == FILES - {"results.json"}
+
+
+def test_progress_lines(trained, capsys, tmp_path):
+    config, folder = trained
+    out = run(capsys, config, folder, "-p", "2", "--output", tmp_path)[1]
+    assert [line for line in out.splitlines() if line.endswith(" videos")] == ["2/3 videos"]
+
+
+def test_a_published_checkpoint_is_evaluated(trained, capsys, tmp_path):
+    """Only what other programs write: prefixed weights, averaged weights, nothing of ours."""
+    config, folder = trained
+    content = torch.load(folder / "epoch_004.pth.tar", weights_only=True)
+    del content["training"]
+    torch.save(content, tmp_path / "model.pth.tar")
+    assert run(capsys, config, tmp_path / "model.pth.tar")[0] == 0
+    run(capsys, config, folder, "--output", tmp_path / "ours")
+    theirs = tmp_path / "eval" / "model_ema" / "predictions.csv"
+    assert theirs.read_bytes() == (tmp_path / "ours" / "predictions.csv").read_bytes()
+
+
+def test_missing_features_are_counted(trained, capsys, tmp_path):
+    config, folder = trained
+    data = write_data(tmp_path)
+    (data.features / "v1.npy").unlink()
+    argv = [config, folder, "--output", tmp_path / "o", "--set", f"dataset.json_file={data.annotations}",
+            f"dataset.feat_folder={data.features}"]
+    error = one_error(*run(capsys, *argv)[::2])
+    assert "1 of 3 videos" in error
+    assert not (tmp_path / "o").exists()
+    code, _, err = run(capsys, *argv, "dataset.missing=skip")
+    assert code == 0
+    assert "1 of 3 videos of subset validation have no features" in err
+    assert "ground-truth segments lie in videos without features: counted as missed" in err
+
+
+def test_an_epoch_that_is_not_there(trained, capsys):
+    config, folder = trained
+    assert "epochs in that folder: 1, 2, 3, 4" in one_error(*run(capsys, config, folder, "-epoch", "9")[::2])
+    assert "needs the folder of a run" in one_error(*run(capsys, config, folder / "epoch_001.pth.tar", "-epoch", "1")[::2])
+    assert "no such checkpoint" in one_error(*run(capsys, config, folder / "none")[::2])
+    assert "holds no epoch_*.pth.tar" in one_error(*run(capsys, config, config.parent)[::2])
+
+
+def test_training_prints_the_command_that_works(trained, capsys):
+    """The last line of train.py is a command line of eval.py."""
+    config, _ = trained
+    argv = [str(config), "--output", "again", "--set", "opt.epochs=1"]
+    line = run_script(capsys, train.main, "train.py", *argv)[1].splitlines()[-1]
+    assert line.startswith("evaluate with: python eval.py ")
+    assert run(capsys, *line.split()[4:])[0] == 0

@@ -1,0 +1,99 @@
+"""tools/run_seeds.py: its command lines, its numbers, its failures.
+
+The programs that it starts run inside this process (their own tests start real ones); everything else is as it is.
+"""
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import threading
+
+import pytest
+import run_seeds
+from helpers import one_error, run_script, write_config, write_data
+
+import eval as eval_script
+import train
+
+LOCK = threading.Lock()
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "tiny.yaml", write_data(tmp_path), opt={"epochs": 1})
+
+
+@pytest.fixture
+def started(monkeypatch, capsys):
+    """Command lines that were run."""
+    commands = []
+
+    def here(command, stdout, stderr, env, check):
+        scripts = {"train.py": train.main, "eval.py": eval_script.main}
+        name = command[1].rsplit("/", 1)[1]
+        with LOCK:  # sys.argv and the captured output are one for all threads
+            code, out, err = run_script(capsys, scripts[name], name, *command[2:])
+            commands.append([name, *command[2:]])
+        stdout.write(out + err)
+        stdout.flush()
+        return subprocess.CompletedProcess(command, code)
+    monkeypatch.setattr(run_seeds.subprocess, "run", here)
+    return commands
+
+
+def run(capsys, *argv):
+    """In a thread's way: what the seeds print inside is not captured separately, the summary is."""
+    return run_script(capsys, run_seeds.main, "run_seeds.py", *map(str, argv))
+
+
+def test_mean_and_spread(config, capsys, tmp_path, started):
+    code, out, err = run(capsys, config, "--seeds", 2, "--first-seed", 5, "--json", tmp_path / "out.json", "--output", "x",
+                         "--eval-freq", 1, "--set", "train_cfg.dropout=0")
+    assert (code, err) == (0, "")
+    assert [c[0] for c in started] == ["train.py", "eval.py", "eval.py"] * 2
+    assert all("train_cfg.dropout=0" in c for c in started)
+    summary = json.loads((tmp_path / "out.json").read_text())
+    for kind in ("ema", "raw"):
+        values = []
+        for seed in (5, 6):
+            folder = tmp_path / "ckpt" / f"tiny_x_seed{seed}"
+            values.append(100 * json.loads((folder / "eval" / f"epoch_002_{kind}" / "results.json").read_text())["average_mAP"])
+            assert (folder / "best.pth.tar").exists()
+        assert list(summary[kind]["average_mAP"].values()) == values
+        assert summary[kind]["mean"] == pytest.approx(statistics.mean(values))
+        assert summary[kind]["standard_deviation"] == pytest.approx(statistics.stdev(values))
+        line = next(x for x in out.splitlines() if x.startswith(f"{kind}: "))
+        assert line.endswith(f"mean {statistics.mean(values):.2f}, standard deviation {statistics.stdev(values):.2f}")
+    seeds = [json.loads((tmp_path / "ckpt" / f"tiny_x_seed{s}" / "metrics.jsonl").read_text().splitlines()[0]) for s in (5, 6)]
+    assert seeds[0]["final_loss"] != seeds[1]["final_loss"]
+    assert "6 videos, 3 iterations per epoch" in (tmp_path / "ckpt" / "tiny_x_seed5.log").read_text()
+
+
+def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started):
+    outs = [run(capsys, config, "--seeds", 1, "--jobs", 2)[1].splitlines()[-1] for _ in range(2)]
+    assert outs[0] == outs[1]
+    assert outs[0].endswith("standard deviation 0.00")
+    assert "all 2 epochs are done" in (tmp_path / "ckpt" / "tiny_seeds_seed0.log").read_text()
+
+
+def test_a_failing_seed_shows_the_end_of_its_log(config, capsys, tmp_path, started):
+    (tmp_path / "features" / "t2.npy").unlink()
+    error = one_error(*run(capsys, config, "--seeds", 2)[::2])
+    assert "seed 0 failed, see " in error
+    assert "t2.npy" in error
+    assert len(started) == 1  # the second seed does not begin
+
+
+@pytest.mark.parametrize(("argv", "fragment"), [
+    (["--seeds", "0"], "--seeds 0 --jobs 1: both must be at least 1"), (["--jobs", "-1"], "both must be at least 1"),
+    (["--set", "opt.epoch=2"], "opt.epoch")])
+def test_bad_options(config, capsys, tmp_path, started, argv, fragment):
+    assert fragment in one_error(*run(capsys, config, *argv)[::2])
+    assert started == []
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_folder_that_cannot_be_written(config, capsys, tmp_path, started):
+    (tmp_path / "ckpt").write_text("in the way")
+    assert "ckpt" in one_error(*run(capsys, config, "--seeds", "1")[::2])
