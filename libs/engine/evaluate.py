@@ -7,15 +7,31 @@ from pathlib import Path
 
 import torch
 
+from libs.core.config import config_diff, from_dict
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.engine.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
 from libs.utils.io import write_json_atomic
 from libs.utils.metrics import Scores
 from libs.utils.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
+
+# what the weights do not show: with another value the same weights give other, silently wrong, results
+FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset.downsample_rate", "dataset.default_fps",
+                 "dataset.max_seq_len", "dataset.input_dim", "dataset.modalities", "dataset.force_upsampling")
+
+
+def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
+    """One warning when the configuration differs from the checkpoint's own in a key that changes what the network computes."""
+    if checkpoint.training is None or "config" not in checkpoint.training:
+        return
+    trained = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
+    changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in config_diff(trained, config).items() if k.startswith(FUNCTION_KEYS)]
+    if changed:
+        note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(changed)}; the results are not "
+             "those of the trained network")
 
 
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
@@ -32,6 +48,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     checkpoint = load_checkpoint(path)
     model = build_model(config)
     load_weights(model, checkpoint, which)
+    warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
     folder = output or path.parent / "eval" / f"{path.name.removesuffix('.pth.tar')}_{which}"
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",

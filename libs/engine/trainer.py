@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.core.config import to_dict
+from libs.core.config import config_diff, from_dict, to_dict
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
@@ -30,7 +30,7 @@ from libs.utils.schedule import make_schedule
 
 # keys that may change between a run and its continuation without a word
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
-             "val_split", "source")
+             "val_split")
 
 TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "random", "best", "config")
 
@@ -103,7 +103,7 @@ class Trainer:
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
                     "objective": self.objective.training_state(), "random": random_state(), "best": dict(self.best),
                     "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch},
-                    "config": _plain(to_dict(self.config)), "torch": str(torch.__version__)}
+                    "config": to_dict(self.config), "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
                         self.schedule.state(self.iteration, len(self.optimizer.param_groups)), training)
 
@@ -137,23 +137,8 @@ class Trainer:
         restore_random_state(training["random"])
 
     def _compare_config(self, saved: dict[str, Any], path: Path) -> None:
-        old, new = _flat(saved), _flat(_plain(to_dict(self.config)))
-        changed = [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted(old.keys() | new.keys())
-                   if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS)]
+        before = from_dict(saved, f"{path}: training.config", check=False)
+        changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in sorted(config_diff(before, self.config).items())
+                   if not k.startswith(FREE_KEYS)]
         if changed:
             note(f"warning: {path}: the configuration has changed since: {'; '.join(changed)}; the continuation is not exact")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found

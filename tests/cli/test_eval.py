@@ -149,3 +149,12 @@ def test_training_prints_the_command_that_works(trained, capsys):
     line = run_script(capsys, train.main, "train.py", *argv)[1].splitlines()[-1]
     assert line.startswith("evaluate with: python eval.py ")
     assert run(capsys, *line.split()[4:])[0] == 0
+
+
+def test_a_key_that_the_weights_do_not_show_is_warned_about(trained, capsys, tmp_path):
+    config, folder = trained
+    code, _, err = run(capsys, config, folder, "--output", tmp_path / "out", "--set", "model.n_mha_win_size=7")
+    assert code == 0
+    assert "model.n_mha_win_size" in err
+    assert "-> 7" in err
+    assert run(capsys, config, folder, "--output", tmp_path / "again", "--set", "test_cfg.nms_sigma=0.3")[2] == ""
