@@ -22,6 +22,7 @@ from typing import TextIO
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.checkpoint import checkpoint_name
+from libs.engine.evaluate import evaluation_folder
 from libs.engine.run import run_folder
 from libs.utils.io import write_json_atomic
 
@@ -64,8 +65,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
             if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
                 tail = "\n  ".join(log.read_text(encoding="utf-8").splitlines()[-5:])
                 raise UserError(f"seed {seed} failed, see {log}; it ends with:\n  {tail}")
-    results = {kind: json.loads((folder / "eval" / f"{checkpoint_name(config.total_epochs).removesuffix('.pth.tar')}_{kind}"
-                                 / "results.json").read_text(encoding="utf-8")) for kind in KINDS}
+    results = {kind: json.loads((evaluation_folder(last, kind) / "results.json").read_text(encoding="utf-8")) for kind in KINDS}
     print(f"seed {seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
     return results
 

@@ -33,13 +33,14 @@ def check_relations(config: Config, where: Where | None = None) -> None:
 
 def max_div_factor(config: Config) -> int:
     """Padding unit of the reference beyond max_seq_len, in feature steps: the least common multiple over the backbone's
-    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or stride_l (global).
+    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or stride_l (global, or no attention at all).
 
     SPEC items 12 and 13; the reference takes the maximum instead, a mistake where windows are mixed.  It also refuses a
     max_seq_len that this does not divide; our attention has no such need, so such a max_seq_len is accepted.
     """
-    strides = (config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1))
-    return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, config.level_windows, strict=True)))
+    strides = [config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1)]
+    windows = config.level_windows if config.model.backbone_type == "convTransformer" else (-1,) * len(strides)
+    return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, windows, strict=True)))
 
 
 def _paths(config: Config, fail: Callable) -> None:

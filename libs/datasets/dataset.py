@@ -113,6 +113,11 @@ class TalDataset(Dataset):
                       torch.from_numpy(np.array(segments, np.float32)), torch.from_numpy(np.array(labels, np.int64)),
                       length, start)
 
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Class id -> name, over the whole annotation file."""
+        return {number: name for name, number in self.label_ids.items()}
+
     def grid_of(self, index: int) -> Grid:
         """Feature grid of video number `index`."""
         return self._grids[index]

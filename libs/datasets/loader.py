@@ -6,7 +6,6 @@ arithmetic.  `Padding` gives the shortest length whose valid outputs equal those
 """
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from libs.core.checks import max_div_factor
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import Sample, TalDataset
@@ -66,11 +66,9 @@ class Padding:
 def padding_of(config: Config) -> Padding:
     """The padding rule of a configuration (SPEC section 11, rows 12 and 13)."""
     model = config.model
-    strides = [model.scale_factor ** i for i in range(model.backbone_arch[2] + 1)]
-    windows = config.level_windows if model.backbone_type == "convTransformer" else (-1,) * len(strides)
-    factor = math.lcm(*(s * 2 * (w // 2) if w > 1 else s for s, w in zip(strides, windows, strict=True)))
+    coarsest = model.scale_factor ** model.backbone_arch[2]
     half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
-    return Padding(config.dataset.max_seq_len, factor, strides[-1], half_kernel * strides[-1],
+    return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, half_kernel * coarsest,
                    model.use_abs_pe and model.backbone_type == "convTransformer")
 
 

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from libs.core.config import config_diff, from_dict
 from libs.core.errors import UserError, note
+from libs.core.schema import Config
 from libs.engine.explain import explain_difference
 from libs.utils.io import write_atomic
 
@@ -149,6 +151,12 @@ def copy_matching(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[str], 
         for name in copied:
             own[name].copy_(source[name])
     return copied, [n for n in own if n not in copied], [n for n in source if n not in own]
+
+
+def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """Dotted key -> "key: old -> new" where `config` differs from the configuration that our checkpoint was trained with."""
+    trained = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
+    return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in config_diff(trained, config).items()}
 
 
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from libs.core.config import config_diff, from_dict
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
 from libs.utils.io import write_json_atomic
@@ -23,12 +22,16 @@ FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset
                  "dataset.max_seq_len", "dataset.input_dim", "dataset.modalities", "dataset.force_upsampling")
 
 
+def evaluation_folder(checkpoint: Path, which: str) -> Path:
+    """Where the results of a checkpoint's `ema` or `raw` weights are written."""
+    return checkpoint.parent / "eval" / f"{checkpoint.name.removesuffix('.pth.tar')}_{which}"
+
+
 def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
     """One warning when the configuration differs from the checkpoint's own in a key that changes what the network computes."""
     if checkpoint.training is None or "config" not in checkpoint.training:
         return
-    trained = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
-    changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in config_diff(trained, config).items() if k.startswith(FUNCTION_KEYS)]
+    changed = [line for key, line in changed_settings(checkpoint, config).items() if key.startswith(FUNCTION_KEYS)]
     if changed:
         note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(changed)}; the results are not "
              "those of the trained network")
@@ -50,14 +53,14 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     load_weights(model, checkpoint, which)
     warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
-    folder = output or path.parent / "eval" / f"{path.name.removesuffix('.pth.tar')}_{which}"
+    folder = output or evaluation_folder(path, which)
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
           flush=True)
 
     started = time.perf_counter()
     detections = predict(model.to(device), dataset, config, device, progress(len(dataset)))
     seconds = time.perf_counter() - started
-    names = {i: name for name, i in dataset.label_ids.items()}
+    names = dataset.label_names
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
-from libs.datasets.dataset import Sample, TalDataset
+from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.datasets.loader import batches, inference_loader
 from libs.modeling.decode import decode
@@ -56,7 +56,7 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
             moved = batch.to(device)
             outputs = model(moved.feats, moved.mask)
             for i, sample in enumerate(batch.samples):
-                found[sample.video_id] = detections_of_video(outputs, i, config.test_cfg, sample.grid, _finite(sample))
+                found[sample.video_id] = detections_of_video(outputs, i, config.test_cfg, sample.grid, sample.duration_s)
             progress(len(found), len(dataset))
     finally:
         model.train(was_training)
@@ -79,9 +79,4 @@ def score(detections: Detections, dataset: TalDataset) -> Scores:
     """mAP and recall of detections against the ground truth of a data set, at its tIoU thresholds."""
     ids, starts, ends, labels = dataset.ground_truth()
     truth = GroundTruth.from_arrays(ids, starts, ends, labels)
-    names = {i: name for name, i in dataset.label_ids.items()}
-    return evaluate_detections(detections, truth, dataset.tious, label_names=names)
-
-
-def _finite(sample: Sample) -> float:
-    return min(sample.duration_s, 1e8)
+    return evaluate_detections(detections, truth, dataset.tious, label_names=dataset.label_names)

@@ -4,18 +4,18 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from libs.core.config import config_diff, from_dict, to_dict
+from libs.core.config import to_dict
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.engine.checkpoint import (
     Checkpoint,
+    changed_settings,
     fitting_weights,
     load_optimizer,
     load_weights,
@@ -129,16 +129,12 @@ class Trainer:
             raise UserError(f"{checkpoint.path}: was trained with {training['iters_per_epoch']} iterations per epoch, the "
                             f"present data and loader.batch_size give {self.iters_per_epoch}; resume with the data of that run, "
                             "or start with --init-from")
-        self._compare_config(training["config"], checkpoint.path)
+        settings = sorted(changed_settings(checkpoint, self.config).items())
+        if changed := [line for key, line in settings if not key.startswith(FREE_KEYS)]:
+            note(f"warning: {checkpoint.path}: the configuration has changed since: {'; '.join(changed)}; "
+                 "the continuation is not exact")
         self.iteration = training["iteration"]
         self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
         restore_random_state(training["random"])
-
-    def _compare_config(self, saved: dict[str, Any], path: Path) -> None:
-        before = from_dict(saved, f"{path}: training.config", check=False)
-        changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in sorted(config_diff(before, self.config).items())
-                   if not k.startswith(FREE_KEYS)]
-        if changed:
-            note(f"warning: {path}: the configuration has changed since: {'; '.join(changed)}; the continuation is not exact")

@@ -198,6 +198,13 @@ class _Rows:
     labels: Any = field(default_factory=list)
     scores: Any = field(default_factory=list)
 
+    def add(self, video: str, label: Any, start: float, end: float, score: float) -> None:
+        self.video_ids.append(video)
+        self.labels.append(label)
+        self.starts.append(start)
+        self.ends.append(end)
+        self.scores.append(score)
+
 
 def _read_json(path: Path) -> _Rows:
     if path.suffix.lower() == ".gz":
@@ -220,11 +227,7 @@ def _read_json(path: Path) -> _Rows:
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f'{path}: results.{video}[{i}] is {str(entry)[:120]}; expected {{"segment": [start, end] in '
                                 'seconds, "label": name or id, "score": number}') from error
-            rows.video_ids.append(video)
-            rows.starts.append(numbers[0])
-            rows.ends.append(numbers[1])
-            rows.labels.append(label)
-            rows.scores.append(numbers[2])
+            rows.add(video, label, *numbers)
     return rows
 
 
@@ -256,11 +259,7 @@ def _read_csv(path: Path) -> _Rows:
         except (IndexError, ValueError) as error:
             raise UserError(f"{path}: line {number} is {','.join(line)[:120]!r} ({error}); expected {','.join(COLUMNS)} with "
                             "times in seconds") from error
-        rows.video_ids.append(video)
-        rows.starts.append(numbers[0])
-        rows.ends.append(numbers[1])
-        rows.labels.append(label)
-        rows.scores.append(numbers[2])
+        rows.add(video, label, *numbers)
     return rows
 
 

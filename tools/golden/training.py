@@ -12,7 +12,6 @@ from torch import Tensor
 from golden.common import Check, compare, load, text
 from golden.model import batch_of, fixture_model, model_config
 from libs.core.config import from_dict
-from libs.core.schema import OptConfig
 from libs.datasets.loader import Batch
 from libs.engine.checkpoint import add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
 from libs.engine.objective import DetectionObjective
@@ -25,10 +24,9 @@ from libs.utils.schedule import make_schedule
 NOISE = (".attn.key.bias", ".attn.key_norm.bias")
 
 
-def opt_config(values: dict[str, Any]) -> OptConfig:
-    """Our optimiser section of a fixture's."""
-    known = {k: v for k, v in values.items() if k != "num_iters_per_epoch"}
-    return from_dict({"opt": known}, "fixture", check=False).opt
+def opt_values(opt: dict[str, Any]) -> dict[str, Any]:
+    """The fixture's optimiser section without the number of iterations."""
+    return {k: v for k, v in opt.items() if k != "num_iters_per_epoch"}
 
 
 def check_train_steps(path: Path) -> list[Check]:
@@ -60,11 +58,6 @@ def check_train_steps(path: Path) -> list[Check]:
         checks += _compare_weights(f"{kind} after {steps} steps", state,
                                    {k.split("/", 1)[1]: v for k, v in data.items() if k.startswith(f"{kind}{steps}/")})
     return checks
-
-
-def opt_values(opt: dict[str, Any]) -> dict[str, Any]:
-    """The fixture's optimiser section without the number of iterations."""
-    return {k: v for k, v in opt.items() if k != "num_iters_per_epoch"}
 
 
 def _batch(data: dict[str, np.ndarray], b: int, length: int) -> Batch:
@@ -129,7 +122,7 @@ def check_lr(path: Path) -> list[Check]:
     data, checks = load(path), []
     for name in sorted({k.rsplit("/", 1)[0] for k in data}):
         opt = text(data[f"{name}/opt"])
-        schedule = make_schedule(opt_config(opt), opt["num_iters_per_epoch"])
+        schedule = make_schedule(from_dict({"opt": opt_values(opt)}, "fixture", check=False).opt, opt["num_iters_per_epoch"])
         got = [schedule.at(i) for i in range(len(data[f"{name}/lr"]))]
         checks.append(compare(name, got, data[f"{name}/lr"], rtol=1e-12, atol=1e-18, informational="zerowarmup" in name))
     return checks
