@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config
+from libs.core.schema import Config, DistillConfig, FolderModality
 
 DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
+TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # of distillation
 Where = Callable[[str], str]
 
 
@@ -27,7 +28,7 @@ def check_relations(config: Config, where: Where | None = None) -> None:
     def fail(dotted: str, message: str) -> NoReturn:
         raise UserError(f"{where(dotted)}: {message}")
 
-    for check in (_paths, _run, _channels, _network, _attention, _levels, _training, _schedule):
+    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _training, _schedule, _distillation):
         check(config, fail)
 
 
@@ -47,7 +48,11 @@ def _paths(config: Config, fail: Callable) -> None:
     data = config.dataset
     if not data.json_file:
         fail("dataset.json_file", "is not set; name the annotation file, e.g. ./data/thumos/annotations/thumos14.json")
-    if not data.feat_folder or (isinstance(data.feat_folder, tuple) and not all(data.feat_folder)):
+    own_folders = bool(data.modalities) and all(isinstance(m, FolderModality) for m in data.modalities.values())
+    if own_folders and config.model.modalities is None:
+        fail("model.modalities", f"is not set, but every modality has a folder of its own; name those that the model reads, of "
+             f"{', '.join(data.modalities)}")
+    if not own_folders and (not data.feat_folder or (isinstance(data.feat_folder, tuple) and not all(data.feat_folder))):
         fail("dataset.feat_folder", "is not set; name the folder of feature files, e.g. ./data/thumos/i3d_features")
     if not config.output_folder:
         fail("output_folder", "is empty; name the folder that runs are written to, e.g. ./ckpt/")
@@ -74,10 +79,15 @@ def _channels(config: Config, fail: Callable) -> None:
     if isinstance(data.input_dim, tuple) and not data.input_dim:
         fail("dataset.input_dim", "is an empty list; write the number of channels of the feature files")
     width = sum(_tuple(data.input_dim))
-    for name, (low, high) in (data.modalities or {}).items():
+    ranges = {n: m for n, m in (data.modalities or {}).items() if not isinstance(m, FolderModality)}
+    for name, (low, high) in ranges.items():
         if not low < high <= width:
             fail("dataset.modalities", f"{name}: [{low}, {high}] is not a range of channels; write [first, last + 1] inside the "
                  f"{width} channels of dataset.input_dim")
+    for (a, (first, end)), (b, (start, stop)) in itertools.combinations(ranges.items(), 2):
+        if max(first, start) < min(end, stop):
+            fail("dataset.modalities", f"{a}: [{first}, {end}] and {b}: [{start}, {stop}] overlap; a channel belongs to one "
+                 "modality")
     if chosen is None:
         return
     known = list(data.modalities or {})
@@ -92,9 +102,31 @@ def _channels(config: Config, fail: Callable) -> None:
         fail("model.modalities", f"{list(chosen)} must name one or more of {', '.join(known)}, each once; null reads all")
 
 
+def _streams(config: Config, fail: Callable) -> None:
+    """What the backbone sees beyond what the model reads: hallucinated modalities and their fusion."""
+    model, declared = config.model, config.dataset.modalities or {}
+    if (model.hallucinator == "none") != (not model.hallucinated):
+        fail("model.hallucinated", f"{list(model.hallucinated)} does not fit hallucinator: {model.hallucinator}; name what "
+             "it makes up, e.g. hallucinator: separable with hallucinated: [flow], or use none and []")
+    if model.hallucinated and model.modalities is None:
+        fail("model.modalities", "is not set: a model that hallucinates must say what it reads, e.g. [rgb]")
+    for name in model.hallucinated:
+        if name not in declared:
+            fail("model.hallucinated", f"{name!r} is not declared in dataset.modalities{nearest(name, declared)}; use "
+                 f"{', '.join(declared)}")
+        if name in (model.modalities or ()):
+            fail("model.hallucinated", f"{name!r} is read from files too (model.modalities); take it out of one of them")
+    if len(set(model.hallucinated)) < len(model.hallucinated):
+        fail("model.hallucinated", f"{list(model.hallucinated)} names a modality twice")
+    if model.fusion == "gated" and len((model.modalities or ()) + model.hallucinated) < 2:
+        fail("model.fusion", "gated fusion needs at least two streams in model.modalities and model.hallucinated; use none")
+    if model.temporal_gate != "none" and model.fpn_type != "identity":
+        fail("model.temporal_gate", f"{model.temporal_gate} belongs to fpn_type: identity; use none")
+
+
 def _network(config: Config, fail: Callable) -> None:
     model = config.model
-    inputs, widths = config.model_input_dim, model.embd_dim
+    inputs, widths = config.backbone_input_dim, model.embd_dim
     if isinstance(inputs, tuple) != isinstance(widths, tuple) or (isinstance(inputs, tuple) and len(inputs) != len(widths)):
         fail("model.embd_dim", f"{_text(widths)} does not fit the model's input of {_text(inputs)} channels: one width per input "
              "(a list for a list of the same length, one number for one number)")
@@ -171,6 +203,44 @@ def _schedule(config: Config, fail: Callable) -> None:
         steps = opt.schedule_steps
         if not steps or any(a >= b for a, b in itertools.pairwise(steps)):
             fail("opt.schedule_steps", f"{list(steps)}: the multistep schedule needs a rising list of epochs, e.g. [20, 25]")
+
+
+def _distillation(config: Config, fail: Callable) -> None:
+    distill, model = config.distill, config.model
+    if distill.stage is not None and distill.preset != "c2ms":
+        fail("distill.stage", f"{distill.stage} is a stage of preset: c2ms; remove it, or set distill.preset: c2ms")
+    if not distill.teachers:
+        if distill.init_from is not None:
+            fail("distill.init_from", f"{distill.init_from!r}: no distill.teachers; add one, or use train.py --init-from")
+        return
+    names = teacher_names(distill)
+    if len(set(names)) < len(names):
+        fail("distill.teachers", f"the names {', '.join(names)} are not all different; name each")
+    for name, teacher in zip(names, distill.teachers, strict=True):
+        if not teacher.checkpoint:
+            fail("distill.teachers", f"{name}: checkpoint is empty; name a checkpoint file or the folder of a run")
+        for term in teacher.terms or ():
+            if term not in TERMS:
+                fail("distill.teachers", f"{name}: terms: {term!r} is not a term{nearest(term, TERMS)}; use {', '.join(TERMS)}")
+    if distill.init_from is not None and distill.init_from not in names:
+        fail("distill.init_from", f"{distill.init_from!r} is not the name of a teacher; use {', '.join(names)}")
+    if distill.inputs.weight and model.hallucinator == "none":
+        fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
+             "the weight to 0, or choose a hallucinator")
+    coarsest = model.scale_factor ** model.backbone_arch[2]
+    if distill.outputs == "cache":
+        if config.dataset.crop_align % coarsest:
+            fail("dataset.crop_align", f"{config.dataset.crop_align}: cached teacher outputs are cropped on every FPN level, so "
+                 f"crops must start at multiples of the coarsest stride; use {coarsest}, or distill.outputs: online")
+        if distill.teacher_droppath:
+            fail("distill.teacher_droppath", "a teacher that drops paths says something else in every step and cannot be cached; "
+                 "use distill.outputs: online")
+
+
+def teacher_names(distill: DistillConfig) -> list[str]:
+    """The names of distill.teachers: as given, else teacher (one) or teacher1, teacher2, ..."""
+    several = len(distill.teachers) > 1
+    return [t.name or (f"teacher{i}" if several else "teacher") for i, t in enumerate(distill.teachers, start=1)]
 
 
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

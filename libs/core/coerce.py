@@ -13,6 +13,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, Union
 
+from libs.core.errors import nearest
+
 SINGULAR = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -42,6 +44,8 @@ def field_types(cls: type) -> dict[str, Any]:
 def describe(kind: Any) -> str:
     """What an annotation accepts, in words: 'a whole number, or a list of whole numbers'."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return f"a mapping with {', '.join(field_types(kind))}"
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(a) for a in args)
     if origin is tuple:
@@ -66,6 +70,8 @@ def coerce(value: Any, kind: Any) -> Any:
         if not all(isinstance(k, str) and k for k in value):
             raise ValueError(f"{describe(kind)}; the names must be text")
         return FrozenDict({k: coerce(v, args[1]) for k, v in value.items()})
+    if dataclasses.is_dataclass(kind):
+        return _coerce_record(value, kind)
     if kind is float and type(value) in (int, float):
         return _finite(value)
     if kind is int and type(value) is float and math.isfinite(value) and value.is_integer():
@@ -78,7 +84,7 @@ def coerce(value: Any, kind: Any) -> Any:
 def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str:
     """What is wrong with `value` against the field's choices and bounds ('' when nothing is); checks every number inside."""
     choices = metadata.get("choices")
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         return f"must be {' or '.join(choices)}"
     low, high, above = (metadata.get(k) for k in ("low", "high", "above"))
     for number in _numbers(value):
@@ -91,8 +97,35 @@ def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str:
     return ""
 
 
+def _coerce_record(value: Any, cls: type) -> Any:
+    """A mapping as the dataclass `cls`: known keys only, each of its type and inside its bounds; keys without a default given."""
+    if isinstance(value, cls):
+        return value
+    kinds = field_types(cls)
+    if not isinstance(value, Mapping):
+        _fail(cls, value)
+    if unknown := [k for k in value if k not in kinds]:
+        raise ValueError(f"{describe(cls)}; {unknown[0]!r} is not one of them{nearest(str(unknown[0]), kinds)}")
+    given = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in value:
+            if "(required)" in field.metadata["doc"]:
+                raise ValueError(f"{describe(cls)}; {field.name} is missing")
+            continue
+        try:
+            given[field.name] = coerce(value[field.name], kinds[field.name])
+        except ValueError as error:
+            raise ValueError(f"{field.name}: {error}") from error
+        if problem := out_of_bounds(given[field.name], field.metadata):
+            raise ValueError(f"{field.name}: {value[field.name]!r}: {problem}")
+    return cls(**given)
+
+
 def _coerce_union(value: Any, kind: Any, args: tuple) -> Any:
     fitting = next((arm for arm in args if _accepts(value, arm)), None)
+    records = [arm for arm in args if dataclasses.is_dataclass(arm)]
+    if fitting is None and isinstance(value, Mapping) and records:
+        return coerce(value, records[0])  # its error says which key is wrong
     if fitting is None:
         _fail(kind, value)
     return coerce(value, fitting)
@@ -168,6 +201,10 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _plural(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return f"mappings with {', '.join(field_types(kind))}"
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_plural(a) for a in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         args = typing.get_args(kind)
         return f"lists of {_plural(args[0])}" if args[-1] is Ellipsis else f"[{', '.join(PLURAL[a][:-1] for a in args)}] lists"

@@ -26,6 +26,20 @@ def key(default: Any, doc: str, choices: tuple | None = None, low: float | None 
 
 
 @dataclass(frozen=True)
+class FolderModality:
+    """A stream of features in files of its own; listed in dataset.modalities."""
+
+    folder: str = key("", "folder of feature files, or one .h5/.hdf5 file (required)")
+    dim: int = key(0, "channels of these files (required)", above=0)
+    file_prefix: Union[str, None] = key(None, "text before the video id in a file's name")
+    file_ext: Union[str, None] = key(".npy", "extension of these files")
+    resample: str = key("none", "none: same length as the other features; linear: stretched to the feature grid (audio windows)", ("none", "linear"))
+
+
+Modality = Union[tuple[int, int], FolderModality]
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     json_file: str = key("", "annotation JSON in the ActivityNet layout (required)")
     feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
@@ -44,18 +58,21 @@ class DatasetConfig:
     missing: str = key("error", "(ours) a video without features: stop with the list, or leave it out with a warning", ("error", "skip"))
     strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length")
     tiou_thresholds: Union[tuple[float, ...], None] = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
-    modalities: Union[dict[str, tuple[int, int]], None] = key(None, "(ours) named channel ranges of the feature files, e.g. {rgb: [0, 1024], flow: [1024, 2048]}", low=0)
+    modalities: Union[dict[str, Modality], None] = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
+    crop_align: int = key(1, "(ours) training crops start at multiples of this many feature vectors; cached teacher outputs need the coarsest level's stride", low=1)
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
     batch_size: int = key(8, "training videos per step", low=1)
     num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
+    padding: str = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)", ("shortest", "max_seq_len"))
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv"))
+    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv", "conv_dw"))
+    branch_type: str = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters", ("block", "max_pool"))
     fpn_type: str = key("identity", "neck", ("identity", "fpn"))
     backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0)
     scale_factor: int = key(2, "downsampling between two FPN levels", low=2)
@@ -72,10 +89,16 @@ class ModelConfig:
     head_kernel_size: int = key(3, "kernel of the head convs (odd)", low=1)
     head_num_layers: int = key(3, "convs per head, the output conv included", low=1)
     head_with_ln: bool = key(True, "LayerNorm in the heads")
+    head_type: str = key("conv", "(ours) convs of the heads: dense, or depthwise then pointwise", ("conv", "separable"))
     max_buffer_len_factor: float = key(6.0, "accepted for published files; points are computed for the length at hand", above=0)
     use_abs_pe: bool = key(False, "sine/cosine position encoding added to the embedding")
     use_rel_pe: bool = key(False, "learned relative position bias in local attention")
     modalities: Union[tuple[str, ...], None] = key(None, "(ours) names from dataset.modalities that the model reads; null: all channels")
+    hallucinator: str = key("none", "(ours) network that makes up missing modalities from those that are read: rgb2flow as published, or a cheaper one", ("none", "rgb2flow", "separable", "bottleneck"))
+    hallucinated: tuple[str, ...] = key((), "(ours) names from dataset.modalities that the hallucinator makes up, e.g. [flow]")
+    hallucinator_dim: int = key(0, "(ours) hidden channels of the bottleneck hallucinator; 0: a quarter of its output", low=0)
+    fusion: str = key("none", "(ours) gated fusion of the first stream with the rest before the embedding", ("none", "gated"))
+    temporal_gate: str = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm", ("none", "published", "post_norm"))
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,60 @@ class OptConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """One entry of distill.teachers."""
+
+    name: str = key("", "name in logs; empty: teacher, or teacher1, teacher2, ...")
+    checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run (required)")
+    config: Union[str, None] = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
+    weights: str = key("ema", "averaged or raw weights", ("ema", "raw"))
+    terms: Union[dict[str, float], None] = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)
+
+
+@dataclass(frozen=True)
+class ClsTerm:
+    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (2)", above=0)
+    loss: Union[str, None] = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's", ("softmax_kl", "sigmoid_kl"))
+    mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
+    reduction: Union[str, None] = key(None, "levels: sum / batch size per level, then the mean over levels; points: mean over points; null: the preset's", ("levels", "points"))
+
+
+@dataclass(frozen=True)
+class OffsetTerm:
+    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    loss: Union[str, None] = key(None, "mean squared error of offsets in strides, or 1 - DIoU of the segments; null: the preset's", ("mse", "diou"))
+    points: Union[str, None] = key(None, "all, or confident: ground-truth positives and points where the teacher's best score is above score_thresh, weighted by that score; null: the preset's", ("all", "confident"))
+    score_thresh: float = key(0.1, "confident points: least teacher score", low=0, high=1)
+    mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
+    reduction: Union[str, None] = key(None, "levels: mean per level, then over levels; points: mean over all points at once; null: the preset's", ("levels", "points"))
+
+
+@dataclass(frozen=True)
+class FeatureTerm:
+    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    mask: Union[bool, None] = key(None, "only valid steps count; null: the preset's")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    preset: str = key("corrected", "defaults of the terms: ours, or the published formulae", ("corrected", "c2ms"))
+    stage: Union[str, None] = key(None, "c2ms: which published loss the weights default to", ("structure_teacher", "cross_modal", "cross_structure", "multi_teacher"))
+    teachers: tuple[TeacherConfig, ...] = key((), "the teachers; none: plain training")
+    init_from: Union[str, None] = key(None, "teacher (its name) whose same-named tensors the student starts from")
+    det_weight: Union[float, None] = key(None, "weight of the detection loss; null: the preset's", low=0)
+    weight: Union[float, None] = key(None, "common weight of all terms; null: the preset's", low=0)
+    outputs: str = key("online", "teacher outputs: computed in every step, or once per whole video and cropped", ("online", "cache"))
+    cache_folder: str = key("./ckpt/teacher_cache", "where outputs: cache keeps the teachers' outputs")
+    teacher_droppath: bool = key(False, "let the teachers drop paths as the published program does (for ablations)")
+    cls: ClsTerm = key(ClsTerm, "class logits")
+    offsets: OffsetTerm = key(OffsetTerm, "offsets")
+    stem: FeatureTerm = key(FeatureTerm, "finest backbone feature before the branch")
+    pyramid: FeatureTerm = key(FeatureTerm, "features of all FPN levels")
+    inputs: FeatureTerm = key(FeatureTerm, "input of the backbone: hallucinated against real modalities")
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration; immutable.  `source` is the YAML file it came from (for messages)."""
 
@@ -145,15 +222,26 @@ class Config:
     train_cfg: TrainConfig = key(TrainConfig, "training")
     test_cfg: TestConfig = key(TestConfig, "inference")
     opt: OptConfig = key(OptConfig, "optimisation")
+    distill: DistillConfig = key(DistillConfig, "(ours) distillation")
     source: str = dataclasses.field(default="", compare=False, metadata={"doc": "", "internal": True})
+
+    def modality_dim(self, name: str) -> int:
+        """Channels of one entry of dataset.modalities."""
+        entry = self.dataset.modalities[name]
+        return entry.dim if isinstance(entry, FolderModality) else entry[1] - entry[0]
 
     @property
     def model_input_dim(self) -> Ints:
-        """Channels that the model reads: dataset.input_dim, or the sum of its modalities' ranges."""
+        """Channels that the model reads: dataset.input_dim, or those of its modalities."""
         if self.model.modalities is None:
             return self.dataset.input_dim
-        ranges = self.dataset.modalities or {}
-        return sum(ranges[m][1] - ranges[m][0] for m in self.model.modalities)
+        return sum(self.modality_dim(name) for name in self.model.modalities)
+
+    @property
+    def backbone_input_dim(self) -> Ints:
+        """Channels that the backbone sees: what the model reads, then what it hallucinates."""
+        made_up = sum(self.modality_dim(name) for name in self.model.hallucinated)
+        return self.model_input_dim if not made_up else sum(_tuple(self.model_input_dim)) + made_up
 
     @property
     def level_windows(self) -> tuple[int, ...]:
@@ -166,6 +254,10 @@ class Config:
         """Epochs that training runs, warm-up included."""
         total = self.opt.epochs + (self.opt.warmup_epochs if self.opt.warmup else 0)
         return min(total, self.opt.early_stop_epochs) if self.opt.early_stop_epochs else total
+
+
+def _tuple(value: Ints) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}
