@@ -4,6 +4,7 @@
     python train.py configs/demo.yaml --output first
     python train.py configs/thumos_i3d.yaml --output reproduce --eval-freq 5
     python train.py configs/thumos_i3d.yaml --output reproduce --resume auto
+    python train.py configs/distill/demo/student.yaml --output first
     python train.py configs/mine.yaml --output tuned --init-from ckpt/thumos_i3d_reproduce --set opt.learning_rate=1e-5
 
 Writes ckpt/<config>_<output>/: epoch_%03d.pth.tar, config.yaml, config.txt, metrics.jsonl, logs/ (TensorBoard).
@@ -19,6 +20,7 @@ from libs.core.errors import run_main
 from libs.datasets.demo import ensure_demo_of
 from libs.engine.fit import FitOptions, fit
 from libs.engine.run import run_folder
+from libs.engine.teachers import with_run_name
 
 
 def positive(text: str) -> int:
@@ -43,7 +45,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    config = load_config(args.config, args.set)
+    config = with_run_name(load_config(args.config, args.set), args.output)
     device = torch.device(resolve_device(config))
     ensure_demo_of(config)
     folder = run_folder(config, args.output)

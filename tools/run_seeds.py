@@ -9,24 +9,16 @@ Averaged (ema) and raw weights of the last epoch are both evaluated.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.checkpoint import checkpoint_name
-from libs.engine.evaluate import evaluation_folder
+from libs.engine.launch import eval_command, log_of, read_results, run_commands, run_graph, threads_per_job, train_command
 from libs.engine.run import run_folder
 from libs.utils.io import write_json_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("ema", "raw")
 
 
@@ -51,49 +43,19 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
     name, overrides = f"{args.output}_seed{seed}", [*args.set, f"init_rand_seed={seed}"]
     config = load_config(args.config, overrides)
     folder = run_folder(config, name)
-    log = folder.with_name(folder.name + ".log")
-    threads = str(max((os.cpu_count() or 1) // args.jobs, 1))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    extra = ["--eval-freq", str(args.eval_freq)] if args.eval_freq else []
     last = folder / checkpoint_name(config.total_epochs)
-    commands = [[sys.executable, str(ROOT / "train.py"), args.config, "--output", name, "--resume", "auto", *extra,
-                 "--set", *overrides]]
-    commands += [[sys.executable, str(ROOT / "eval.py"), args.config, str(last), "--weights", kind, "--set", *overrides]
-                 for kind in KINDS]
-    with _opened(log) as file:
-        for command in commands:
-            if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
-                tail = "\n  ".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-                raise UserError(f"seed {seed} failed, see {log}; it ends with:\n  {tail}")
-    results = {kind: json.loads((evaluation_folder(last, kind) / "results.json").read_text(encoding="utf-8")) for kind in KINDS}
+    commands = [train_command(args.config, name, overrides, args.eval_freq),
+                *(eval_command(args.config, last, kind, overrides) for kind in KINDS)]
+    run_commands(commands, log_of(folder), threads_per_job(args.jobs), f"seed {seed}")
+    results = {kind: read_results(last, kind) for kind in KINDS}
     print(f"seed {seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
     return results
-
-
-def _opened(log: Path) -> TextIO:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return open(log, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{log}: cannot be written ({error.strerror}); choose another output_folder or --output") from error
 
 
 def main() -> None:
     args = parse()
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
-    failed = threading.Event()
-
-    def one(seed: int) -> dict[str, dict]:
-        if failed.is_set():  # what runs is waited for, nothing else begins
-            raise UserError(f"seed {seed} was not begun")
-        try:
-            return run_seed(args, seed)
-        except UserError:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = dict(zip(seeds, pool.map(one, seeds), strict=True))
+    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, seed), args.jobs)
     summary = {}
     for kind in KINDS:
         values = [100 * results[s][kind]["average_mAP"] for s in seeds]

@@ -217,6 +217,8 @@ def _distillation(config: Config, fail: Callable) -> None:
     if len(set(names)) < len(names):
         fail("distill.teachers", f"the names {', '.join(names)} are not all different; name each")
     for name, teacher in zip(names, distill.teachers, strict=True):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            fail("distill.teachers", f"name: {name!r}: use letters, digits, _ and - only")
         if not teacher.checkpoint:
             fail("distill.teachers", f"{name}: checkpoint is empty; name a checkpoint file or the folder of a run")
         for term in teacher.terms or ():

@@ -23,10 +23,10 @@ from torch.utils.data import Dataset
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
-from libs.datasets.features import FeatureStore
-from libs.datasets.grid import Grid, expected_length, file_window, implausible_length, plan_grid
+from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
 from libs.datasets.presets import get_preset
-from libs.datasets.transforms import random_crop, resize, trim_to_features
+from libs.datasets.streams import StreamReader
+from libs.datasets.transforms import random_crop, trim_to_features
 
 UNKNOWN_DURATION_S = 1e8
 LISTED = 10
@@ -59,19 +59,22 @@ class TalDataset(Dataset):
     """Videos of some subsets with their features; see the module's docstring.
 
     config: the whole configuration; subset: names of annotation subsets (case does not matter); training: apply the rules
-    that only training has (trimming).  Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those
-    without, left out), `unreachable_segments` (ground-truth segments in them), `label_ids` (class name -> id, whole file),
-    `tious`, `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
-    Raises UserError for bad annotations or features, an empty subset, and labels that do not fit num_classes.
+    that only training has (trimming); modalities: the streams to read (names from dataset.modalities, joined along channels
+    in this order), None: model.modalities, and all channels of dataset.feat_folder if that is None too.
+    Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
+    `unreachable_segments` (ground-truth segments in them), `label_ids` (class name -> id, whole file), `tious`,
+    `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
+    Raises UserError for bad annotations or features (only those of streams that are read are looked at), an empty subset,
+    and labels that do not fit num_classes.
     """
 
-    def __init__(self, config: Config, subset: str | Iterable[str], training: bool) -> None:
+    def __init__(self, config: Config, subset: str | Iterable[str], training: bool,
+                 modalities: Sequence[str] | None = None) -> None:
         self.config, self.training = config, training
         self._data = data = config.dataset
         self._where = f"{config.source}: " if config.source else ""
         self.preset = get_preset(config.dataset_name)
         self.subset = (subset.lower(),) if isinstance(subset, str) else tuple(name.lower() for name in subset)
-        self._channels = self._channel_ranges()
         annotations = load_annotations(data.json_file, data.strict, self.preset.unlabelled)
         self.label_ids = annotations.label_ids
         self.tious = tuple(data.tiou_thresholds or self.preset.tious)
@@ -79,12 +82,12 @@ class TalDataset(Dataset):
         self._check_labels(annotations.path)
         self.empty_classes = self._find_empty_classes(annotations)
         self._annotated = self._select(annotations)
-        self._store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, self._width())
+        self._reader = StreamReader(config, config.model.modalities if modalities is None else modalities)
         self.videos, self.missing_ids = self._find_features()
         self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in set(self.missing_ids))
         self._report_missing()
         self._measure(annotations.path)
-        self._store.close()  # workers are forked later and open their own
+        self._reader.close()  # workers are forked later and open their own
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -108,10 +111,10 @@ class TalDataset(Dataset):
         if rng is not None:
             start, size, segments, labels = random_crop(
                 length, segments, labels, max_seq_len=data.max_seq_len, trunc_thresh=data.trunc_thresh, offset=grid.offset,
-                crop_ratio=data.crop_ratio, rng=rng)
-        return Sample(video.id, self._read(index, start, start + size), grid, self._duration(video),
-                      torch.from_numpy(np.array(segments, np.float32)), torch.from_numpy(np.array(labels, np.int64)),
-                      length, start)
+                crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
+        feats = self._reader.read(video.id, self._file_lengths[index], length, start, start + size)
+        return Sample(video.id, feats, grid, self._duration(video), torch.from_numpy(np.array(segments, np.float32)),
+                      torch.from_numpy(np.array(labels, np.int64)), length, start)
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -140,29 +143,8 @@ class TalDataset(Dataset):
             labels = np.zeros_like(labels)
         return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
 
-    def _read(self, index: int, start: int, stop: int) -> torch.Tensor:
-        video_id, data, file_length = self.videos[index].id, self._data, self._file_lengths[index]
-        if self._resampled:
-            feats = torch.from_numpy(self._store.read(video_id, slice(0, file_length), self._channels))
-            return resize(feats, self._lengths[index])[start:stop].contiguous()
-        rows = file_window(start, stop, file_length, data.downsample_rate)
-        return torch.from_numpy(self._store.read(video_id, rows, self._channels))
-
-    @property
-    def _resampled(self) -> bool:
-        return self._data.force_upsampling or self._data.feat_stride <= 0
-
     def _duration(self, video: Video) -> float:
         return video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
-
-    def _width(self) -> int:
-        dims = self._data.input_dim
-        return sum(dims) if isinstance(dims, Sequence) else dims
-
-    def _channel_ranges(self) -> tuple[tuple[int, int], ...] | None:
-        """Channels of the model's modalities, in its order; None: all (libs.core.config has checked names and ranges)."""
-        names = self.config.model.modalities
-        return None if names is None else tuple(tuple(self._data.modalities[name]) for name in names)
 
     def _check_labels(self, path: str) -> None:
         classes, found = self._data.num_classes, len(self.label_ids)
@@ -200,7 +182,7 @@ class TalDataset(Dataset):
     def _find_features(self) -> tuple[tuple[Video, ...], tuple[str, ...]]:
         present, missing = [], []
         for video in self._annotated:
-            if self._store.exists(video.id):
+            if self._reader.missing(video.id) is None:
                 present.append(video)
             else:
                 missing.append(video.id)
@@ -211,14 +193,15 @@ class TalDataset(Dataset):
             return
         count = f"{len(self.missing_ids)} of {len(self._annotated)} videos of subset {', '.join(self.subset)}"
         rest = f", ... ({len(self.missing_ids)} in all)" if len(self.missing_ids) > LISTED else ""
+        lacking = [self._reader.missing(v) for v in self.missing_ids[:LISTED]]
+        (path, (section, folder, _)), remedy = lacking[0], f"check {lacking[0][1].folder}, file_prefix and file_ext"
         if self._data.missing != "skip":
-            paths = ", ".join(self._store.missing_path(v) for v in self.missing_ids[:LISTED])
-            raise UserError(f"{self._where}dataset.feat_folder: {count} have no features: {paths}{rest}; check feat_folder, "
-                            "file_prefix and file_ext, or set dataset.missing: skip to leave them out")
+            paths = ", ".join(path for path, _ in lacking)
+            raise UserError(f"{self._where}{section}.{folder}: {count} have no features: {paths}{rest}; {remedy}, or set "
+                            "dataset.missing: skip to leave them out")
         ids = ", ".join(self.missing_ids[:LISTED])
         if not self.videos:
-            raise UserError(f"{self._where}dataset.feat_folder: none of the {count} has features (first: "
-                            f"{self._store.missing_path(self.missing_ids[0])}); check feat_folder, file_prefix and file_ext")
+            raise UserError(f"{self._where}{section}.{folder}: none of the {count} has features (first: {path}); {remedy}")
         warnings.warn(f"{count} have no features and are left out, with their {self.unreachable_segments} ground-truth segments: "
                       f"{ids}{rest}", stacklevel=3)
 
@@ -230,21 +213,21 @@ class TalDataset(Dataset):
             fps = data.default_fps if data.default_fps is not None else video.fps
             if fps is None:
                 raise UserError(f"{path}: video {video.id!r}: fps is missing; add it, or set dataset.default_fps")
-            file_length = self._store.length(video.id)
+            file_length = self._reader.length(video.id)
             odd.extend(self._length_problem(path, video, file_length, fps))
             grid, length = plan_grid(
                 file_length, fps, video.duration_s, feat_stride=data.feat_stride, num_frames=data.num_frames,
                 downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len, force_upsampling=data.force_upsampling)
-            if self._resampled and length > data.max_seq_len:
-                raise UserError(f"{self._store.path(video.id)}: has {length} feature vectors, but feat_stride <= 0 needs at most "
-                                f"dataset.max_seq_len = {data.max_seq_len}; raise it, or set dataset.force_upsampling: true")
+            if self._reader.resampled and length > data.max_seq_len:
+                raise UserError(f"{self._reader.path(video.id)}: has {length} feature vectors, but feat_stride <= 0 needs at "
+                                f"most dataset.max_seq_len = {data.max_seq_len}; raise it, or set dataset.force_upsampling: true")
             self._file_lengths.append(file_length)
             self._grids.append(grid)
             self._lengths.append(length)
         if odd:
             warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
                           f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
-        if self._resampled and data.downsample_rate > 1:
+        if self._reader.resampled and data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {data.downsample_rate} has no effect on resampled features",
                           stacklevel=3)
 
@@ -256,7 +239,7 @@ class TalDataset(Dataset):
         expected = expected_length(video.duration_s, fps, data.feat_stride, data.num_frames)
         if not implausible_length(file_length, expected):
             return []
-        message = (f"{self._store.path(video.id)}: has {file_length} feature vectors, but {video.duration_s:g} s at {fps:g} fps "
+        message = (f"{self._reader.path(video.id)}: has {file_length} feature vectors, but {video.duration_s:g} s at {fps:g} fps "
                    f"give about {expected}")
         if self.preset.trim:
             return [message]

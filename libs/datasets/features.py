@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,17 @@ from libs.datasets.formats import (
 Ranges = Sequence[tuple[int, int]]
 
 
+class Keys(NamedTuple):
+    """The configuration keys behind a store, for messages: a section, and the names of folder and width in it."""
+
+    section: str = "dataset"
+    folder: str = "feat_folder"
+    width: str = "input_dim"
+
+
+FEAT_FOLDER = Keys()
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Columns of one folder's array and where they go in the result."""
@@ -42,20 +53,22 @@ class FeatureStore:
     """Features of many videos; picklable, and safe to use in forked workers.
 
     folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the video id; width: channels
-    expected over all folders together (None: not checked).
+    expected over all folders together (None: not checked); narrower: other widths that are accepted too; keys: what
+    messages call these settings.
     Raises UserError if a folder does not exist or the extension is not known.
     """
 
     def __init__(self, folders: str | Sequence[str], prefix: str | None = None, extension: str | None = ".npy",
-                 width: int | None = None) -> None:
+                 width: int | None = None, narrower: Sequence[int] = (), keys: Keys = FEAT_FOLDER) -> None:
         self.folders = (folders,) if isinstance(folders, str) else tuple(folders)
-        self.prefix, self.extension, self.width = prefix or "", extension or "", width
+        self.prefix, self.extension, self.keys = prefix or "", extension or "", keys
+        self.width, self.narrower = width, tuple(narrower)
         self._handles: dict[str, tuple[int, Any]] = {}
         if not self.folders or not all(self.folders):
-            raise UserError(f"dataset.feat_folder: {folders!r} names no folder; give the folder of the feature files")
-        self._bundles = tuple(_is_bundle(folder) for folder in self.folders)
+            raise UserError(f"{keys.section}.{keys.folder}: {folders!r} names no folder; give the folder of the feature files")
+        self._bundles = tuple(_is_bundle(folder, keys) for folder in self.folders)
         if not all(self._bundles) and format_of(self.extension) is None:
-            raise UserError(f"dataset.file_ext: {extension!r} is not a known format; use one of {', '.join(OPENERS)}")
+            raise UserError(f"{keys.section}.file_ext: {extension!r} is not a known format; use one of {', '.join(OPENERS)}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
@@ -75,7 +88,7 @@ class FeatureStore:
         """The first path where the video's features should be but are not, or None."""
         for i, root in enumerate(self.folders):
             if self._bundles[i]:
-                with _reported(root):
+                with _reported(root, self.keys):
                     found = self.prefix + video_id in self._bundle(root)
             else:
                 found = os.path.isfile(self.path(video_id, i))
@@ -117,7 +130,7 @@ class FeatureStore:
             pieces = _pieces([array.shape[1] for array in arrays], channels or ((0, width),))
             out = np.empty((len(range(start, stop, step)), pieces[-1].target.stop), np.float32)
             for piece in pieces:
-                with _reported(self.path(video_id, piece.folder)):
+                with _reported(self.path(video_id, piece.folder), self.keys):
                     read_into(out[:, piece.target], arrays[piece.folder], slice(start, stop, step), piece.source)
         self._check_finite(video_id, out, pieces, start, step)
         return out
@@ -127,11 +140,12 @@ class FeatureStore:
         """The video's lazy array in one folder, checked for rank and type."""
         path, root = self.path(video_id, folder), self.folders[folder]
         with contextlib.ExitStack() as stack:
-            with _reported(path):
+            with _reported(path, self.keys):
                 if self._bundles[folder]:
                     file, key = self._bundle(root), self.prefix + video_id
                     if key not in file:
-                        raise WrongKey(f"there is no data set {key!r} in the file; check dataset.file_prefix and the video ids")
+                        raise WrongKey(f"there is no data set {key!r} in the file; check {self.keys.section}.file_prefix "
+                                       "and the video ids")
                     array = hdf5_dataset(file, key)
                 else:
                     array = stack.enter_context(OPENERS[format_of(self.extension)](path, self.prefix + video_id))
@@ -153,11 +167,12 @@ class FeatureStore:
 
     def _joined_shape(self, video_id: str, shapes: list[tuple[int, int]]) -> tuple[int, int]:
         length, width = shapes[0][0], sum(shape[1] for shape in shapes)
-        if self.width is not None and width != self.width:
+        if self.width is not None and width != self.width and width not in self.narrower:
+            section, folder, key = self.keys
             has = " + ".join(str(shape[1]) for shape in shapes)
             turned = sum(shape[0] for shape in shapes) == self.width
-            hint = "they look transposed, store them as (T, C)" if turned else "correct dataset.input_dim or dataset.feat_folder"
-            raise UserError(f"{self.path(video_id)}: has {has} channels (shape {shapes[0]}), but dataset.input_dim says "
+            hint = "they look transposed, store them as (T, C)" if turned else f"correct {section}.{key} or {section}.{folder}"
+            raise UserError(f"{self.path(video_id)}: has {has} channels (shape {shapes[0]}), but {section}.{key} says "
                             f"{self.width}; {hint}")
         for i, shape in enumerate(shapes):
             if shape[0] == 0:
@@ -181,13 +196,14 @@ class FeatureStore:
                             "extract this file again")
 
 
-def _is_bundle(folder: str) -> bool:
+def _is_bundle(folder: str, keys: Keys) -> bool:
     if os.path.isdir(folder):
         return False
     if not os.path.exists(folder):
-        raise UserError(f"{folder}: no such feature folder; check dataset.feat_folder")
+        raise UserError(f"{folder}: no such feature folder; check {keys.section}.{keys.folder}")
     if os.path.splitext(folder)[1].lower() not in HDF5_EXTENSIONS:
-        raise UserError(f"{folder}: is a file; dataset.feat_folder names a folder or one {' or '.join(HDF5_EXTENSIONS)} file")
+        raise UserError(f"{folder}: is a file; {keys.section}.{keys.folder} names a folder or one "
+                        f"{' or '.join(HDF5_EXTENSIONS)} file")
     return True
 
 
@@ -209,14 +225,15 @@ def _pieces(widths: Sequence[int], channels: Ranges) -> list[_Piece]:
 
 
 @contextlib.contextmanager
-def _reported(path: str) -> Iterator[None]:
+def _reported(path: str, keys: Keys) -> Iterator[None]:
     """Turn what a reader raises into one UserError that names the file."""
     try:
         yield
     except WrongKey as error:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such feature file; check dataset.feat_folder, file_prefix and file_ext") from error
+        raise UserError(f"{path}: no such feature file; check {keys.section}.{keys.folder}, file_prefix and "
+                        "file_ext") from error
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: cannot be read as a feature file ({reason}); it may be damaged or of another format: write it "

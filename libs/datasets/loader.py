@@ -25,13 +25,15 @@ from libs.datasets.dataset import Sample, TalDataset
 @dataclass(frozen=True)
 class Padding:
     """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
-    margin that a video's end needs to see padding at every level, and whether a position table is stretched to the length."""
+    margin that a video's end needs to see padding at every level, whether a position table is stretched to the length, and
+    whether to pad as far as the published program whatever the outputs need."""
 
     max_seq_len: int
     factor: int
     stride: int
     margin: int
     stretched_positions: bool = False
+    always: bool = False
 
     def published(self, length: int) -> int:
         """The length that the published program pads a video of `length` steps to."""
@@ -40,7 +42,7 @@ class Padding:
     def exact_only(self, length: int) -> bool:
         """Whether only the published length gives the published outputs (no room for the margin, or positions stretched)."""
         stretched = self.stretched_positions and length > self.max_seq_len
-        return stretched or self.published(length) - length < self.margin
+        return self.always or stretched or self.published(length) - length < self.margin
 
     def shortest(self, length: int) -> int:
         """The shortest padded length with the outputs of the published one."""
@@ -63,13 +65,17 @@ class Padding:
         return padded
 
 
-def padding_of(config: Config) -> Padding:
-    """The padding rule of a configuration (SPEC section 11, rows 12 and 13)."""
-    model = config.model
+def padding_of(config: Config, training: bool = False) -> Padding:
+    """The padding rule of a configuration (SPEC section 11, rows 12 and 13; section 12 for the losses of preset c2ms)."""
+    model, distill = config.model, config.distill
     coarsest = model.scale_factor ** model.backbone_arch[2]
     half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
-    return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, half_kernel * coarsest,
-                   model.use_abs_pe and model.backbone_type == "convTransformer")
+    # the published hallucinator and its time gate let padding through: two convolutions deep, and as a whole
+    margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)
+    unmasked = bool(distill.teachers) and distill.preset == "c2ms"
+    always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
+    return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
+                   model.use_abs_pe and model.backbone_type == "convTransformer", always)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False) -> t
         raise UserError(f"{config.source}: loader.batch_size: {size} is more than the {len(dataset)} training videos of "
                         f"{config.dataset.json_file}; lower it")
     sampler = EpochSampler(len(dataset), size, config.init_rand_seed)
-    padding = padding_of(config)
+    padding = padding_of(config, training=True)
     return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
 
 

@@ -25,13 +25,13 @@ class Crop(NamedTuple):
 
 
 def random_crop(length: int, segments: np.ndarray, labels: np.ndarray, *, max_seq_len: int, trunc_thresh: float, offset: float,
-                crop_ratio: tuple[float, float] | None, rng: random.Random) -> Crop:
+                crop_ratio: tuple[float, float] | None, rng: random.Random, align: int = 1) -> Crop:
     """The random training window of a video of `length` grid steps (SPEC 10).
 
     A window is accepted when at least one segment has a share >= trunc_thresh inside it; the segments kept are clipped to
     [-offset, window + offset].  After 200 trials the last window is used without segments.  A video without segments
-    gets any window.  `rng`: one randint for the window's size (only if crop_ratio is set and the video fits), then one per
-    trial.
+    gets any window.  Every start is rounded down to a multiple of `align` grid steps before segments are looked at.
+    `rng`: one randint for the window's size (only if crop_ratio is set and the video fits), then one per trial.
     """
     if length > max_seq_len:
         size = max_seq_len
@@ -45,7 +45,7 @@ def random_crop(length: int, segments: np.ndarray, labels: np.ndarray, *, max_se
     offset32, thresh = np.float32(offset), np.float32(trunc_thresh)
     with np.errstate(divide="ignore", invalid="ignore"):  # a segment of zero length gives NaN and is never kept
         for _ in range(CROP_TRIALS):
-            start = rng.randint(0, length - size)
+            start = rng.randint(0, length - size) // align * align
             left = np.maximum(np.float32(start) - offset32, segments[:, 0])
             right = np.minimum(np.float32(start + size) + offset32, segments[:, 1])
             keep = np.maximum(right - left, 0) / np.abs(segments[:, 1] - segments[:, 0]) >= thresh

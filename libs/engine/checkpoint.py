@@ -133,13 +133,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
     model.load_state_dict(fitting_weights(model, checkpoint, which))
 
 
-def copy_matching(model: nn.Module, checkpoint: Checkpoint) -> tuple[list[str], list[str], list[str]]:
-    """Copy the weights whose name and shape match (averaged ones if the file has them), for fine-tuning.
+def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Copy the weights whose name and shape match, for fine-tuning: `ema`, `raw`, or (None) averaged ones if the file has them.
 
     Returns the names that were copied, those that start anew (absent from the file or of another shape) and those of the file
     that the model has no place for.  Raises UserError when nothing matches.
     """
-    source = checkpoint.weights_ema or checkpoint.weights
+    source = checkpoint.select(which) if which else checkpoint.weights_ema or checkpoint.weights
     own = model.state_dict()
     copied = [n for n, v in own.items() if n in source and source[n].shape == v.shape]
     # a class head with another number of classes starts anew as a whole: half of one would be no starting point

@@ -7,15 +7,22 @@ from collections.abc import Mapping
 from torch import Tensor
 
 SHOWN = 6
+LAYERED = ("backbone.", "neck.", "cls_head.", "reg_head.")  # parts whose names depend on the number of levels and blocks
 
 # (pattern of a parameter name, config key) for names that only one side has, first match wins
 NAME_RULES = (
+    (r"^rgb2flow\.|^hallucinator\.", "model.hallucinator"),
+    (r"^fusion\.", "model.fusion"),
+    (r"^neck\.(seblocks|gates)\.", "model.temporal_gate"),
+    (r"_head\.(head\.\d+|cls_head|offset_head)\.conv\.(depth_conv|point_conv|weight)|_head\.(cls_head|offset_head)\.conv\.bias",
+     "model.head_type"),
+    (r"^backbone\..*(\.depth_conv\.|\.point_conv\.)|^backbone\.embd\.\d+\.conv\.weight", "model.backbone_type"),
     (r"\.drop_path_", "train_cfg.droppath (0 removes the residual scales, any other value has them)"),
     (r"\.rel_pe$", "model.use_rel_pe (and model.n_mha_win_size: global levels have none)"),
     (r"^backbone\.proj\.", "dataset.input_dim and model.embd_dim (lists add one projection per input)"),
     (r"^backbone\.embd_norm\.|^backbone\.embd\.\d+\.conv\.bias", "model.embd_with_ln"),
     (r"^backbone\.embd\.", "model.backbone_arch[0] (embedding convs)"),
-    (r"\.depth_conv\.|\.point_conv\.|\.(conv1|conv2|downsample)\.|\.(attn|mlp|ln1|ln2)\.", "model.backbone_type"),
+    (r"\.(conv1|conv2|downsample)\.|\.(attn|mlp|ln1|ln2)\.", "model.backbone_type"),
     (r"^backbone\.stem\.", "model.backbone_arch[1] (stem blocks)"),
     (r"^backbone\.branch\.", "model.backbone_arch[2] (downsampling blocks)"),
     (r"^neck\.(lateral_convs|fpn_convs)\.\d+\.conv\.bias|^neck\.fpn_norms\.", "model.fpn_with_ln"),
@@ -25,9 +32,12 @@ NAME_RULES = (
     (r"^reg_head\.scale\.", "model.backbone_arch[2] and model.fpn_start_level (FPN levels)"),
 )
 SHAPE_RULES = (
+    (r"^rgb2flow\.|^hallucinator\.|^fusion\.",
+     "dataset.modalities, model.modalities or model.hallucinated (or model.hallucinator_dim, or which hallucinator)"),
+    (r"^neck\.seblocks\.", "dataset.max_seq_len (the published temporal gate has fixed lengths)"),
     (r"^cls_head\.cls_head\.", "dataset.num_classes (or model.head_dim, model.head_kernel_size)"),
-    (r"^backbone\.embd\.0\.conv\.weight|^backbone\.proj\.",
-     "dataset.input_dim (or model.modalities, model.embd_dim, model.embd_kernel_size)"),
+    (r"^backbone\.embd\.0\.conv\.(weight|depth_conv|point_conv)|^backbone\.proj\.",
+     "dataset.input_dim (or model.modalities, model.hallucinated, model.embd_dim, model.embd_kernel_size)"),
     (r"^backbone\.", "model.embd_dim (or model.n_head, model.n_mha_win_size for rel_pe, model.embd_kernel_size)"),
     (r"^neck\.", "model.fpn_dim"),
     (r"_head\.", "model.head_dim or model.head_kernel_size"),
@@ -52,8 +62,8 @@ def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) 
     # a level or block that only one side has is one cause, whatever its parameters are called
     deep = _other_depth(model, file)
     causes += deep
-    if not deep:
-        causes += _causes(missing + extra, NAME_RULES)
+    others = [n for n in missing + extra if not (deep and n.startswith(LAYERED))]
+    causes += _causes(others, NAME_RULES)
     causes += _causes(shapes, SHAPE_RULES)
     remedy = "; ".join(dict.fromkeys(causes)) or "the model section"
     return "\n".join([*lines, f"  likely config key: {remedy}"])
@@ -63,7 +73,7 @@ def _other_depth(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> lis
     found = []
     for part, key in (("backbone.embd", "backbone_arch[0] (embedding convs)"),
                       ("backbone.stem", "backbone_arch[1] (stem blocks)"),
-                      ("backbone.branch", "backbone_arch[2] (downsampling blocks)"),
+                      ("backbone.branch", "backbone_arch[2] (downsampling blocks; or branch_type: max_pool has none)"),
                       ("cls_head.head", "head_num_layers")):
         ours, theirs = _count(model, part), _count(file, part)
         if ours != theirs:

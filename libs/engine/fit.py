@@ -15,10 +15,12 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
 from libs.engine.checkpoint import checkpoint_name, copy_matching, epochs_of, find_checkpoint, load_checkpoint
-from libs.engine.objective import DetectionObjective
+from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.predict import predict, score
 from libs.engine.run import Run
+from libs.engine.teachers import load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
+from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
 from libs.utils.metrics import Scores
 
@@ -40,15 +42,29 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one."""
     resume = _resume_file(folder, options)
     seed_everything(config.init_rand_seed)
-    train_set = TalDataset(config, config.train_split, training=True)
+    settings = resolve(config)
+    teachers = load_teachers(config, settings, device)
+    cached = settings.outputs == "cache" and bool(teachers)
+    read = config.model.modalities if cached else streams_to_read(config, teachers)
+    train_set = TalDataset(config, config.train_split, training=True, modalities=read)
     val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
     loader, sampler = training_loader(train_set, config, pin=device.type == "cuda")
 
     config = _with_empty_classes(config, train_set)
-    objective = DetectionObjective(build_model(config), config).to(device)
+    model = build_model(config)
     if options.init_from:
-        _report_copy(options.init_from, *copy_matching(objective.model, load_checkpoint(find_checkpoint(options.init_from))))
+        _report_copy(options.init_from, *copy_matching(model, load_checkpoint(find_checkpoint(options.init_from))))
+    elif config.distill.init_from:
+        start = next(t for t in teachers if t.name == config.distill.init_from)
+        _report_copy(f"{start.checkpoint.path} ({start.weights} weights)", *copy_matching(model, start.checkpoint, start.weights))
+    if teachers:
+        objective = distillation(model, config, settings, teachers, read)
+    else:
+        objective = DetectionObjective(model, config)
+    objective.to(device)
     trainer = Trainer(objective, config, iters_per_epoch=len(sampler))
+    if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device)):
+        print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
     if resume is not None:
         trainer.resume(load_checkpoint(resume))
 
@@ -57,6 +73,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
                 f"{parameters / 1e6:.2f} M parameters, {device}"
+                + (f", teachers: {', '.join(t.name for t in teachers)}" if teachers else "")
                 + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")

@@ -1,20 +1,27 @@
 """What a training step minimises.  The loop calls `objective(batch) -> Losses` and never changes with it."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from libs.core.schema import Config
+from libs.core.checks import TERMS
+from libs.core.errors import UserError
+from libs.core.schema import Config, DistillConfig
 from libs.datasets.loader import Batch
+from libs.engine.teacher_cache import CachedTeachers
+from libs.engine.teachers import Columns, OnlineTeachers, Teacher
+from libs.modeling.distill import DistillationLoss
 from libs.modeling.losses import DetectionLoss, Losses
+from libs.modeling.model import LocPointTransformer
 
 
 class DetectionObjective(nn.Module):
     """Plain training: the detection loss of one model."""
 
-    def __init__(self, model: nn.Module, config: Config):
+    def __init__(self, model: LocPointTransformer, config: Config):
         super().__init__()
         self.model = model
         self.criterion = DetectionLoss(config)
@@ -24,6 +31,11 @@ class DetectionObjective(nn.Module):
         outputs = self.model(batch.feats, batch.mask)
         return self.criterion(outputs, batch.segments, batch.labels, batch.present)
 
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        """Modules that the optimizer moves: the model first, then what the objective learns beside it."""
+        return (self.model,)
+
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the model's weights."""
         return {"loss_normalizer": float(self.criterion.normalizer)}
@@ -32,3 +44,67 @@ class DetectionObjective(nn.Module):
         """Restore `training_state`."""
         with torch.no_grad():
             self.criterion.normalizer.fill_(state["loss_normalizer"])
+
+
+class DistillationObjective(DetectionObjective):
+    """Detection loss of a student, plus what its outputs and features cost against those of frozen teachers.
+
+    `settings`: the resolved distill section; `read`: the modalities that a batch holds; attribute `said(batch)`: the teachers'
+    outputs, in the order of `teachers` (see `distillation`).  The teachers are no submodules.  Raises UserError for a term that
+    cannot be computed.
+    """
+
+    def __init__(self, model: LocPointTransformer, config: Config, settings: DistillConfig, teachers: Sequence[Teacher],
+                 read: tuple[str, ...] | None):
+        super().__init__(model, config)
+        self.said: OnlineTeachers | CachedTeachers
+        self.det_weight = settings.det_weight
+        self.columns = Columns(config, read, config.model.modalities)
+        with torch.random.fork_rng():  # with or without projections, the run draws the same numbers
+            self.distillation = DistillationLoss(settings, [t.spec for t in teachers], model.backbone.width, config.model.fpn_dim)
+        if settings.preset == "c2ms" and (extra := list(self.distillation.projections)):
+            raise UserError(f"{config.source}: distill.preset: c2ms compares features without a projection, but the widths of "
+                            f"teacher and student differ ({', '.join(extra)}); make model.embd_dim and fpn_dim equal, or set "
+                            "the term's weight to 0, or use preset: corrected")
+
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of a batch: `final` is det_weight x detection + the weighted terms; each term is logged before its weight."""
+        outputs, features = self.model.trace(self.columns(batch.feats), batch.mask)
+        targets = self.criterion.assign(outputs, batch.segments, batch.labels, batch.present)
+        detection = self.criterion.losses(outputs, targets)
+        extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, self.said(batch))
+        final = self.det_weight * detection.final + extra
+        return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
+
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        return (self.model, self.distillation)
+
+    def training_state(self) -> dict[str, Any]:
+        """As of plain training, and the learned projections."""
+        projections = {k: v.detach().cpu().clone() for k, v in self.distillation.state_dict().items()}
+        return {**super().training_state(), "projections": projections}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore `training_state`."""
+        super().load_training_state(state)
+        self.distillation.load_state_dict(state["projections"])
+
+
+def distillation(model: LocPointTransformer, config: Config, settings: DistillConfig, teachers: Sequence[Teacher],
+                 read: tuple[str, ...] | None) -> DistillationObjective:
+    """The objective of a student with online or cached teachers, as its configuration says; `read`: what a batch holds.
+
+    Raises UserError where cached outputs cannot stand in for the teachers.
+    """
+    objective = DistillationObjective(model, config, settings, teachers, read)
+    loss = objective.distillation
+    used = {(t.name, term) for t in teachers for term in TERMS if loss.weight(t.spec, term) > 0}
+    if settings.outputs == "online":
+        objective.said = OnlineTeachers(config, teachers, read, used)
+        return objective
+    if unmasked := sorted({term for _, term in used if not getattr(settings, term).mask}):
+        raise UserError(f"{config.source}: distill.outputs: cached teacher outputs end where the video ends, but {unmasked[0]} "
+                        f"also compares padding (mask: false, preset {settings.preset}); use outputs: online")
+    objective.said = CachedTeachers(config, teachers, used)
+    return objective

@@ -1,6 +1,8 @@
 """Optimizer: which parameters decay (SPEC item 35), and the fused update that a non-finite loss cannot pass."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +31,19 @@ def parameter_groups(model: nn.Module) -> tuple[Named, Named]:
     return sorted(decay, key=lambda item: item[0]), sorted(no_decay, key=lambda item: item[0])
 
 
-def make_optimizer(model: nn.Module, opt: OptConfig) -> torch.optim.Optimizer:
-    """AdamW (default betas and eps) or SGD with momentum, fused: its step can be gated on the device (`gate`)."""
-    decay, no_decay = parameter_groups(model)
+def make_optimizer(modules: nn.Module | Sequence[nn.Module], opt: OptConfig) -> torch.optim.Optimizer:
+    """AdamW (default betas and eps) or SGD with momentum, fused: its step can be gated on the device (`gate`).
+
+    Of several modules, each group holds the parameters of the first, then those of the next.
+    """
+    modules = (modules,) if isinstance(modules, nn.Module) else modules
+    split = [parameter_groups(module) for module in modules]
+    decay, no_decay = ([item for groups in split for item in groups[i]] for i in (0, 1))
     groups = [{"params": [p for _, p in decay], "weight_decay": opt.weight_decay},
               {"params": [p for _, p in no_decay], "weight_decay": 0.0}]
     if opt.type == "SGD":
         optimizer = torch.optim.SGD(groups, lr=opt.learning_rate, momentum=opt.momentum, fused=True)
-        for parameter in model.parameters():  # zeros act as no momentum; a gated first step would leave it uninitialised
+        for _, parameter in (*decay, *no_decay):  # zeros act as no momentum; a gated first step would leave it uninitialised
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=opt.learning_rate, fused=True)
@@ -54,7 +61,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Scale gradients to an L2 norm of at most `limit` (<= 0: leave them); returns the norm before, on the device."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
+    with_gradient = [p for p in parameters if p.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(with_gradient, limit if limit > 0 else float("inf"))

@@ -51,7 +51,7 @@ class Trainer:
     def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int):
         self.objective, self.model, self.config = objective, objective.model, config
         self.device = next(self.model.parameters()).device
-        self.optimizer = make_optimizer(self.model, config.opt)
+        self.optimizer = make_optimizer(objective.trained, config.opt)
         self.schedule = make_schedule(config.opt, iters_per_epoch)
         self.average = WeightAverage(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
         self.iters_per_epoch = iters_per_epoch
@@ -67,12 +67,12 @@ class Trainer:
         A non-finite loss or gradient changes neither weights nor moments (decided on the device); `raise_if_not_finite`
         reports it.
         """
-        self.model.train()
+        self.objective.train()
         set_learning_rate(self.optimizer, self.schedule.at(self.iteration))
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.objective(batch)
         losses.final.backward()
-        norm = clip_gradients(self.model, self.config.train_cfg.clip_grad_l2norm)
+        norm = clip_gradients(self._parameters(), self.config.train_cfg.clip_grad_l2norm)
         finite = torch.isfinite(losses.final.detach()) & torch.isfinite(norm)
         gate(self.optimizer, finite)
         self.optimizer.step()
@@ -82,6 +82,9 @@ class Trainer:
         self._recent[self.iteration] = batch.video_ids
         self.iteration += 1
         return {**{k: v.detach() for k, v in losses.terms.items()}, "final_loss": losses.final.detach(), "grad_norm": norm}
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for module in self.objective.trained for p in module.parameters()]
 
     @property
     def learning_rate(self) -> float:

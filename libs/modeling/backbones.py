@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, TransformerBlock
+from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
 
 
 def sinusoid_table(length: int, channels: int) -> Tensor:
@@ -28,30 +28,35 @@ class Backbone(nn.Module):
     """Embedding, stem and branch around the blocks of a subclass."""
 
     uses_position = True
+    separable = False  # depthwise + 1x1 convs in the embedding and the projections of list inputs
 
     def __init__(self, config: Config):
         super().__init__()
         model = config.model
         n_embd, n_stem, n_branch = model.backbone_arch
-        input_dim, embd_dim = config.model_input_dim, model.embd_dim
+        input_dim, embd_dim = config.backbone_input_dim, model.embd_dim
         self.scale_factor = model.scale_factor
         self.input_dims = input_dim if isinstance(input_dim, tuple) else None
         if self.input_dims is not None:
             widths = embd_dim if isinstance(embd_dim, tuple) else (embd_dim,) * len(self.input_dims)
-            self.proj = nn.ModuleList(MaskedConv1D(i, o, 1) for i, o in zip(self.input_dims, widths, strict=True))
+            self.proj = nn.ModuleList(MaskedConv1D(i, o, 1, separable=self.separable)
+                                      for i, o in zip(self.input_dims, widths, strict=True))
             width = in_channels = sum(widths)
         else:
             in_channels, width = input_dim, sum(embd_dim) if isinstance(embd_dim, tuple) else embd_dim
         self.width = width
         self.embd = nn.ModuleList(
-            MaskedConv1D(in_channels if i == 0 else width, width, model.embd_kernel_size, bias=not model.embd_with_ln)
+            MaskedConv1D(in_channels if i == 0 else width, width, model.embd_kernel_size, bias=not model.embd_with_ln,
+                         separable=self.separable)
             for i in range(n_embd))
         self.embd_norm = nn.ModuleList(LayerNorm(width) if model.embd_with_ln else nn.Identity() for _ in range(n_embd))
         if n_embd == 0 and in_channels != width:
             raise ValueError("without embedding convs the input must have the width of the backbone")
         windows = config.level_windows
         self.stem = nn.ModuleList(self.make_block(config, width, 1, windows[0]) for _ in range(n_stem))
-        self.branch = nn.ModuleList(self.make_block(config, width, model.scale_factor, w) for w in windows[1:n_branch + 1])
+        self.branch = nn.ModuleList(
+            MaxPoolBlock(model.scale_factor) if model.branch_type == "max_pool"
+            else self.make_block(config, width, model.scale_factor, window) for window in windows[1:n_branch + 1])
         if self.uses_position and model.use_abs_pe:
             self.register_buffer("position", sinusoid_table(config.dataset.max_seq_len, width), persistent=False)
         for module in self.modules():  # the published initialisation: torch's own, with every bias at zero
@@ -104,7 +109,14 @@ class ConvBackbone(Backbone):
     uses_position = False
 
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
-        return ConvBlock(width, stride)
+        return ConvBlock(width, stride, self.separable)
 
 
-BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone}
+class ConvDwBackbone(ConvBackbone):
+    """`ConvBackbone` with every convolution, embedding included, split into a depthwise and a 1x1 one (SPEC section 12)."""
+
+    separable = True
+
+
+BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone,
+                                        "conv_dw": ConvDwBackbone}

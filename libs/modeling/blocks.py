@@ -18,8 +18,11 @@ from libs.modeling.attention import band_attention, global_attention
 
 
 def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
-    """Max pooling over time, kernel stride + 1, padding (stride + 1) // 2; T must be a multiple of `stride`."""
-    kernel = stride + 1
+    """Max pooling over time around every stride-th step, kernel stride + 1 (odd strides: stride), padding half of it.
+
+    (B, T, C) -> (B, T / stride, C); T must be a multiple of `stride`.
+    """
+    kernel = stride // 2 * 2 + 1
     x = F.max_pool2d(_as_image(x_BTC), (1, kernel), (1, stride), (0, kernel // 2))
     return _as_sequence(x)
 
@@ -29,24 +32,51 @@ def pointwise(x_BTC: Tensor, conv: nn.Conv1d) -> Tensor:
     return F.linear(x_BTC, conv.weight.squeeze(-1), conv.bias)
 
 
-class MaskedConv1D(nn.Module):
-    """Convolution over time with padding kernel // 2 whose output is multiplied by the mask.  The bias starts at zero."""
+class SeparableConv(nn.Module):
+    """A depthwise convolution over time, then a 1x1 one, nothing in between: a cheap stand-in for a dense convolution.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True):
+    `bias` is that of the depthwise one; the 1x1 convolution always has a bias.  Run it with `conv_time`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = True):
+        super().__init__()
+        self.depth_conv = nn.Conv1d(in_channels, in_channels, kernel, stride, kernel // 2, groups=in_channels, bias=bias)
+        self.point_conv = nn.Conv1d(in_channels, out_channels, 1)
+
+
+class MaskedConv1D(nn.Module):
+    """Convolution over time with padding kernel // 2 whose output is multiplied by the mask.  Biases start at zero.
+
+    `separable` makes it a `SeparableConv` (where `groups` has no meaning).  An even kernel raises ValueError.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = True,
+                 separable: bool = False):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel {kernel} is even; a convolution that keeps the time grid needs an odd one")
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
-        if bias:
-            nn.init.zeros_(self.conv.bias)
+        if separable:
+            self.conv: nn.Module = SeparableConv(in_channels, out_channels, kernel, stride, bias)
+        else:
+            self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the output channels (out_channels,), or None."""
+        return self.conv.point_conv.bias if isinstance(self.conv, SeparableConv) else self.conv.bias
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the OUTPUT steps (B, T / stride) -> (B, T / stride, out_channels)."""
         return conv_time(x_BTC, self.conv) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
 
 
-def conv_time(x_BTC: Tensor, conv: nn.Conv1d) -> Tensor:
+def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv) -> Tensor:
     """The convolution `conv` of (B, T, C) features, padding included -> (B, T / stride, out)."""
+    if isinstance(conv, SeparableConv):
+        return pointwise(conv_time(x_BTC, conv.depth_conv), conv.point_conv)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
@@ -209,18 +239,30 @@ class TransformerBlock(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions with a residual connection, no normalisation (SPEC item 27)."""
+    """Two convolutions with a residual connection, no normalisation (SPEC item 27); all dense or all separable."""
 
-    def __init__(self, channels: int, stride: int):
+    def __init__(self, channels: int, stride: int, separable: bool = False):
         super().__init__()
-        self.conv1 = MaskedConv1D(channels, 2 * channels, 3, stride)
-        self.conv2 = MaskedConv1D(2 * channels, channels, 3)
-        self.downsample = MaskedConv1D(channels, channels, 1, stride) if stride > 1 else None
+        self.conv1 = MaskedConv1D(channels, 2 * channels, 3, stride, separable=separable)
+        self.conv2 = MaskedConv1D(2 * channels, channels, 3, separable=separable)
+        self.downsample = MaskedConv1D(channels, channels, 1, stride, separable=separable) if stride > 1 else None
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C); stride 1 leaves padded steps unmasked."""
         skip = x_BTC if self.downsample is None else self.downsample(x_BTC, mask_BT)
         return F.relu(self.conv2(F.relu(self.conv1(x_BTC, mask_BT)), mask_BT) + skip)
+
+
+class MaxPoolBlock(nn.Module):
+    """Downsampling without parameters: max pooling over time, padded steps set to zero."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C)."""
+        return max_pool_time(x_BTC, self.stride) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
 
 
 def _as_image(x_BTC: Tensor) -> Tensor:

@@ -19,14 +19,16 @@ def logit(probability: float) -> float:
 
 
 class HeadTower(nn.Module):
-    """The hidden layers of a head: masked conv, norm, ReLU."""
+    """The hidden layers of a head: masked conv (dense or separable, model.head_type), norm, ReLU."""
 
     def __init__(self, config: Config):
         super().__init__()
         model = config.model
         layers, with_ln = model.head_num_layers - 1, model.head_with_ln
+        separable = model.head_type == "separable"
         self.head = nn.ModuleList(
-            MaskedConv1D(model.fpn_dim if i == 0 else model.head_dim, model.head_dim, model.head_kernel_size, bias=not with_ln)
+            MaskedConv1D(model.fpn_dim if i == 0 else model.head_dim, model.head_dim, model.head_kernel_size, bias=not with_ln,
+                         separable=separable)
             for i in range(layers))
         self.norm = nn.ModuleList(LayerNorm(model.head_dim) if with_ln else nn.Identity() for _ in range(layers))
 
@@ -39,7 +41,8 @@ class HeadTower(nn.Module):
     def output(self, config: Config, channels: int) -> MaskedConv1D:
         """The last convolution of the head."""
         model = config.model
-        return MaskedConv1D(model.head_dim if self.head else model.fpn_dim, channels, model.head_kernel_size)
+        return MaskedConv1D(model.head_dim if self.head else model.fpn_dim, channels, model.head_kernel_size,
+                            separable=model.head_type == "separable")
 
 
 class ClsHead(HeadTower):
@@ -49,7 +52,7 @@ class ClsHead(HeadTower):
         super().__init__(config)
         self.cls_head = self.output(config, config.dataset.num_classes)
         with torch.no_grad():
-            bias = self.cls_head.conv.bias
+            bias = self.cls_head.bias
             bias.fill_(logit(config.train_cfg.cls_prior_prob))
             for class_id in config.train_cfg.head_empty_cls:
                 bias[class_id] = logit(EMPTY_CLASS_PROB)

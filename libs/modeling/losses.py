@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.model import LevelOutputs
-from libs.modeling.targets import assign_targets
+from libs.modeling.targets import Targets, assign_targets
 
 MOMENTUM = 0.9
 EPS = 1e-8
@@ -74,9 +74,17 @@ class DetectionLoss(nn.Module):
 
     def forward(self, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Losses:
         """Losses of a batch; each call also updates the normaliser.  Arguments as in `assign_targets`."""
+        return self.losses(outputs, self.assign(outputs, segments_BN2, labels_BN, present_BN))
+
+    @torch.no_grad()
+    def assign(self, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Targets:
+        """The targets of the outputs' points."""
+        return assign_targets(outputs.points, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample,
+                              self.radius)
+
+    def losses(self, outputs: LevelOutputs, targets: Targets) -> Losses:
+        """Losses of a batch with given targets; each call also updates the normaliser."""
         with torch.no_grad():
-            targets = assign_targets(outputs.points, segments_BN2, labels_BN, present_BN, self.num_classes,
-                                     self.center_sample, self.radius)
             positive = (targets.classes.sum(-1) > 0) & outputs.mask
             count = positive.sum().to(torch.float32).clamp(min=1.0)
             self.normalizer.copy_(MOMENTUM * self.normalizer + (1 - MOMENTUM) * count)

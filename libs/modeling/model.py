@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
 from libs.modeling.heads import ClsHead, RegHead
+from libs.modeling.modality import GatedFusion, make_hallucinator
 from libs.modeling.necks import NECKS
 from libs.modeling.points import make_points
 
@@ -23,6 +24,14 @@ class LevelOutputs(NamedTuple):
     level_sizes: tuple[int, ...]  # points per level, their sum is P
 
 
+class Features(NamedTuple):
+    """What the network computes on the way; padded steps hold whatever the layer left there."""
+
+    inputs: Tensor  # (B, T, C_in) streams that are read, then those that are hallucinated, before their fusion
+    stem: Tensor  # (B, T, C) finest backbone feature, before the branch and the neck
+    levels: tuple[Tensor, ...]  # (B, T_l, C) per FPN level, what the heads see
+
+
 class LocPointTransformer(nn.Module):
     """ActionFormer (Zhang et al., ECCV 2022) and its variants: backbone, neck and shared heads."""
 
@@ -32,6 +41,10 @@ class LocPointTransformer(nn.Module):
         levels = model.backbone_arch[2] + 1
         self.strides = tuple(model.scale_factor ** i for i in range(model.fpn_start_level, levels))
         self.ranges = model.regression_range
+        self.hallucinator_name = "rgb2flow" if model.hallucinator == "rgb2flow" else "hallucinator"  # published name
+        if model.hallucinator != "none":
+            self.add_module(self.hallucinator_name, make_hallucinator(config))
+        self.fusion = GatedFusion.of(config) if model.fusion == "gated" else None
         self.backbone = BACKBONES[model.backbone_type](config)
         self.neck = NECKS[model.fpn_type](config, self.backbone.width, levels)
         self.cls_head = ClsHead(config)
@@ -44,7 +57,11 @@ class LocPointTransformer(nn.Module):
         return self.strides[-1]
 
     def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
-        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`.
+        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
+        return self.trace(feats_BTC, mask_BT)[0]
+
+    def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
+        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
 
         T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
         """
@@ -52,15 +69,21 @@ class LocPointTransformer(nn.Module):
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_dropout.p > 0:
             feats_BTC = self.input_dropout(feats_BTC.transpose(1, 2)).transpose(1, 2).contiguous()
-        feats, masks = self.neck(*self.backbone(feats_BTC, mask_BT))
-        sizes = tuple(x.shape[1] for x in feats)
-        return LevelOutputs(
-            logits=torch.cat(self.cls_head(feats, masks), dim=1),
-            offsets=torch.cat(self.reg_head(feats, masks), dim=1),
+        hallucinator = getattr(self, self.hallucinator_name, None)
+        if hallucinator is not None:
+            feats_BTC = torch.cat([feats_BTC, hallucinator(feats_BTC, mask_BT)], dim=-1)
+        fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
+        maps, masks = self.backbone(fused_BTC, mask_BT)
+        levels, masks = self.neck(maps, masks)
+        sizes = tuple(x.shape[1] for x in levels)
+        outputs = LevelOutputs(
+            logits=torch.cat(self.cls_head(levels, masks), dim=1),
+            offsets=torch.cat(self.reg_head(levels, masks), dim=1),
             mask=torch.cat(masks, dim=1),
             points=make_points(sizes, self.strides, self.ranges, feats_BTC.device),
             level_sizes=sizes,
         )
+        return outputs, Features(feats_BTC, maps[0], tuple(levels))
 
 
 def build_model(config: Config) -> LocPointTransformer:

@@ -1,24 +1,74 @@
 """Necks: backbone levels -> FPN levels of one width.  A new one is a class and a line in NECKS."""
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.blocks import LayerNorm, MaskedConv1D
 
 
+class FixedLengthGate(nn.Module):
+    """The published "temporal attention" of a level: time steps gated by a network over all steps of a fixed number.
+
+    g = sigmoid(W2 relu(W1 mean_c x)), W1 (steps // 8, steps), W2 (steps, steps // 8), no biases (SPEC section 12).  A factor
+    per step is cancelled by a LayerNorm over channels that follows, so it is here only for checkpoints that have it.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps, hidden = steps, max(steps // 8, 1)
+        self.fc = nn.Sequential(nn.Linear(steps, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, steps, bias=False),
+                                nn.Sigmoid())
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """(B, T, C) -> the same, times the gate.  Longer T: nearest steps there and back; shorter T: ValueError."""
+        T, mean_B1T = x_BTC.shape[1], x_BTC.mean(-1).unsqueeze(1)
+        if self.steps > T:
+            raise ValueError(f"a published temporal gate of {self.steps} steps cannot take {T}: pad to dataset.max_seq_len")
+        gate_B1T = self.fc(F.interpolate(mean_B1T, self.steps) if self.steps < T else mean_B1T)
+        return x_BTC * (F.interpolate(gate_B1T, T) if self.steps < T else gate_B1T).transpose(1, 2)
+
+
+class StepGate(MaskedConv1D):
+    """A gate per time step from its neighbourhood, 2 sigmoid(conv), for any length; starts at 1 and is 1 at padded steps."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 1, 3)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and its mask -> the same, times the gate."""
+        return x_BTC * (2 * torch.sigmoid(super().forward(x_BTC, mask_BT)))
+
+
 class IdentityNeck(nn.Module):
-    """A LayerNorm per level; the width stays that of the backbone."""
+    """A LayerNorm per level, with an optional gate over time before or after it; the width stays that of the backbone."""
 
     def __init__(self, config: Config, width: int, levels: int):
         super().__init__()
-        self.start, with_ln = config.model.fpn_start_level, config.model.fpn_with_ln
-        self.fpn_norms = nn.ModuleList(LayerNorm(width) if with_ln else nn.Identity() for _ in range(self.start, levels))
+        model = config.model
+        self.start, kept = model.fpn_start_level, range(model.fpn_start_level, levels)
+        self.seblocks = self.gates = None
+        if model.temporal_gate == "published":
+            self.seblocks = nn.ModuleList(FixedLengthGate(config.dataset.max_seq_len // model.scale_factor**i) for i in kept)
+        self.fpn_norms = nn.ModuleList(LayerNorm(width) if model.fpn_with_ln else nn.Identity() for _ in kept)
+        if model.temporal_gate == "post_norm":
+            self.gates = nn.ModuleList(StepGate(width) for _ in kept)
 
     def forward(self, feats: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level."""
-        kept = feats[self.start:]
-        return [norm(x) for norm, x in zip(self.fpn_norms, kept, strict=True)], masks[self.start:]
+        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level.
+
+        With the published gate T must be at least dataset.max_seq_len, else ValueError.
+        """
+        kept, masks = feats[self.start:], masks[self.start:]
+        if self.seblocks is not None:
+            kept = [gate(x) for gate, x in zip(self.seblocks, kept, strict=True)]
+        kept = [norm(x) for norm, x in zip(self.fpn_norms, kept, strict=True)]
+        if self.gates is not None:
+            kept = [gate(x, m) for gate, x, m in zip(self.gates, kept, masks, strict=True)]
+        return kept, masks
 
 
 class FPN(nn.Module):

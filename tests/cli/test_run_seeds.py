@@ -15,6 +15,7 @@ from helpers import one_error, run_script, write_config, write_data
 
 import eval as eval_script
 import train
+from libs.engine import launch
 
 LOCK = threading.Lock()
 
@@ -38,7 +39,7 @@ def started(monkeypatch, capsys):
         stdout.write(out + err)
         stdout.flush()
         return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(run_seeds.subprocess, "run", here)
+    monkeypatch.setattr(launch.subprocess, "run", here)
     return commands
 
 

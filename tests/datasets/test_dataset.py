@@ -106,6 +106,17 @@ def test_training_windows_are_cut_from_the_video(make):
     assert len(starts) > 6
 
 
+def test_windows_can_be_aligned(make):
+    free, aligned = (make(crop_ratio=(0.5, 0.9), crop_align=align) for align in (1, 8))
+    keys = [(epoch, i) for epoch in range(5) for i in (0, 2)]
+    assert any(free[key].start % 8 for key in keys)
+    for key in keys:
+        sample = aligned[key]
+        rows = stored(aligned, sample.video_id)[sample.start:sample.start + len(free[key].feats)]
+        assert sample.start % 8 == 0
+        assert np.array_equal(sample.feats.numpy(), rows)
+
+
 def test_background_videos_are_cropped_like_the_others(make):
     dataset = make()
     sample = dataset[0, 2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from libs.core.errors import UserError
-from libs.datasets.features import FeatureStore
+from libs.datasets.features import FeatureStore, Keys
 
 FEATS = np.random.default_rng(0).standard_normal((23, 6)).astype(np.float32)
 
@@ -146,6 +146,32 @@ def test_wrong_shapes(tmp_path, kind, feats, fragment):
             action("v1")
         assert "v1" in str(error.value)
         assert fragment in str(error.value)
+
+
+def test_narrower_widths(tmp_path):
+    np.save(tmp_path / "v1.npy", FEATS[:, :4])
+    np.save(tmp_path / "v2.npy", FEATS)
+    store = FeatureStore(str(tmp_path), width=6, narrower=(4,))
+    assert np.array_equal(store.read("v1", None, ((1, 4),)), store.read("v2", None, ((1, 4),)))
+    assert (store.shape("v1"), store.shape("v2")) == ((23, 4), (23, 6))
+    for narrower in ((), (3, 5)):
+        with pytest.raises(UserError, match=r"v1\.npy: has 4 channels .*dataset\.input_dim says 6"):
+            FeatureStore(str(tmp_path), width=6, narrower=narrower).read("v1", None, ((1, 4),))
+
+
+def test_messages_use_the_keys_of_the_stream(tmp_path):
+    keys = Keys("dataset.modalities.audio", "folder", "dim")
+    store = FeatureStore(str(tmp_path), width=5, keys=keys)
+    np.save(tmp_path / "v1.npy", FEATS)
+    with pytest.raises(UserError, match=r"audio\.dim says 5; correct dataset\.modalities\.audio\.dim or dataset.*audio\.folder"):
+        store.shape("v1")
+    with pytest.raises(UserError, match=r"v2\.npy: no such feature file; check dataset\.modalities\.audio\.folder, file_prefix"):
+        store.read("v2")
+    with pytest.raises(UserError, match=r"is a file; dataset\.modalities\.audio\.folder names"):
+        FeatureStore(str(tmp_path / "v1.npy"), keys=keys)
+    save(tmp_path, "bundle", FEATS)
+    with pytest.raises(UserError, match=r"no data set 'v9'.*check dataset\.modalities\.audio\.file_prefix"):
+        FeatureStore(str(tmp_path / "all.h5"), keys=keys).read("v9")
 
 
 def test_values_that_are_not_numbers(tmp_path):

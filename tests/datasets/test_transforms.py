@@ -10,7 +10,7 @@ import torch
 from libs.datasets.transforms import CROP_TRIALS, random_crop, resize, trim_to_features
 
 
-def slow_crop(length, segments, labels, max_seq_len, trunc_thresh, offset, crop_ratio, rng):
+def slow_crop(length, segments, labels, max_seq_len, trunc_thresh, offset, crop_ratio, rng, align=1):
     """The rules of SPEC 10, one segment at a time."""
     if length > max_seq_len:
         window = max_seq_len
@@ -22,6 +22,8 @@ def slow_crop(length, segments, labels, max_seq_len, trunc_thresh, offset, crop_
             return 0, length, segments.tolist(), labels.tolist()
     for _ in range(200):
         start = rng.randint(0, length - window)
+        while start % align:
+            start -= 1
         kept, kept_labels = [], []
         for (s, e), label in zip(segments, labels, strict=True):
             left, right = max(np.float32(start - offset), s), min(np.float32(start + window + offset), e)
@@ -33,9 +35,10 @@ def slow_crop(length, segments, labels, max_seq_len, trunc_thresh, offset, crop_
     return start, window, kept, kept_labels
 
 
+@pytest.mark.parametrize("align", [None, 4, 32])
 @pytest.mark.parametrize("crop_ratio", [None, (0.9, 1.0), (0.5, 0.8)])
 @pytest.mark.parametrize("trunc_thresh", [0.3, 0.5])
-def test_equals_the_slow_twin(crop_ratio, trunc_thresh):
+def test_equals_the_slow_twin(crop_ratio, trunc_thresh, align):
     numbers = np.random.default_rng(1)
     for seed in range(60):
         length, count = int(numbers.integers(3, 130)), int(numbers.integers(0, 6))
@@ -44,6 +47,7 @@ def test_equals_the_slow_twin(crop_ratio, trunc_thresh):
         segments, labels = segments.astype(np.float32), numbers.integers(0, 5, count)
         fast_rng, slow_rng = random.Random(seed), random.Random(seed)
         options = {"max_seq_len": 64, "trunc_thresh": trunc_thresh, "offset": 2.0, "crop_ratio": crop_ratio}
+        options |= {"align": align} if align else {}
         fast = random_crop(length, segments, labels, **options, rng=fast_rng)
         slow = slow_crop(length, segments, labels, **options, rng=slow_rng)
         assert (fast.start, fast.length, fast.segments.tolist(), fast.labels.tolist()) == slow
@@ -88,6 +92,20 @@ def test_unreachable_segments_use_all_trials_and_leave_none():
 def test_kept_segments_are_clipped_to_the_window_and_its_margin():
     got = crop(1000, [[-5, 1005]], random.Random(3), trunc_thresh=0.0)
     assert got.segments.tolist() == [[-2, 66]]
+
+
+def test_aligned_windows_start_at_multiples_and_keep_their_size():
+    drawn = [crop(200, [], random.Random(s)).start for s in range(40)]
+    aligned = [crop(200, [], random.Random(s), align=32) for s in range(40)]
+    assert [c.start for c in aligned] == [32 * int(start / 32) for start in drawn]
+    assert {c.start for c in aligned} == {0, 32, 64, 96, 128}
+    assert {c.length for c in aligned} == {64}
+
+
+def test_segments_are_tested_in_the_aligned_window():
+    for seed in range(20):  # of the 64 steps, only windows from 64 on hold [120, 126]; draws 64 to 95 are rounded to 64
+        got = crop(130, [[120, 126]], random.Random(seed), align=32)
+        assert (got.start, got.segments.tolist()) == (64, [[56, 62]])
 
 
 def test_very_short_video_with_small_ratio():

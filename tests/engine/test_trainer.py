@@ -141,7 +141,7 @@ def test_gradients_are_clipped_to_the_limit():
     module = nn.Linear(3, 1)
     for limit, after in ((1.0, 1.0), (-1.0, 10.0), (20.0, 10.0)):
         module.weight.grad, module.bias.grad = torch.tensor([[6.0, 8.0, 0.0]]), torch.zeros(1)
-        assert clip_gradients(module, limit).item() == pytest.approx(10.0)
+        assert clip_gradients(module.parameters(), limit).item() == pytest.approx(10.0)
         assert module.weight.grad.norm().item() == pytest.approx(after, rel=1e-4)
 
 

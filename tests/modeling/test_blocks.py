@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from libs.modeling.backbones import sinusoid_table
-from libs.modeling.blocks import AffineDropPath, ConvBlock, LayerNorm, MaskedConv1D, TransformerBlock, conv_time, max_pool_time
+from libs.modeling.blocks import (
+    AffineDropPath,
+    ConvBlock,
+    LayerNorm,
+    MaskedConv1D,
+    MaxPoolBlock,
+    SeparableConv,
+    TransformerBlock,
+    conv_time,
+    max_pool_time,
+)
 from libs.modeling.heads import logit
 
 
@@ -45,6 +55,35 @@ def test_masked_convolution_masks_its_output_and_starts_without_bias():
         MaskedConv1D(8, 4, 4)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "bias"), [(3, 1, False), (3, 2, True), (1, 2, True), (5, 4, False), (5, 1, True)])
+def test_separable_convolution_is_depthwise_then_pointwise(kernel, stride, bias):
+    conv, x = SeparableConv(6, 10, kernel, stride, bias).double(), features(T=12, C=6).double().requires_grad_()
+    assert [*conv.state_dict()] == ["depth_conv.weight", *(["depth_conv.bias"] if bias else []), "point_conv.weight",
+                                    "point_conv.bias"]
+    out = conv_time(x, conv)
+    depth, point = conv.depth_conv.weight[:, 0], conv.point_conv.weight[..., 0]
+    for t in range(12 // stride):
+        steps = [(k, stride * t + k - kernel // 2) for k in range(kernel)]
+        middle = sum(x[:, s] * depth[:, k] for k, s in steps if 0 <= s < 12) + (conv.depth_conv.bias if bias else 0)
+        assert torch.allclose(out[:, t], middle @ point.T + conv.point_conv.bias)
+    out.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in (x, *conv.parameters()))
+
+
+def test_a_masked_separable_convolution_masks_once_and_starts_without_bias():
+    conv = MaskedConv1D(8, 4, 3, separable=True)
+    assert not conv.conv.depth_conv.bias.any()
+    assert not conv.conv.point_conv.bias.any()
+    assert conv.bias is conv.conv.point_conv.bias
+    nn.init.constant_(conv.bias, 3.0)
+    mask = torch.tensor([[True] * 10 + [False] * 6] * 2)
+    out = conv(features(), mask)
+    assert not out[:, 10:].any()
+    assert torch.equal(out[:, :10], conv_time(features(), conv.conv)[:, :10])
+    assert MaskedConv1D(8, 4, 3, bias=False).bias is None
+    assert MaskedConv1D(8, 4, 3, bias=False, separable=True).conv.depth_conv.bias is None
+
+
 def test_layer_norm_is_over_channels_with_biased_variance():
     norm, x = LayerNorm(8), features()
     with torch.no_grad():
@@ -61,6 +100,17 @@ def test_max_pooling(stride):
     want = F.max_pool1d(x.transpose(1, 2), stride + 1, stride, (stride + 1) // 2).transpose(1, 2)
     assert torch.equal(max_pool_time(x, stride), want)
     assert max_pool_time(x, stride).shape == (2, 16 // stride, 8)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 5])
+def test_max_pooling_without_parameters_is_centred_and_masked(stride):
+    x, block = features(T=4 * stride), MaxPoolBlock(stride)
+    out = block(x, torch.tensor([[True] * 3 + [False], [True] * 4]))
+    assert not list(block.parameters())
+    assert not out[0, 3].any()
+    for b, t in [(0, 0), (0, 2), (1, 1), (1, 3)]:
+        low, high = max(stride * t - stride // 2, 0), stride * t + stride // 2 + 1
+        assert torch.equal(out[b, t], x[b, low:high].amax(0))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -84,9 +134,10 @@ def test_a_drop_path_rate_of_zero_removes_the_scales():
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize("block", ["transformer", "conv"])
+@pytest.mark.parametrize("block", ["transformer", "conv", "conv_dw"])
 def test_blocks_downsample(block, stride):
-    module = TransformerBlock(8, 2, stride, 3, 0.0, 0.1, True) if block == "transformer" else ConvBlock(8, stride)
+    module = (TransformerBlock(8, 2, stride, 3, 0.0, 0.1, True) if block == "transformer"
+              else ConvBlock(8, stride, separable=block == "conv_dw"))
     assert module(features(T=16), torch.ones(2, 16 // stride, dtype=torch.bool)).shape == (2, 16 // stride, 8)
 
 

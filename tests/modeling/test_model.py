@@ -9,9 +9,23 @@ from libs.core.config import from_dict, to_dict
 from libs.datasets.loader import padding_of
 from libs.modeling.model import build_model
 
+STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
+MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
 VARIANTS = {
     "transformer": {},
     "conv": {"model": {"backbone_type": "conv"}},
+    "conv_dw": {"model": {"backbone_type": "conv_dw"}},
+    "conv_dw without norms": {"model": {"backbone_type": "conv_dw", "embd_with_ln": False, "head_with_ln": False}},
+    "conv_dw, two inputs": {"dataset": {"input_dim": [2, 4]}, "model": {"backbone_type": "conv_dw", "embd_dim": [6, 10]}},
+    "rgb2flow": {**STREAMS, "model": {"hallucinator": "rgb2flow", "backbone_type": "conv_dw", **MADE_UP}},
+    "separable hallucinator": {**STREAMS, "model": {"hallucinator": "separable", **MADE_UP}},
+    "bottleneck hallucinator": {**STREAMS, "model": {"hallucinator": "bottleneck", **MADE_UP}},
+    "fusion": {**STREAMS, "model": {"modalities": ["flow", "rgb"], "fusion": "gated"}},
+    "fusion of rgb2flow": {**STREAMS, "model": {"hallucinator": "rgb2flow", "fusion": "gated", **MADE_UP}},
+    "separable heads": {"model": {"head_type": "separable"}},
+    "max_pool": {"model": {"branch_type": "max_pool"}},
+    "max_pool of conv": {"model": {"branch_type": "max_pool", "backbone_type": "conv"}},
+    "gate after the norm": {"model": {"temporal_gate": "post_norm"}},
     "fpn": {"model": {"fpn_type": "fpn", "fpn_dim": 12, "head_dim": 20}},
     "fpn of conv": {"model": {"fpn_type": "fpn", "backbone_type": "conv"}},
     "abs_pe": {"model": {"use_abs_pe": True}},
@@ -191,6 +205,84 @@ def test_the_same_seed_gives_the_same_network():
     assert not torch.equal(weights(5), weights(6))
 
 
-def test_empty_classes_start_with_a_tiny_probability():
-    bias = build_model(tiny_config(train_cfg={"head_empty_cls": [1], "cls_prior_prob": 0.02})).cls_head.cls_head.conv.bias
+@pytest.mark.parametrize("head_type", ["conv", "separable"])
+def test_empty_classes_start_with_a_tiny_probability(head_type):
+    model = build_model(tiny_config(model={"head_type": head_type}, train_cfg={"head_empty_cls": [1], "cls_prior_prob": 0.02}))
+    conv = model.cls_head.cls_head.conv
+    bias = conv.bias if head_type == "conv" else conv.point_conv.bias
     assert torch.sigmoid(bias.double()).tolist() == pytest.approx([0.02, 1e-6, 0.02], rel=1e-4)
+    assert head_type == "conv" or not conv.depth_conv.bias.any()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_gets_a_gradient(name):
+    config, model = network(**VARIANTS[name])
+    out = model(*padded_batch([48, 37], 48, channels(config)))
+    (out.logits.square().sum() + out.offsets.square().sum()).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [n for n in without if "attn.key" not in n and "rel_pe" not in n]  # a shift of all keys cancels in the softmax
+
+
+@pytest.mark.parametrize("name", ["transformer", "conv_dw", "fpn", "start level", "fusion of rgb2flow"])
+def test_trace_shows_what_the_layers_pass_on(name):
+    config, model = network(**VARIANTS[name])
+    seen = {}
+    model.backbone.register_forward_hook(lambda _m, args, out: seen.update(backbone=args[0], stem=out[0][0]))
+    model.cls_head.register_forward_pre_hook(lambda _m, args: seen.update(levels=args[0]))
+    x, mask = padded_batch([40, 17], 48, channels(config))
+    with torch.no_grad():
+        out, features = model.trace(x, mask)
+        assert torch.equal(out.logits, model(x, mask).logits)
+    assert torch.equal(features.stem, seen["stem"])
+    assert features.stem.shape == (2, 48, 16)
+    assert all(torch.equal(a, b) for a, b in zip(features.levels, seen["levels"], strict=True))
+    assert tuple(level.shape[1] for level in features.levels) == out.level_sizes
+    assert torch.equal(features.inputs[..., :x.shape[-1]], x)
+    assert features.inputs.shape[-1] == config.backbone_input_dim
+    assert torch.equal(features.inputs, seen["backbone"]) == (config.model.fusion == "none")
+
+
+def test_depthwise_backbone_names_and_initial_biases():
+    model = build_model(tiny_config(model={"backbone_type": "conv_dw"}))
+    names = [n for n in model.state_dict() if n.startswith(("backbone.embd.", "backbone.branch.0."))]
+    two = ["conv.depth_conv.weight", "conv.depth_conv.bias", "conv.point_conv.weight", "conv.point_conv.bias"]
+    assert names == ["backbone.embd.0.conv.depth_conv.weight", "backbone.embd.0.conv.point_conv.weight",
+                     "backbone.embd.0.conv.point_conv.bias",
+                     *(f"backbone.branch.0.{part}.{n}" for part in ("conv1", "conv2", "downsample") for n in two)]
+    assert not any(p.any() for n, p in model.backbone.named_parameters() if n.endswith("bias"))
+    assert [n for n in model.state_dict() if n.startswith("cls_head.cls_head.")] == ["cls_head.cls_head.conv.weight",
+                                                                                    "cls_head.cls_head.conv.bias"]
+
+
+def test_a_max_pool_branch_has_no_parameters():
+    plain, pooled = (dict(build_model(tiny_config(model={"branch_type": b})).named_parameters()) for b in ("block", "max_pool"))
+    assert plain.keys() - pooled.keys() == {n for n in plain if n.startswith("backbone.branch.")}
+    assert not pooled.keys() - plain.keys()
+
+
+def test_max_pooling_takes_odd_scale_factors():
+    config, model = network(dataset={"max_seq_len": 54},
+                            model={"branch_type": "max_pool", "backbone_type": "conv", "scale_factor": 3})
+    with torch.no_grad():
+        out = model(*padded_batch([50, 7], 54))
+    assert out.level_sizes == (54, 18, 6)
+    assert padding_of(config).shortest(30) == 45
+    assert (valid_outputs(model, 30, 45, 6) - valid_outputs(model, 30, 54, 6)).abs().max() < 2e-5
+
+
+FLOW_FROM_RGB = {"modalities": ["rgb"], "hallucinator": "rgb2flow", "hallucinated": ["flow"]}
+
+
+@pytest.mark.parametrize(("model", "millions"), [
+    ({}, 29.25), ({"backbone_type": "conv"}, 30.47), ({"backbone_type": "conv", **FLOW_FROM_RGB}, 36.76),
+    ({"backbone_type": "conv_dw", **FLOW_FROM_RGB}, 19.52), ({"backbone_type": "conv_dw"}, 13.22),
+    ({"temporal_gate": "published"}, 29.25 + 1.77)], ids=str)
+def test_published_sizes(model, millions):
+    """SPEC section 12, table of sizes: parameters at the published widths, 20 classes."""
+    config = from_dict({
+        "dataset": {"json_file": "a.json", "feat_folder": "feats", "input_dim": 2048, "num_classes": 20, "max_seq_len": 2304,
+                    "modalities": {"rgb": [0, 1024], "flow": [1024, 2048]}},
+        "model": {"n_mha_win_size": 19, **model}}, "sizes.yaml")
+    with torch.device("meta"):  # shapes without numbers
+        network = build_model(config)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == round(millions, 2)

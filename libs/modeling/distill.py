@@ -1,0 +1,204 @@
+"""Distillation losses: what a student's outputs and features cost against those of one or several teachers.
+
+Terms (SPEC section 12): `cls` class logits, `offsets`, `stem` finest backbone feature, `pyramid` features of all FPN levels,
+`inputs` what the backbones see (hallucinated against real modalities).  Two presets fill in whatever the configuration leaves
+open: `corrected` (default) and `c2ms`, the published formulae.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libs.core.checks import TERMS
+from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
+from libs.modeling.losses import diou_loss
+from libs.modeling.model import Features, LevelOutputs
+
+EPS = 1e-8
+
+CORRECTED: dict[str, Any] = {
+    "det_weight": 1.0, "weight": 1.0,
+    "cls": {"weight": 20.0, "temperature": 2.0, "loss": "sigmoid_kl", "mask": True, "reduction": "points"},
+    "offsets": {"weight": 1.0, "loss": "diou", "points": "confident", "mask": True, "reduction": "points"},
+    "stem": {"weight": 0.0, "mask": True},
+    "pyramid": {"weight": 1.0, "mask": True},
+    "inputs": {"weight": 1.0, "mask": True},
+}
+C2MS: dict[str, Any] = {
+    "det_weight": 0.4, "weight": 0.6,
+    "cls": {"weight": 1.0, "temperature": 2.0, "loss": "softmax_kl", "mask": False, "reduction": "levels"},
+    "offsets": {"weight": 1.0, "loss": "mse", "points": "all", "mask": False, "reduction": "levels"},
+    "stem": {"weight": 1.0, "mask": False},
+    "pyramid": {"weight": 0.0, "mask": False},
+    "inputs": {"weight": 1.0, "mask": False},
+}
+# published weights per stage: the common weight (lambda, or lambda tau^2) and per teacher the factor of every term
+STRUCTURE = (0.6, ({"stem": 1.0, "offsets": 1.0, "cls": 0.04},))
+C2MS_STAGES: dict[str, tuple[float, tuple[dict[str, float], ...]]] = {
+    "structure_teacher": STRUCTURE,
+    "cross_modal": (0.6, ({"inputs": 5.0, "offsets": 1.0, "cls": 0.4},)),
+    "cross_structure": STRUCTURE,
+    "multi_teacher": (2.4, ({"inputs": 5.0, "offsets": 0.8, "cls": 0.08}, {"stem": 1.0, "offsets": 0.2, "cls": 0.02})),
+}
+
+
+class TeacherOutputs(NamedTuple):
+    """What one teacher says about a batch of B videos padded to T steps, with P points; None where no term needs it."""
+
+    logits: Tensor  # (B, P, K)
+    offsets: Tensor  # (B, P, 2), level strides
+    stem: Tensor | None = None  # (B, T, C)
+    pyramid: Tensor | None = None  # (B, P, C)
+    inputs: Tensor | None = None  # (B, T, C_in), channels in the student's order
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """What the loss must know of a teacher: its name, the factor of every term (0: off), the widths of its features."""
+
+    name: str
+    factors: Mapping[str, float]
+    stem_dim: int
+    pyramid_dim: int
+
+
+def resolve(config: Config) -> DistillConfig:
+    """The distill section with every open value filled in from its preset, and `terms` of every teacher complete.
+
+    The weight of a term and a teacher is the product of `distill.weight`, the term's weight and the teacher's factor.  A student
+    that hallucinates nothing has no `inputs` term.
+    """
+    distill = config.distill
+    preset = C2MS if distill.preset == "c2ms" else CORRECTED
+    common, factors = preset["weight"], None
+    if distill.stage is not None:
+        common, factors = C2MS_STAGES[distill.stage]
+    teachers = []
+    for i, teacher in enumerate(distill.teachers):
+        given = teacher.terms
+        if given is None:
+            given = dict.fromkeys(TERMS, 1.0) if factors is None else factors[min(i, len(factors) - 1)]
+        teachers.append(dataclasses.replace(teacher, terms={term: float(given.get(term, 0.0)) for term in TERMS}))
+    filled = {term: _fill(getattr(distill, term), preset[term]) for term in TERMS}
+    if config.model.hallucinator == "none":
+        filled["inputs"] = dataclasses.replace(filled["inputs"], weight=0.0)
+    return dataclasses.replace(
+        distill, teachers=tuple(teachers), weight=common if distill.weight is None else distill.weight,
+        det_weight=preset["det_weight"] if distill.det_weight is None else distill.det_weight, **filled)
+
+
+def _fill(term: Any, defaults: Mapping[str, Any]) -> Any:
+    return dataclasses.replace(term, **{k: v for k, v in defaults.items() if getattr(term, k) is None})
+
+
+def softmax_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) between softmaxes over classes of logits (..., K) / temperature -> (...) (Hinton et al. 2015)."""
+    log_t, log_s = (F.log_softmax(z / temperature, dim=-1) for z in (teacher, student))
+    return (log_t.exp() * (log_t - log_s)).sum(-1)
+
+
+def sigmoid_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of one Bernoulli variable per class, logits (..., K) / temperature, summed over classes -> (...)."""
+    s, t = student / temperature, teacher / temperature
+    p = torch.sigmoid(t)
+    # p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with log q = s - softplus(s) and log(1 - q) = -softplus(s)
+    return (p * (t - s) + F.softplus(s) - F.softplus(t)).sum(-1)
+
+
+def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
+    """Scalar KL of class logits (B, P, K); `sizes` are the points per level.
+
+    Reduction `levels`: per level the sum over points / B, then the mean over levels (published); `points`: the mean over points.
+    """
+    divergence = (softmax_kl if term.loss == "softmax_kl" else sigmoid_kl)(student.float(), teacher.float(), term.temperature)
+    weight = mask_BP.to(divergence.dtype) if term.mask else torch.ones_like(divergence)
+    weighted = torch.where(weight > 0, divergence, 0.0)
+    if term.reduction == "levels":
+        return weighted.sum() / (len(divergence) * len(sizes))
+    return weighted.sum() / weight.sum().clamp(min=1.0)
+
+
+def offset_term(student: Tensor, teacher: Tensor, teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor,
+                sizes: Sequence[int], term: OffsetTerm) -> Tensor:
+    """Scalar loss of offsets (B, P, 2) in level strides; `positive_BP`: points with a ground-truth segment.
+
+    Points `confident`: those, and points where the teacher's best class probability exceeds `score_thresh`, both weighted by that
+    probability.  Reduction `levels`: weighted mean per level, then the mean over levels; `points`: one weighted mean.
+    """
+    weight = torch.ones_like(student[..., 0], dtype=torch.float32)
+    if term.points == "confident":
+        score = torch.sigmoid(teacher_logits.float()).amax(-1)
+        weight = score * (positive_BP | (score > term.score_thresh))
+    if term.mask:
+        weight = weight * mask_BP
+    used = (weight > 0).unsqueeze(-1)
+    s, t = (torch.where(used, x.float(), 1.0) for x in (student, teacher))  # elsewhere a constant against itself: no gradient
+    error = diou_loss(s, t) if term.loss == "diou" else (s - t).square().mean(-1)
+    if term.reduction == "points":
+        return (weight * error).sum() / weight.sum().clamp(min=EPS)
+    parts = zip((weight * error).split(list(sizes), dim=1), weight.split(list(sizes), dim=1), strict=True)
+    return torch.stack([e.sum() / w.sum().clamp(min=EPS) for e, w in parts]).mean()
+
+
+def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm) -> Tensor:
+    """Scalar mean squared error of features (B, T, C), over all steps or the valid ones."""
+    error = (student.float() - teacher.float()).square()
+    if not term.mask:
+        return error.mean()
+    error = torch.where(mask_BT.unsqueeze(-1), error, 0.0)
+    return error.sum() / (mask_BT.sum() * error.shape[-1]).clamp(min=1.0)
+
+
+class DistillationLoss(nn.Module):
+    """All terms against all teachers.  Its only parameters are 1x1 projections of student features to a teacher's width, where
+    the widths differ; they are named `projections.<teacher>_<term>`."""
+
+    def __init__(self, distill: DistillConfig, teachers: Sequence[TeacherSpec], stem_dim: int, pyramid_dim: int):
+        super().__init__()
+        self.settings, self.teachers = distill, tuple(teachers)
+        self.projections = nn.ModuleDict()
+        for teacher in teachers:
+            for term, own, wanted in (("stem", stem_dim, teacher.stem_dim), ("pyramid", pyramid_dim, teacher.pyramid_dim)):
+                if self.weight(teacher, term) > 0 and own != wanted:
+                    self.projections[f"{teacher.name}_{term}"] = nn.Linear(own, wanted)
+
+    def weight(self, teacher: TeacherSpec, term: str) -> float:
+        """The factor of a term and a teacher in the total loss."""
+        return self.settings.weight * getattr(self.settings, term).weight * teacher.factors.get(term, 0.0)
+
+    def needs(self, term: str) -> bool:
+        """Whether any teacher's `term` counts."""
+        return any(self.weight(teacher, term) > 0 for teacher in self.teachers)
+
+    def forward(self, outputs: LevelOutputs, features: Features, mask_BT: Tensor, positive_BP: Tensor,
+                said: Sequence[TeacherOutputs]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum of all terms, every term by name: `<term>_<teacher>`, before any weight)."""
+        total, values = outputs.logits.new_zeros(()), {}
+        pyramid = torch.cat(features.levels, dim=1) if self.needs("pyramid") else None
+        cfg, mask_BP, sizes = self.settings, outputs.mask, outputs.level_sizes
+        for teacher, t in zip(self.teachers, said, strict=True):
+            for term in TERMS:
+                if (weight := self.weight(teacher, term)) == 0:
+                    continue
+                if term == "cls":
+                    value = class_term(outputs.logits, t.logits, mask_BP, sizes, cfg.cls)
+                elif term == "offsets":
+                    value = offset_term(outputs.offsets, t.offsets, t.logits, positive_BP, mask_BP, sizes, cfg.offsets)
+                elif term == "stem":
+                    value = feature_term(self._project(f"{teacher.name}_stem", features.stem), t.stem, mask_BT, cfg.stem)
+                elif term == "pyramid":
+                    value = feature_term(self._project(f"{teacher.name}_pyramid", pyramid), t.pyramid, mask_BP, cfg.pyramid)
+                else:
+                    value = feature_term(features.inputs, t.inputs, mask_BT, cfg.inputs)
+                values[f"{term}_{teacher.name}"] = value
+                total = total + weight * value
+        return total, values
+
+    def _project(self, name: str, x: Tensor) -> Tensor:
+        return self.projections[name](x) if name in self.projections else x

@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Cost of a network: parameters and FLOPs per part, latency, peak memory.
+
+    python tools/cost.py configs/thumos_i3d.yaml
+    python tools/cost.py configs/hapt.yaml --length 256 --device cpu --runs 50 --json cost.json
+    OMP_NUM_THREADS=1 python tools/cost.py configs/thumos_i3d.yaml --set model.backbone_type=conv
+
+The network is freshly initialised; neither data nor a checkpoint is needed.  FLOPs are 2 x multiply-adds of matrix products,
+convolutions and attention.  Latency is that of the network alone: no feature extraction, no decoding, no NMS.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from libs.core.config import load_config
+from libs.core.errors import note, run_main
+from libs.engine.cost import full_length, measure
+from libs.utils.io import write_json_atomic
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML configuration")
+    parser.add_argument("--length", type=int, default=None, metavar="T",
+                        help="feature steps, padded to a multiple of the coarsest level's stride (dataset.max_seq_len)")
+    parser.add_argument("--device", default=None, metavar="D", help="cpu, auto, cuda or cuda:N; short for --set devices=D")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="forward passes that are timed (20)")
+    parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the numbers here too")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    device = [] if args.device is None else [f"devices={args.device}"]
+    config = load_config(args.config, [*device, *args.set])
+    length = full_length(config, args.length)
+    if args.length not in (None, length):
+        note(f"--length {args.length}: padded to {length}, which is the least that the network takes")
+    cost = measure(config, length, runs=args.runs)
+    print(cost.table())
+    if args.json:
+        write_json_atomic(args.json, {**cost.as_dict(), "set": args.set})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,83 @@
+"""Golden fixtures of the published distillation losses: distill_loss_<stage>."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from golden.common import Check, compare, load, text
+from golden.distill import fixture_config, fixture_features, fixture_weights
+from golden.model import batch_of
+from libs.core.schema import Config
+from libs.datasets.loader import Batch
+from libs.engine.objective import DistillationObjective, distillation
+from libs.engine.teachers import Teacher, streams_to_read
+from libs.modeling.distill import TeacherSpec, class_term, feature_term, offset_term, resolve
+from libs.modeling.model import build_model
+
+RELATIVE = {"rtol": 1e-4}
+
+
+def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
+    """Student and teachers of a fixture under the preset `c2ms`, through the code that train.py uses."""
+    teachers = [{"name": f"teacher{i}", "checkpoint": "fixture"} for i in range(len(info["teachers"]))]
+    config = fixture_config(info, info["student"], distill={"preset": "c2ms", "stage": info["stage"], "teachers": teachers})
+    settings = resolve(config)
+    frozen = []
+    for entry, given in zip(settings.teachers, info["teachers"], strict=True):
+        its = fixture_config(info, given["kind"])
+        model = build_model(its)
+        fixture_weights(model, given["weight_seed"])
+        model.requires_grad_(False).eval()
+        spec = TeacherSpec(entry.name, entry.terms, model.backbone.width, its.model.fpn_dim)
+        frozen.append(Teacher(entry.name, its, None, "raw", model, spec))
+    student = build_model(config)
+    fixture_weights(student, info["student_seed"])
+    for module in student.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    return distillation(student, config, settings, frozen, streams_to_read(config, frozen)), config
+
+
+def check(path: Path) -> list[Check]:
+    """Every published term, their sum for the stage, and its gradient over the student."""
+    data = load(path)
+    info = text(data["info"])
+    objective, config = objective_of(info)
+    objective.train()
+    read = streams_to_read(config, objective.said.teachers)
+    width = sum(config.modality_dim(name) for name in read)  # rgb comes first
+    videos = {f"video{i}/feats": fixture_features(info, i)[:width] for i in range(len(info["lengths"]))}
+    names = [f"video{i}" for i in range(len(info["lengths"]))]
+    batch = Batch(*batch_of({**data, **videos}, names, config.dataset.max_seq_len), samples=())
+    losses = objective(batch)
+    losses.final.backward()
+    gradients = {k: p.grad for k, p in objective.model.named_parameters()}
+    norm = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
+    checks = [compare(name, losses.terms[name].detach(), data[name], **RELATIVE) for name in ("det_loss", "cls_loss", "reg_loss")]
+    checks += _check_terms(objective, config, batch, data)
+    checks += [compare("total", losses.final.detach(), data["total"], **RELATIVE),
+               compare("gradient norm", norm, data["grad_norm"], **RELATIVE)]
+    return checks + [compare(f"gradient {k}", gradients[k], data[f"grad/{k}"], rtol=1e-4, to_largest=True)
+                     for k in text(data["grad_names"])]
+
+
+@torch.no_grad()
+def _check_terms(objective: DistillationObjective, config: Config, batch: Batch, data: dict[str, np.ndarray]) -> list[Check]:
+    """Each term before any weight, those too that the stage does not use."""
+    settings = objective.distillation.settings
+    outputs, features = objective.model.trace(objective.columns(batch.feats), batch.mask)
+    said = objective.said(batch)
+    nowhere = torch.zeros_like(outputs.mask)
+    kl = [class_term(outputs.logits, t.logits, outputs.mask, outputs.level_sizes, settings.cls) for t in said]
+    offsets = [offset_term(outputs.offsets, t.offsets, t.logits, nowhere, outputs.mask, outputs.level_sizes, settings.offsets)
+               for t in said]
+    checks = [compare("kl_mean_over_levels", torch.stack(kl), data["kl_mean_over_levels"], **RELATIVE),
+              compare("offset_mse", torch.stack(offsets), data["offset_mse"], **RELATIVE),
+              compare("stem_mse", feature_term(features.stem, said[-1].stem, batch.mask, settings.stem), data["stem_mse"], **RELATIVE)]
+    first = objective.said.teachers[0]
+    reads = objective.said.inputs_of(first, batch)  # whatever the stage uses
+    return checks + [compare("feature_mse", feature_term(features.inputs, reads, batch.mask, settings.inputs), data["feature_mse"],
+                             atol=1e-12, **RELATIVE)]

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Evaluate checkpoints on corrupted features: mAP against severity as tables, JSON and a plot.
+
+    python tools/robustness.py configs/demo.yaml ckpt/demo_teacher ckpt/demo_student --names teacher student
+    python tools/robustness.py configs/hapt.yaml ckpt/hapt_*_seed? --names teacher teacher student student --set devices=cpu
+    python tools/robustness.py configs/demo.yaml ckpt/demo_teacher --corruptions noise jitter --severities 1 3 5 --modalities rgb
+
+CONFIG says which data set, subset (val_split) and inference settings; each checkpoint brings its own network.  Checkpoints of
+one name are seeds of one model: averaged, with the standard deviation.  Corruptions are those of libs/datasets/corruptions.py;
+every model sees the same ones.  Writes robustness.json and robustness.svg to <output_folder>/<config's name>_robustness/.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from libs.core.config import load_config, resolve_device
+from libs.core.errors import UserError, run_main
+from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from libs.datasets.demo import ensure_demo_of
+from libs.engine.checkpoint import find_checkpoint
+from libs.engine.robustness import Settings, chart, load_subjects, measure, tables
+from libs.engine.run import run_folder
+from libs.utils.io import write_json_atomic, write_text_atomic
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML configuration of the data set and the evaluation")
+    parser.add_argument("ckpts", nargs="+", metavar="CKPT", help="checkpoint files, or folders of runs (their last epoch)")
+    parser.add_argument("--names", nargs="+", default=None, metavar="NAME",
+                        help="one per checkpoint, equal ones are averaged (the name of the run's folder)")
+    parser.add_argument("--corruptions", nargs="+", default=list(CORRUPTIONS), choices=list(CORRUPTIONS), help="which (all)")
+    parser.add_argument("--severities", nargs="+", type=int, default=list(SEVERITIES), choices=SEVERITIES, help="which (all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the corruptions (0)")
+    parser.add_argument("--modalities", nargs="+", default=None, metavar="NAME",
+                        help="corrupt only these of dataset.modalities (all that a model reads)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
+    parser.add_argument("-o", "--output", type=Path, default=None, metavar="FOLDER", help="where to write")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override keys of CONFIG")
+    return parser.parse_args()
+
+
+def names_of(ckpts: list[str], given: list[str] | None) -> list[str]:
+    """The names given, else each run folder's, with the file's where a folder comes twice."""
+    if given is not None:
+        if len(given) != len(ckpts):
+            raise UserError(f"--names: {len(given)} names for {len(ckpts)} checkpoints; give one for each, equal ones for seeds")
+        return given
+    files = [find_checkpoint(c).resolve() for c in ckpts]
+    folders = Counter(f.parent.name for f in files)
+    return [f.parent.name if folders[f.parent.name] == 1 else f"{f.parent.name}/{f.name.removesuffix('.pth.tar')}" for f in files]
+
+
+def main() -> None:
+    args = parse()
+    names = names_of(args.ckpts, args.names)
+    config = load_config(args.config, args.set)
+    if args.weights:
+        config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, weights=args.weights))
+    device = torch.device(resolve_device(config))
+    ensure_demo_of(config)
+    settings = Settings(tuple(dict.fromkeys(args.corruptions)), tuple(sorted(set(args.severities))), args.seed,
+                        None if args.modalities is None else tuple(dict.fromkeys(args.modalities)))
+    subjects = load_subjects(config, list(zip(names, args.ckpts, strict=True)))
+    result = measure(config, subjects, settings, device, lambda line: print(line, flush=True))
+    folder = args.output or run_folder(config, "robustness")
+    write_json_atomic(folder / "robustness.json", result)
+    write_text_atomic(folder / "robustness.svg", chart(result))
+    print(f"\n{tables(result)}\n\nwritten to {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

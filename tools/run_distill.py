@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Run a chain of distillation: train and evaluate every stage of a folder with several seeds, and compare them in a table.
+
+    python tools/run_distill.py configs/distill/hapt --seeds 3 --jobs 2
+    python tools/run_distill.py configs/distill/hapt --stages student student_alone
+    python tools/run_distill.py configs/distill/hapt --seeds 3 --table-only
+
+A stage is a YAML file of the folder whose name does not begin with _; it waits for the runs that its distill.teachers name, and
+the commands that it runs are printed: they work alone, too.  What is done already is not done again, what was cut goes on.
+The table is printed and written to <output_folder>/table.md and table.json.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from libs.core.errors import UserError, run_main
+from libs.engine.chain import Chain, StageRun, load_chain
+from libs.engine.chain_table import chain_results, markdown, table_rows
+from libs.engine.launch import run_graph, shown, threads_per_job
+from libs.utils.io import write_json_atomic, write_text_atomic
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", help="folder of stages, e.g. configs/distill/hapt")
+    parser.add_argument("--stages", nargs="+", default=[], metavar="S", help="only these and the teachers that they need (all)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (1)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S + 1, ... (0)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at the same time (1); cores are shared out")
+    parser.add_argument("--output", default="seed", metavar="NAME", help="name of the runs, before the seed's number (seed)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override keys of every stage")
+    parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the table's numbers here too")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: the table of what is there")
+    args = parser.parse_args()
+    if args.seeds < 1 or args.jobs < 1:
+        raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: both must be at least 1")
+    if args.table_only and args.stages:
+        raise UserError("--table-only --stages: the table holds every stage that has results; leave --stages out")
+    return args
+
+
+def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None:
+    """Complete the runs that are not done, teachers before their students; UserError of the first one that fails."""
+    todo = {label: run for label, run in planned.items() if not run.done}
+    print(f"{chain.folder}: {len(planned)} runs, {len(planned) - len(todo)} of them done before", flush=True)
+
+    def complete(label: str) -> None:
+        run = todo[label]
+        print("\n".join(f"{label}: {shown(command)}" for command in run.commands), flush=True)
+        run.complete(threads_per_job(jobs))
+        print(f"{label}: average mAP {run.average_mAP():.2f} ({run.weights} weights)", flush=True)
+
+    run_graph({label: [t for t in chain.teachers(run) if t in todo] for label, run in todo.items()}, complete, jobs)
+
+
+def main() -> None:
+    args = parse()
+    chain = load_chain(args.folder, range(args.first_seed, args.first_seed + args.seeds), args.output, args.set)
+    planned = {} if args.table_only else chain.plan(chain.select(args.stages))
+    if planned:
+        run_stages(chain, planned, args.jobs)
+    results = chain_results(chain, planned)
+    if not results:
+        raise UserError(f"{chain.output_folder}: no stage of {args.folder} has results for these seeds; run them without "
+                        "--table-only")
+    rows = table_rows(results)
+    content = {"folder": args.folder, "set": args.set, "rows": rows}
+    write_text_atomic(chain.output_folder / "table.md", markdown(rows))
+    for path in (chain.output_folder / "table.json", *([args.json] if args.json else [])):
+        write_json_atomic(path, content)
+    print(markdown(rows), end="")
+    print(f"written to {chain.output_folder / 'table.md'} and table.json", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)
