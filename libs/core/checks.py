@@ -133,7 +133,7 @@ def _network(config: Config, fail: Callable) -> None:
     width = sum(_tuple(widths))
     if model.backbone_arch[0] == 0 and not isinstance(inputs, tuple) and inputs != width:
         fail("model.backbone_arch", f"0 embedding convs cannot turn {inputs} channels into embd_dim {width}; use at least 1")
-    for name in ("embd_kernel_size", "head_kernel_size"):
+    for name in ("embd_kernel_size", "head_kernel_size", "block_kernel_size"):
         size = getattr(model, name)
         if size % 2 == 0:
             fail(f"model.{name}", f"{size} is even; a kernel needs a centre, use {size - 1} or {size + 1}")

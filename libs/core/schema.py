@@ -71,7 +71,9 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv", "conv_dw"))
+    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv", "conv_dw", "convnext"))
+    block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions (odd)", low=1)
+    block_expansion: int = key(2, "(ours) convnext: width of the MLPs over that of the backbone", low=1)
     branch_type: str = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters", ("block", "max_pool"))
     fpn_type: str = key("identity", "neck", ("identity", "fpn"))
     backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0)

@@ -1,9 +1,9 @@
 """Teacher outputs computed once per whole video and cropped per sample, instead of in every step.
 
 A teacher in evaluation mode is deterministic, so this gives the loss of the online teacher wherever both see the same video:
-uncropped samples, to rounding.  A crop cannot agree: the online teacher sees zeros beyond the crop's ends, the cached one the rest
-of the video, so points within its receptive field of an end differ (the cached ones know more).  Crops must start at multiples of
-the coarsest stride (dataset.crop_align), else the coarse points would lie between those of the whole video.
+uncropped samples, to rounding.  A crop cannot agree: the online teacher sees zeros beyond the crop's ends, the cached one the
+rest of the video, so points within its receptive field of an end differ (the cached ones know more).  Crops must start at
+multiples of the coarsest stride (dataset.crop_align), else the coarse points would lie between those of the whole video.
 
 <cache_folder>/<key>/<video id>.npz holds float32 arrays of valid rows, levels fine to coarse: logits (P, K), offsets (P, 2), and
 what terms need of stem (T, C), pyramid (P, C), inputs (T, C_in).  The key is a hash of weights, network and feature paths.

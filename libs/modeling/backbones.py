@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
+from libs.modeling.convnext import ConvNextBlock
 
 
 def sinusoid_table(length: int, channels: int) -> Tensor:
@@ -118,5 +119,16 @@ class ConvDwBackbone(ConvBackbone):
     separable = True
 
 
+class ConvNextBackbone(Backbone):
+    """Large depthwise kernels and narrow MLPs, separable embedding: a student's backbone (`libs.modeling.convnext`)."""
+
+    uses_position = False
+    separable = True
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        model, train = config.model, config.train_cfg
+        return ConvNextBlock(width, stride, model.block_kernel_size, model.block_expansion, train.dropout, train.droppath)
+
+
 BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone,
-                                        "conv_dw": ConvDwBackbone}
+                                        "conv_dw": ConvDwBackbone, "convnext": ConvNextBackbone}
