@@ -1,8 +1,9 @@
 # One command each, set-up included; what is set up already is reused.
 #
-#   make demo     train and evaluate on generated data        make setup    only the set-up
-#   make test     run the tests                               make clean    remove what was built (not data, not runs)
-#   make lint     check the style                             make PYTHON=python3.12 ...    another interpreter
+#   make demo           train and evaluate on generated data    make setup    only the set-up
+#   make demo-distill   teach a flow-free student on it         make clean    remove what was built (not data, not runs)
+#   make test           run the tests                           make lint     check the style
+#   make PYTHON=python3.12 ...    another interpreter
 #
 # Three stamps in .venv tell what is done: created (the environment), packages/dev (what pip installed), installed (this tree
 # and its compiled libraries). The last one carries the folder's checksum: a moved or copied tree installs itself again.
@@ -13,7 +14,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint setup clean
+.PHONY: help demo demo-distill test lint setup clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -26,11 +27,14 @@ INSTALLED := $(VENV)/.stamp-installed-$(HERE)
 SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
 
 help:
-	@sed -n '3,5s/^# *//p' Makefile
+	@sed -n '3,6s/^# *//p' Makefile
 
 demo: $(INSTALLED)
 	$(RUN) train.py configs/demo.yaml --output demo --resume auto
 	$(RUN) eval.py configs/demo.yaml ckpt/demo_demo
+
+demo-distill: $(INSTALLED)
+	$(RUN) tools/run_distill.py configs/distill/demo --jobs 2
 
 test: $(INSTALLED) $(DEV)
 	$(RUN) -m pytest $(PYTEST_ARGS)

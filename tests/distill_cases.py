@@ -32,11 +32,11 @@ def two_stream(data: Data, folder: Path, **sections: Any) -> Config:
     return data_config(data, folder, **merged(SMALL, sections))
 
 
-def save_teacher(config: Config, path: Path, seed: int = 0, **training: Any) -> Path:
+def save_teacher(config: Config, path: Path, seed: int = 0) -> Path:
     """A checkpoint of random weights that show every term; averaged weights from `seed`, raw ones from `seed` + 100."""
     path.parent.mkdir(parents=True, exist_ok=True)
     averaged, raw = (show_every_term(build_model(config), s).state_dict() for s in (seed, seed + 100))
-    save_checkpoint(path, 1, raw, averaged, {}, {}, {"config": to_dict(config)} | training)
+    save_checkpoint(path, 1, raw, averaged, {}, {}, {"config": to_dict(config)})
     return path
 
 

@@ -184,6 +184,8 @@ def _levels(config: Config, fail: Callable) -> None:
 
 
 def _training(config: Config, fail: Callable) -> None:
+    if config.train_cfg.labelled_share <= 0:
+        fail("train_cfg.labelled_share", "0 leaves no annotation to learn from; use more than 0, up to 1")
     data, train = config.dataset, config.train_cfg
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
@@ -214,6 +216,10 @@ def _distillation(config: Config, fail: Callable) -> None:
             fail("distill.init_from", f"{distill.init_from!r}: no distill.teachers; add one, or use train.py --init-from")
         return
     names = teacher_names(distill)
+    wanted = 2 if distill.stage == "multi_teacher" else 1
+    if distill.stage is not None and len(names) != wanted:
+        fail("distill.teachers", f"stage {distill.stage} has {wanted} teacher{'s' if wanted > 1 else ''}, the list names "
+             f"{len(names)} ({', '.join(names)}); correct the list, or leave distill.stage out and set the weights")
     if len(set(names)) < len(names):
         fail("distill.teachers", f"the names {', '.join(names)} are not all different; name each")
     for name, teacher in zip(names, distill.teachers, strict=True):
@@ -234,6 +240,9 @@ def _distillation(config: Config, fail: Callable) -> None:
         if config.dataset.crop_align % coarsest:
             fail("dataset.crop_align", f"{config.dataset.crop_align}: cached teacher outputs are cropped on every FPN level, so "
                  f"crops must start at multiples of the coarsest stride; use {coarsest}, or distill.outputs: online")
+        if distill.mixup:
+            fail("distill.mixup", f"{distill.mixup}: what teachers say about blended videos cannot be cached; use "
+                 "distill.outputs: online, or mixup: 0")
         if distill.teacher_droppath:
             fail("distill.teacher_droppath", "a teacher that drops paths says something else in every step and cannot be cached; "
                  "use distill.outputs: online")

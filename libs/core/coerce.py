@@ -144,6 +144,9 @@ def _coerce_tuple(value: Any, kind: Any, args: tuple) -> tuple:
         return tuple(coerce(v, k) for v, k in zip(value, kinds, strict=True))
     except ValueError as error:
         wrong = next(v for v, k in zip(value, kinds, strict=True) if not _accepts(v, k))
+        if isinstance(wrong, Mapping) and dataclasses.is_dataclass(kinds[0]):
+            name = wrong.get("name") or f"entry {list(value).index(wrong) + 1}"
+            raise ValueError(f"{describe(kind)}; in {name}: {error}") from error
         if isinstance(wrong, (list, tuple)):
             raise ValueError(f"{describe(kind)}; in {wrong!r}: {error}") from error
         raise ValueError(f"{describe(kind)}; {wrong!r} is not {describe(kinds[0])}{_hint(kinds[0], wrong)}") from error

@@ -116,6 +116,7 @@ class TrainConfig:
     droppath: float = key(0.1, "drop-path rate; 0 also removes the residual scales", low=0, high=0.95)
     label_smoothing: float = key(0.0, "label smoothing", low=0, high=0.95)
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
+    labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others only meet the teachers, and are left out without any", low=0, high=1)
     ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
     ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
 
@@ -199,6 +200,7 @@ class DistillConfig:
     weight: Union[float, None] = key(None, "common weight of all terms; null: the preset's", low=0)
     outputs: str = key("online", "teacher outputs: computed in every step, or once per whole video and cropped", ("online", "cache"))
     cache_folder: str = key("./ckpt/teacher_cache", "where outputs: cache keeps the teachers' outputs")
+    mixup: float = key(0.0, "blend every video with another of its batch, up to this share of it: the teachers see the blend too and say what is in it (needs outputs: online)", low=0, high=0.5)
     teacher_droppath: bool = key(False, "let the teachers drop paths as the published program does (for ablations)")
     cls: ClsTerm = key(ClsTerm, "class logits")
     offsets: OffsetTerm = key(OffsetTerm, "offsets")

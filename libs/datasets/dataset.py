@@ -38,7 +38,7 @@ class Sample:
 
     feats: (T, C) float32, contiguous; grid: of the whole video; start: grid index of feats[0] (0 in evaluation);
     segments: (N, 2) float32, grid units relative to `start`; labels: (N,) int64; duration_s: 1e8 when unknown;
-    source_length: grid steps of the whole video.
+    source_length: grid steps of the whole video; labelled: False where the annotations are not used (and segments are empty).
     """
 
     video_id: str
@@ -49,6 +49,7 @@ class Sample:
     labels: torch.Tensor
     source_length: int
     start: int = 0
+    labelled: bool = True
 
     def without_features(self) -> Sample:
         """The same sample with feats of shape (0, C), which keeps no memory of the features."""
@@ -62,8 +63,8 @@ class TalDataset(Dataset):
     that only training has (trimming); modalities: the streams to read (names from dataset.modalities, joined along channels
     in this order), None: model.modalities, and all channels of dataset.feat_folder if that is None too.
     Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
-    `unreachable_segments` (ground-truth segments in them), `label_ids` (class name -> id, whole file), `tious`,
-    `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
+    `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
+    `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
     Raises UserError for bad annotations or features (only those of streams that are read are looked at), an empty subset,
     and labels that do not fit num_classes.
     """
@@ -82,6 +83,9 @@ class TalDataset(Dataset):
         self._check_labels(annotations.path)
         self.empty_classes = self._find_empty_classes(annotations)
         self._annotated = self._select(annotations)
+        self.unlabelled_ids = self._choose_unlabelled()
+        if self.unlabelled_ids and not config.distill.teachers:
+            self._annotated = tuple(v for v in self._annotated if v.id not in self.unlabelled_ids)
         self._reader = StreamReader(config, config.model.modalities if modalities is None else modalities)
         self.videos, self.missing_ids = self._find_features()
         self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in set(self.missing_ids))
@@ -103,6 +107,9 @@ class TalDataset(Dataset):
         """Video number `index`, whole (rng None) or cropped with `rng` (SPEC 10).  UserError for unusable features."""
         video, grid, length, data = self.videos[index], self._grids[index], self._lengths[index], self._data
         segments, labels = grid.seconds_to_grid(video.segments), video.labels
+        labelled = video.id not in self.unlabelled_ids
+        if not labelled:
+            segments, labels = segments[:0], labels[:0]
         if self._single_class:
             labels = np.zeros_like(labels)
         if self.training and self.preset.trim:
@@ -114,7 +121,7 @@ class TalDataset(Dataset):
                 crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
         feats = self._reader.read(video.id, self._file_lengths[index], length, start, start + size)
         return Sample(video.id, feats, grid, self._duration(video), torch.from_numpy(np.array(segments, np.float32)),
-                      torch.from_numpy(np.array(labels, np.int64)), length, start)
+                      torch.from_numpy(np.array(labels, np.int64)), length, start, labelled)
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -178,6 +185,14 @@ class TalDataset(Dataset):
                 if not math.isfinite(video.duration_s):
                     raise UserError(f"{annotations.path}: video {video.id!r}: duration is missing; {reason} needs it, add it")
         return tuple(without_duplicates(v) if self.preset.drop_duplicates else v for v in videos)
+
+    def _choose_unlabelled(self) -> frozenset[str]:
+        """Training videos beyond train_cfg.labelled_share, in the order of a hash of their ids: the same in every run."""
+        share = self.config.train_cfg.labelled_share
+        if not self.training or share >= 1:
+            return frozenset()
+        ids = sorted((v.id for v in self._annotated), key=lambda i: hashlib.blake2b(i.encode(), digest_size=8).digest())
+        return frozenset(ids[max(round(share * len(ids)), 1):])
 
     def _find_features(self) -> tuple[tuple[Video, ...], tuple[str, ...]]:
         present, missing = [], []

@@ -6,6 +6,7 @@ arithmetic.  `Padding` gives the shortest length whose valid outputs equal those
 """
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -160,9 +161,11 @@ class EpochSampler(Sampler):
             yield [(self.epoch, int(i)) for i in order[first:first + self.batch_size]]
 
 
-def training_loader(dataset: TalDataset, config: Config, pin: bool = False) -> tuple[DataLoader, EpochSampler]:
+def training_loader(dataset: TalDataset, config: Config, pin: bool = False,
+                    teachers: Sequence[Config] = ()) -> tuple[DataLoader, EpochSampler]:
     """Loader of training batches and its sampler (set `sampler.epoch` before each epoch).
 
+    `teachers`: configurations of networks that see the same batches; videos are padded as far as the widest of them needs.
     Raises UserError when there are fewer videos than `loader.batch_size`.
     """
     size = config.loader.batch_size
@@ -171,6 +174,7 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False) -> t
                         f"{config.dataset.json_file}; lower it")
     sampler = EpochSampler(len(dataset), size, config.init_rand_seed)
     padding = padding_of(config, training=True)
+    padding = dataclasses.replace(padding, margin=max(padding.margin, *(padding_of(t).margin for t in teachers), 0))
     return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
 
 

@@ -48,7 +48,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     read = config.model.modalities if cached else streams_to_read(config, teachers)
     train_set = TalDataset(config, config.train_split, training=True, modalities=read)
     val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
-    loader, sampler = training_loader(train_set, config, pin=device.type == "cuda")
+    loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers])
 
     config = _with_empty_classes(config, train_set)
     model = build_model(config)

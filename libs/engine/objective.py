@@ -1,6 +1,7 @@
 """What a training step minimises.  The loop calls `objective(batch) -> Losses` and never changes with it."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from libs.engine.teacher_cache import CachedTeachers
 from libs.engine.teachers import Columns, OnlineTeachers, Teacher
 from libs.modeling.distill import DistillationLoss
 from libs.modeling.losses import DetectionLoss, Losses
-from libs.modeling.model import LocPointTransformer
+from libs.modeling.model import LevelOutputs, LocPointTransformer
 
 
 class DetectionObjective(nn.Module):
@@ -58,7 +59,7 @@ class DistillationObjective(DetectionObjective):
                  read: tuple[str, ...] | None):
         super().__init__(model, config)
         self.said: OnlineTeachers | CachedTeachers
-        self.det_weight = settings.det_weight
+        self.det_weight, self.mixup = settings.det_weight, settings.mixup
         self.columns = Columns(config, read, config.model.modalities)
         with torch.random.fork_rng():  # with or without projections, the run draws the same numbers
             self.distillation = DistillationLoss(settings, [t.spec for t in teachers], model.backbone.width, config.model.fpn_dim)
@@ -69,9 +70,11 @@ class DistillationObjective(DetectionObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch: `final` is det_weight x detection + the weighted terms; each term is logged before its weight."""
+        if self.mixup > 0 and self.training:
+            batch = blend(batch, self.mixup)
         outputs, features = self.model.trace(self.columns(batch.feats), batch.mask)
         targets = self.criterion.assign(outputs, batch.segments, batch.labels, batch.present)
-        detection = self.criterion.losses(outputs, targets)
+        detection = self.criterion.losses(_labelled_only(outputs, batch), targets)
         extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, self.said(batch))
         final = self.det_weight * detection.final + extra
         return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
@@ -89,6 +92,25 @@ class DistillationObjective(DetectionObjective):
         """Restore `training_state`."""
         super().load_training_state(state)
         self.distillation.load_state_dict(state["projections"])
+
+
+def _labelled_only(outputs: LevelOutputs, batch: Batch) -> LevelOutputs:
+    """The outputs with the points of unlabelled videos masked: what is not annotated there is unknown, not background."""
+    if all(sample.labelled for sample in batch.samples):
+        return outputs
+    labelled = torch.tensor([sample.labelled for sample in batch.samples]).to(outputs.mask.device, non_blocking=True)
+    return outputs._replace(mask=outputs.mask & labelled.unsqueeze(1))
+
+
+def blend(batch: Batch, share: float) -> Batch:
+    """The batch with a part of the next video in every video, at its valid steps: (1 - s) x + s x', s uniform in [0, share].
+
+    One s per video, drawn on the CPU.  The ground truth stays that of x; what x' adds, teachers see and tell (mixup, Zhang et al.
+    2018, as function matching: Beyer et al., Knowledge distillation: a good teacher is patient and consistent, 2022).
+    """
+    s = (torch.rand(len(batch.feats), 1, 1) * share).to(batch.feats.device)
+    other = batch.feats.roll(1, dims=0)
+    return dataclasses.replace(batch, feats=torch.where(batch.mask.unsqueeze(-1), (1 - s) * batch.feats + s * other, 0.0))
 
 
 def distillation(model: LocPointTransformer, config: Config, settings: DistillConfig, teachers: Sequence[Teacher],

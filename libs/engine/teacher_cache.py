@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class CachedTeachers:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: torch.from_numpy(archive[name]) for name in request.names}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: cannot be read as cached teacher outputs ({error}); remove the file") from error
         points = sum(-(-steps // s) for s in strides)
         for name, rows in arrays.items():

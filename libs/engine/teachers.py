@@ -18,7 +18,7 @@ from libs.core.config import from_dict, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, TeacherConfig
 from libs.datasets.annotations import load_annotations
-from libs.datasets.loader import Batch
+from libs.datasets.loader import Batch, padding_of
 from libs.datasets.presets import get_preset
 from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
 from libs.modeling.blocks import AffineDropPath
@@ -116,6 +116,7 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
         same(f"dataset.{key}", getattr(student.dataset, key), getattr(teacher.dataset, key),
              "both must see the same feature grid")
     _check_classes(student, teacher, where)
+    _check_gate(student, teacher, where)
     declared = student.dataset.modalities or {}
     if teacher.model.modalities is None:
         same("dataset.input_dim", student.dataset.input_dim, teacher.dataset.input_dim,
@@ -126,6 +127,19 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
                             f"dataset.modalities does not declare{nearest(name, declared)}; declare it there, with its channels")
         same(f"dataset.modalities.{name}", f"{student.modality_dim(name)} channels", f"{teacher.modality_dim(name)} channels",
              "one modality has one width")
+
+
+def _check_gate(student: Config, teacher: Config, where: str) -> None:
+    """A published temporal gate takes batches of at least its max_seq_len steps."""
+    if teacher.model.temporal_gate != "published":
+        return
+    if student.dataset.max_seq_len < teacher.dataset.max_seq_len:
+        raise UserError(f"{where}: dataset.max_seq_len: the teacher's temporal gate (published) takes "
+                        f"{teacher.dataset.max_seq_len} steps or more, the student's batches have {student.dataset.max_seq_len}; "
+                        f"use {teacher.dataset.max_seq_len}")
+    if student.distill.outputs == "online" and not padding_of(student, training=True).always:
+        raise UserError(f"{where}: loader.padding: {student.loader.padding}: the teacher's temporal gate (published) needs "
+                        "batches of max_seq_len; use loader.padding: max_seq_len")
 
 
 def _strides(config: Config) -> list[int]:

@@ -137,8 +137,9 @@ def offset_term(student: Tensor, teacher: Tensor, teacher_logits: Tensor, positi
         weight = score * (positive_BP | (score > term.score_thresh))
     if term.mask:
         weight = weight * mask_BP
-    used = (weight > 0).unsqueeze(-1)
-    s, t = (torch.where(used, x.float(), 1.0) for x in (student, teacher))  # elsewhere a constant against itself: no gradient
+    # elsewhere a constant against itself: no gradient, and none where both agree (DIoU of two segments without length is 1)
+    used = ((weight > 0) & (student != teacher).any(-1)).unsqueeze(-1)
+    s, t = (torch.where(used, x.float(), 1.0) for x in (student, teacher))
     error = diou_loss(s, t) if term.loss == "diou" else (s - t).square().mean(-1)
     if term.reduction == "points":
         return (weight * error).sum() / weight.sum().clamp(min=EPS)

@@ -56,7 +56,7 @@ class Case:
     def run(self, loss):
         """(total, {name: value}) as numbers."""
         total, values = loss(self.outputs, self.features, self.mask_BT, self.positive_BP, self.teachers[:len(loss.teachers)])
-        return float(total), {name: float(value) for name, value in values.items()}
+        return total.item(), {name: value.item() for name, value in values.items()}
 
     def student(self, name):
         own = {"cls": self.outputs.logits, "offsets": self.outputs.offsets, "stem": self.features.stem,
