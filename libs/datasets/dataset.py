@@ -64,7 +64,8 @@ class TalDataset(Dataset):
     in this order), None: model.modalities, and all channels of dataset.feat_folder if that is None too.
     Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
     `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
-    `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for them), `preset`.
+    `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for
+    them), `preset`.
     Raises UserError for bad annotations or features (only those of streams that are read are looked at), an empty subset,
     and labels that do not fit num_classes.
     """

@@ -27,7 +27,7 @@ CORRECTED: dict[str, Any] = {
     "cls": {"weight": 20.0, "temperature": 2.0, "loss": "sigmoid_kl", "mask": True, "reduction": "points"},
     "offsets": {"weight": 1.0, "loss": "diou", "points": "confident", "mask": True, "reduction": "points"},
     "stem": {"weight": 0.0, "mask": True},
-    "pyramid": {"weight": 1.0, "mask": True},
+    "pyramid": {"weight": 0.0, "mask": True},
     "inputs": {"weight": 1.0, "mask": True},
 }
 C2MS: dict[str, Any] = {

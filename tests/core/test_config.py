@@ -274,12 +274,6 @@ def test_wrong_overrides(tmp_path: Path, override: str, part: str) -> None:
     (["train_cfg.head_empty_cls=[3,97]"], ["97 is not a class", "0 to 96"]),
     (["opt.schedule_type=multistep"], ["opt.schedule_steps", "rising list"]),
     (["opt.epochs=0", "opt.warmup=false"], ["nothing would be trained"]),
-    (["dataset.modalities={rgb: [0, 4000]}"], ["rgb: [0, 4000]", "2304 channels"]),
-    (["dataset.modalities={rgb: [7, 7]}"], ["rgb: [7, 7]"]),
-    (["model.modalities=rgb"], ["dataset.modalities declares no channel ranges"]),
-    (["dataset.modalities={rgb: [0, 4], flow: [4, 8]}", "model.modalities=[rbg]"], ["'rbg' is not declared", "mean 'rgb'"]),
-    (["dataset.modalities={rgb: [0, 4], flow: [4, 8]}", "model.modalities=[rgb,rgb]"], ["each once"]),
-    (["dataset.modalities={rgb: [0, 4]}", "model.modalities=[]"], ["one or more of rgb"]),
 ])
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:
     got = message(small(tmp_path), *overrides)
@@ -306,13 +300,6 @@ def test_unusual_but_possible_combinations(tmp_path: Path, overrides: list[str])
 def test_splits_are_lower_cased_and_one_string_is_a_list_of_one(tmp_path: Path) -> None:
     config = load_config(small(tmp_path, "train_split: Validation\nval_split: [Test, HOLDOUT]"), ["devices=cpu"])
     assert (config.train_split, config.val_split, config.devices) == (("validation",), ("test", "holdout"), ("cpu",))
-
-
-def test_modalities_merge_and_set_the_models_width(tmp_path: Path) -> None:
-    path = small(tmp_path, "model: {modalities: [flow, rgb]}")
-    config = load_config(path, ["dataset.modalities={rgb: [0, 1024]}", "dataset.modalities.flow=[1024, 1500]"])
-    assert config.dataset.modalities == {"rgb": (0, 1024), "flow": (1024, 1500)}
-    assert config.model_input_dim == 1500
 
 
 def test_max_div_factor_is_the_least_common_multiple(tmp_path: Path) -> None:

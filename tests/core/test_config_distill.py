@@ -130,6 +130,11 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
     (["dataset.modalities={rgb: [0, 4], flow: [0, 4]}"], ["overlap"]),
     (["dataset.modalities={rgb: [0, 4], flow: [4, 9]}"], ["flow: [4, 9]", "8 channels"]),
     (["dataset.modalities={rgb: [4, 0], flow: [4, 8]}"], ["rgb: [4, 0] is not a range"]),
+    (["dataset.modalities={rgb: [4, 4], flow: [4, 8]}"], ["rgb: [4, 4] is not a range"]),
+    (["dataset.modalities=null"], ["model.modalities", "dataset.modalities declares no channel ranges"]),
+    (["model.modalities=[rbg]"], ["'rbg' is not declared in dataset.modalities", "mean 'rgb'"]),
+    (["model.modalities=[rgb, rgb]"], ["model.modalities", "each once"]),
+    (["model.modalities=[]"], ["model.modalities", "one or more of rgb, flow"]),
     (["model.hallucinated=[]"], ["model.hallucinated", "[] does not fit hallucinator: separable"]),
     (["model.hallucinator=none"], ["model.hallucinated", "['flow'] does not fit hallucinator: none"]),
     (["model.modalities=null"], ["model.modalities", "must say what it reads"]),
@@ -152,6 +157,11 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
     (["distill.init_from=modal"], ["distill.init_from", "'modal' is not the name of a teacher; use teacher"]),
     (["model.hallucinator=none", "model.hallucinated=[]", "distill.inputs.weight=2"],
      ["distill.inputs.weight", "model.hallucinator is none"]),
+    (["train_cfg.labelled_share=0"], ["train_cfg.labelled_share", "0 leaves no annotation"]),
+    (["distill.preset=c2ms", "distill.stage=multi_teacher"], ["stage multi_teacher has 2 teachers", "names 1 (teacher)"]),
+    (["distill.preset=c2ms", "distill.stage=cross_modal", "distill.teachers=[{checkpoint: a}, {checkpoint: b}]"],
+     ["stage cross_modal has 1 teacher,", "names 2 (teacher1, teacher2)"]),
+    (["distill.outputs=cache", "dataset.crop_align=32", "distill.mixup=0.3"], ["distill.mixup", "cannot be cached", "mixup: 0"]),
     (["distill.outputs=cache"], ["dataset.crop_align", "use 32, or distill.outputs: online"]),
     (["distill.outputs=cache", "dataset.crop_align=48"], ["dataset.crop_align", "48"]),
     (["distill.outputs=cache", "dataset.crop_align=32", "distill.teacher_droppath=true"],
@@ -174,6 +184,7 @@ def test_impossible_combinations(base: Path, overrides: list[str], parts: list[s
     ["distill.outputs=cache", "dataset.crop_align=64"],
     ["distill.outputs=cache", "dataset.crop_align=4", "model.backbone_arch=[1, 1, 2]",
      "model.regression_range=[[0, 4], [4, 8], [8, 99]]"],
+    ["distill.mixup=0.3", "train_cfg.labelled_share=0.25"],
     ["distill.teacher_droppath=true"], ["distill.teachers=[]", "distill.outputs=online"],
     ["distill.preset=c2ms", "distill.stage=cross_modal", "distill.init_from=teacher"],
     ["model.backbone_type=convnext", "model.block_kernel_size=19"],
@@ -224,6 +235,13 @@ def test_a_list_of_teachers_is_replaced_and_a_mapping_of_modalities_merged(base:
     assert list(config.dataset.modalities) == ["rgb", "flow", "audio"]
     assert [t.name for t in config.distill.teachers] == ["other"]
     assert "use other" in message(child, "distill.init_from=teacher")
+
+
+def test_modalities_merge_and_set_the_models_width(base: Path) -> None:
+    config = load_config(base, ["dataset.modalities.depth=[6, 8]", "dataset.modalities.flow=[4, 6]",
+                                "model.modalities=[depth, rgb]"])
+    assert config.dataset.modalities == {"rgb": (0, 4), "flow": (4, 6), "depth": (6, 8)}
+    assert (config.model_input_dim, config.backbone_input_dim) == (6, 8)
 
 
 def test_without_teachers_the_distill_section_is_as_if_it_were_not_there() -> None:

@@ -76,8 +76,9 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
                for t in said]
     checks = [compare("kl_mean_over_levels", torch.stack(kl), data["kl_mean_over_levels"], **RELATIVE),
               compare("offset_mse", torch.stack(offsets), data["offset_mse"], **RELATIVE),
-              compare("stem_mse", feature_term(features.stem, said[-1].stem, batch.mask, settings.stem), data["stem_mse"], **RELATIVE)]
+              compare("stem_mse", feature_term(features.stem, said[-1].stem, batch.mask, settings.stem), data["stem_mse"],
+                      **RELATIVE)]
     first = objective.said.teachers[0]
     reads = objective.said.inputs_of(first, batch)  # whatever the stage uses
-    return checks + [compare("feature_mse", feature_term(features.inputs, reads, batch.mask, settings.inputs), data["feature_mse"],
-                             atol=1e-12, **RELATIVE)]
+    mse = feature_term(features.inputs, reads, batch.mask, settings.inputs)
+    return [*checks, compare("feature_mse", mse, data["feature_mse"], atol=1e-12, **RELATIVE)]
