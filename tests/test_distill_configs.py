@@ -15,6 +15,7 @@ from libs.modeling.distill import resolve
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {"thumos": "rgb", "planted": "rgb", "demo": "rgb", "hapt": "acc"}  # the modality that a student reads
 MISSING = {"thumos": "flow", "planted": "flow", "demo": "flow", "hapt": "gyro"}
+HAPT_VIDEOS = 36  # training recordings; batches of 2, an odd one is left out
 TWO_STREAM = ("teacher", "structure_teacher")
 PUBLISHED = {  # stage -> teachers, where the student starts, backbone, whether it makes up the missing modality (SPEC section 12)
     "teacher": ([], None, "convTransformer", False),
@@ -56,7 +57,7 @@ def test_it_loads_and_writes_to_its_own_folder(path: Path) -> None:
 
 def test_teachers_are_runs_of_the_same_chain_and_fit(chain: tuple[str, dict[str, Config]]) -> None:
     _, stages = chain
-    assert set(stages) == set(STAGES)
+    assert set(STAGES) <= set(stages)
     for name, config in stages.items():
         for entry in config.distill.teachers:
             source = stage_of(entry.checkpoint, config)
@@ -98,10 +99,15 @@ def test_only_the_two_stream_stages_read_the_missing_modality(chain: tuple[str, 
 
 
 def test_every_stage_has_the_same_data_steps_and_schedule(chain: tuple[str, dict[str, Config]]) -> None:
-    _, stages = chain
+    folder, stages = chain
     teacher = stages["teacher"]
     for name, config in stages.items():
-        assert config.opt == teacher.opt, name
+        if config.train_cfg.labelled_share < 1 and not config.distill.teachers:  # fewer videos per epoch, equal steps
+            whole, part = HAPT_VIDEOS // 2, round(HAPT_VIDEOS * config.train_cfg.labelled_share) // 2
+            assert (folder, config.loader.batch_size) == ("hapt", 2), name
+            assert config.total_epochs * part == teacher.total_epochs * whole == 360, name
+        else:
+            assert config.opt == teacher.opt, name
         assert config.loader == teacher.loader, name
         assert config.test_cfg == teacher.test_cfg, name
         assert (config.train_split, config.val_split) == (teacher.train_split, teacher.val_split), name

@@ -69,7 +69,7 @@ def coerce(value: Any, kind: Any) -> Any:
             _fail(kind, value)
         if not all(isinstance(k, str) and k for k in value):
             raise ValueError(f"{describe(kind)}; the names must be text")
-        return FrozenDict({k: coerce(v, args[1]) for k, v in value.items()})
+        return FrozenDict({k: _named(k, v, args[1]) for k, v in value.items()})
     if dataclasses.is_dataclass(kind):
         return _coerce_record(value, kind)
     if kind is float and type(value) in (int, float):
@@ -121,11 +121,18 @@ def _coerce_record(value: Any, cls: type) -> Any:
     return cls(**given)
 
 
+def _named(name: str, value: Any, kind: Any) -> Any:
+    try:
+        return coerce(value, kind)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def _coerce_union(value: Any, kind: Any, args: tuple) -> Any:
     fitting = next((arm for arm in args if _accepts(value, arm)), None)
-    records = [arm for arm in args if dataclasses.is_dataclass(arm)]
-    if fitting is None and isinstance(value, Mapping) and records:
-        return coerce(value, records[0])  # its error says which key is wrong
+    mappings = [arm for arm in args if dataclasses.is_dataclass(arm) or typing.get_origin(arm) is dict]
+    if fitting is None and isinstance(value, Mapping) and mappings:
+        return coerce(value, mappings[0])  # its error says which key is wrong
     if fitting is None:
         _fail(kind, value)
     return coerce(value, fitting)

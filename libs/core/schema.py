@@ -170,6 +170,7 @@ class ClsTerm:
     weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
     temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (2)", above=0)
     loss: Union[str, None] = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's", ("softmax_kl", "sigmoid_kl"))
+    focus: float = key(0.0, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability", low=0)
     mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
     reduction: Union[str, None] = key(None, "levels: sum / batch size per level, then the mean over levels; points: mean over points; null: the preset's", ("levels", "points"))
 

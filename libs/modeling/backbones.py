@@ -125,6 +125,9 @@ class ConvNextBackbone(Backbone):
     uses_position = False
     separable = True
 
+    def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        return super().embed(x_BTC, mask_BT) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)  # wide kernels must not see norm biases
+
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
         model, train = config.model, config.train_cfg
         return ConvNextBlock(width, stride, model.block_kernel_size, model.block_expansion, train.dropout, train.droppath)

@@ -103,12 +103,19 @@ def softmax_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (log_t.exp() * (log_t - log_s)).sum(-1)
 
 
-def sigmoid_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of one Bernoulli variable per class, logits (..., K) / temperature, summed over classes -> (...)."""
+def sigmoid_kl(student: Tensor, teacher: Tensor, temperature: float, focus: float = 0.0) -> Tensor:
+    """KL(teacher || student) of one Bernoulli variable per class, logits (..., K) / temperature, summed over classes -> (...).
+
+    With `focus` > 0 every class is weighted by |p_S - p_t| ** focus (a constant to the gradient), as the focal loss weighs its
+    classes (Lin et al. 2017; Li et al., Generalized focal loss, 2020): points on which both agree, most of the background, fade.
+    """
     s, t = student / temperature, teacher / temperature
     p = torch.sigmoid(t)
     # p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with log q = s - softplus(s) and log(1 - q) = -softplus(s)
-    return (p * (t - s) + F.softplus(s) - F.softplus(t)).sum(-1)
+    divergence = p * (t - s) + F.softplus(s) - F.softplus(t)
+    if focus > 0:
+        divergence = divergence * (torch.sigmoid(s.detach()) - p).abs() ** focus
+    return divergence.sum(-1)
 
 
 def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
@@ -116,7 +123,10 @@ def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequenc
 
     Reduction `levels`: per level the sum over points / B, then the mean over levels (published); `points`: the mean over points.
     """
-    divergence = (softmax_kl if term.loss == "softmax_kl" else sigmoid_kl)(student.float(), teacher.float(), term.temperature)
+    if term.loss == "softmax_kl":
+        divergence = softmax_kl(student.float(), teacher.float(), term.temperature)
+    else:
+        divergence = sigmoid_kl(student.float(), teacher.float(), term.temperature, term.focus)
     weight = mask_BP.to(divergence.dtype) if term.mask else torch.ones_like(divergence)
     weighted = torch.where(weight > 0, divergence, 0.0)
     if term.reduction == "levels":

@@ -27,7 +27,6 @@ distill:
     - {checkpoint: "ckpt/teacher_{run}"}
 """
 AUDIO = "dataset.modalities.audio={folder: ./vggish, dim: 128, resample: linear}"
-FOLDER = "folder, dim, file_prefix, file_ext, resample"  # the keys that there are
 
 
 @pytest.fixture
@@ -90,14 +89,14 @@ def test_run_stands_for_the_name_of_the_run(base: Path) -> None:
 
 
 @pytest.mark.parametrize(("override", "parts"), [
-    ("dataset.modalities.audio={folder: a}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={dim: 4}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={folder: a, dim: 0}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={folder: a, dim: 4, resampel: linear}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={folder: a, dim: 4, resample: nearest}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={folder: 4, dim: 4}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio={folder: a, dim: '4'}", ["dataset.modalities", FOLDER]),
-    ("dataset.modalities.audio=[1, 2, 3]", ["dataset.modalities", FOLDER]),
+    ("dataset.modalities.audio={folder: a}", ["dataset.modalities", "dim is missing"]),
+    ("dataset.modalities.audio={dim: 4}", ["folder is missing"]),
+    ("dataset.modalities.audio={folder: a, dim: 0}", ["dim: 0", "use more than 0"]),
+    ("dataset.modalities.audio={folder: a, dim: 4, resampel: linear}", ["'resampel' is not one of them", "mean 'resample'"]),
+    ("dataset.modalities.audio={folder: a, dim: 4, resample: nearest}", ["resample: 'nearest'", "must be none or linear"]),
+    ("dataset.modalities.audio={folder: 4, dim: 4}", ["folder: ", "expected", "text; put it in quotes"]),
+    ("dataset.modalities.audio={folder: a, dim: '4'}", ["dim: ", "remove the quotes: 4"]),
+    ("dataset.modalities.audio=[1, 2, 3]", ["dataset.modalities", "a list of 2 whole numbers"]),
     ("dataset.modalities.audio=vggish", ["dataset.modalities", "folder, dim"]),
     ("dataset.modalities.audio=[-1, 3]", ["-1 is too small", "use at least 0"]),
     ("distill.teachers={checkpoint: a}", ["distill.teachers", "a list of mappings with name, checkpoint"]),
@@ -106,7 +105,7 @@ def test_run_stands_for_the_name_of_the_run(base: Path) -> None:
     ("distill.teachers=[{checkpoint: a, weigths: raw}]", ["'weigths' is not one of them", "mean 'weights'"]),
     ("distill.teachers=[{checkpoint: a, weights: best}]", ["weights: 'best'", "must be ema or raw"]),
     ("distill.teachers=[{checkpoint: a, terms: {cls: -1}}]", ["terms: ", "-1.0 is too small"]),
-    ("distill.teachers=[{checkpoint: a, terms: {cls: '1'}}]", ["terms: ", "a mapping of names to numbers"]),
+    ("distill.teachers=[{checkpoint: a, terms: {cls: '1'}}]", ["terms: cls: ", "remove the quotes: 1"]),
     ("distill.teachers=[{checkpoint: a, terms: [cls]}]", ["terms: ", "mapping of names to numbers"]),
     ("distill.cls.temprature=2", ["distill.cls.temprature", "mean 'temperature'"]),
     ("distill.cls=2", ["distill.cls", "is not a section"]),
