@@ -36,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hard", type=float, default=1.0, help="nuisance level (style, misses, jitter, distractors), 0 = none")
     parser.add_argument("--train", type=int, default=-1, help="how many Validation-subset videos (-1: all)")
     parser.add_argument("--test", type=int, default=-1, help="how many Test-subset videos (-1: all)")
+    parser.add_argument("--unlabelled", type=int, default=0,
+                        help="this many further Validation-subset videos, as subset `unlabelled` (0; -1: all others)")
     parser.add_argument("--no-hash", action="store_true", help="leave the sha256 sums out of the manifest")
     args = parser.parse_args()
     if min(args.rgb_dim, args.flow_dim) < 0 or args.rgb_dim + args.flow_dim == 0:
@@ -82,7 +84,10 @@ def main() -> None:
     args = parse_arguments()
     document, out = read_annotations(args.annotations), Path(args.out)
     database = document["database"]
-    keep = pick(database, "validation", args.train) + pick(database, "test", args.test)
+    train = pick(database, "validation", args.train)
+    others = {k: v for k, v in database.items() if k not in train}
+    further = pick(others, "validation", args.unlabelled) if args.unlabelled else []
+    keep = train + further + pick(database, "test", args.test)
     if not keep:
         raise UserError(f"{args.annotations}: --train {args.train} --test {args.test} choose no video; ask for at least one")
     if (out / ANNOTATIONS).exists() and (out / ANNOTATIONS).samefile(args.annotations) and len(keep) < len(database):
@@ -104,7 +109,8 @@ def main() -> None:
             files[name] = {"shape": list(x.shape), "sha256": None if args.no_hash else hashlib.sha256(x.tobytes()).hexdigest()}
             if i % 50 == 0:
                 note(f"{i} of {len(keep)} videos")
-        subset = {"version": document.get("version", ""), "database": {k: v for k, v in database.items() if k in chosen}}
+        videos = {k: {**v, "subset": "unlabelled"} if k in further else v for k, v in database.items() if k in chosen}
+        subset = {"version": document.get("version", ""), "database": videos}
         write_text_atomic(folder / ANNOTATIONS, json.dumps(subset))
         shown = {k: v for k, v in vars(args).items() if k not in ("out", "annotations")}
         manifest = {"args": shown, "numpy": np.__version__, "shared_rgb": world.shared, "files": files}

@@ -62,6 +62,8 @@ def _run(config: Config, fail: Callable) -> None:
     for name in ("train_split", "val_split"):
         if not getattr(config, name) or not all(getattr(config, name)):
             fail(name, "names no subset of the annotation file; write e.g. [validation]")
+    if both := set(config.unlabelled_split) & set(config.train_split + config.val_split):
+        fail("unlabelled_split", f"{sorted(both)[0]!r} is in train_split or val_split too; a subset belongs to one of them")
     if not config.devices:
         fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
     for device in config.devices:

@@ -171,7 +171,7 @@ def _build(settings: Settings, top: str, check: bool) -> Config:
         return _where(dotted, settings[dotted][1] if dotted in settings else "", top)
 
     config = _section(settings, Config, "", where)
-    lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in ("train_split", "val_split")}
+    lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in ("train_split", "val_split", "unlabelled_split")}
     config = dataclasses.replace(config, source=top, **lower)
     if check:
         check_relations(config, where)

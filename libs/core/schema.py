@@ -170,7 +170,7 @@ class ClsTerm:
     weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
     temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (2)", above=0)
     loss: Union[str, None] = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's", ("softmax_kl", "sigmoid_kl"))
-    focus: float = key(0.0, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability", low=0)
+    focus: Union[float, None] = key(None, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability; 0: all alike; null: the preset's", low=0)
     mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
     reduction: Union[str, None] = key(None, "levels: sum / batch size per level, then the mean over levels; points: mean over points; null: the preset's", ("levels", "points"))
 
@@ -219,6 +219,7 @@ class Config:
     devices: tuple[str, ...] = key(("cuda:0",), "one device: cuda:N, cpu or auto")
     train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")
     val_split: tuple[str, ...] = key(("validation",), "annotation subset to evaluate on, lower case")
+    unlabelled_split: tuple[str, ...] = key((), "(ours) subsets of further training videos whose annotations are not used (there may be none): only teachers speak about them; left out without teachers")
     model_name: str = key("LocPointTransformer", "model", ("LocPointTransformer",))
     output_folder: str = key("./ckpt/", "where runs are written")
     dataset: DatasetConfig = key(DatasetConfig, "data set")

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +57,12 @@ class Annotations:
         return counts
 
 
-def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabelled: bool = False) -> Annotations:
+def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabelled: bool = False,
+                     unlabelled: Collection[str] = ()) -> Annotations:
     """Read and check an annotation file.
 
     Segments that leave their video, and segments of zero length, are kept with one warning that counts them; `strict`
-    refuses them.  `allow_unlabelled` accepts videos without an `annotations` key.
+    refuses them.  `allow_unlabelled` accepts videos without an `annotations` key; so do the subsets named in `unlabelled`.
     Raises UserError naming the file, the video, the entry, the value and the remedy.
     """
     path = str(path)
@@ -74,7 +76,7 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
         raise UserError(f'{path}: "database" is empty; add the videos')
     labels = _LabelTable(path)
     oddities = _Oddities(path, strict)
-    videos = {vid: _video(path, vid, entry, labels, oddities, allow_unlabelled) for vid, entry in database.items()}
+    videos = {vid: _video(path, vid, entry, labels, oddities, allow_unlabelled, unlabelled) for vid, entry in database.items()}
     if labels.ids_missing:
         label_ids = {name: i for i, name in enumerate(sorted(labels.names))}
         for vid, names in labels.of_video.items():
@@ -170,7 +172,8 @@ class _Oddities:
                           f"length (first: {self.first}); they are kept, dataset.strict: true refuses them", stacklevel=3)
 
 
-def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddities, allow_unlabelled: bool) -> Video:
+def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddities, allow_unlabelled: bool,
+           unlabelled: Collection[str]) -> Video:
     where = f"{path}: video {vid!r}"
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is a {type(entry).__name__}; expected an object with subset and annotations")
@@ -179,7 +182,7 @@ def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddi
         raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
     duration_s = _positive(where, entry, "duration", "seconds")
     items = entry.get("annotations")
-    if items is None and allow_unlabelled:
+    if items is None and (allow_unlabelled or subset.lower() in unlabelled):
         items = []
     if not isinstance(items, list):
         raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")

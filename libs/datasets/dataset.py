@@ -77,7 +77,9 @@ class TalDataset(Dataset):
         self._where = f"{config.source}: " if config.source else ""
         self.preset = get_preset(config.dataset_name)
         self.subset = (subset.lower(),) if isinstance(subset, str) else tuple(name.lower() for name in subset)
-        annotations = load_annotations(data.json_file, data.strict, self.preset.unlabelled)
+        if training and config.distill.teachers:
+            self.subset += config.unlabelled_split
+        annotations = load_annotations(data.json_file, data.strict, self.preset.unlabelled, config.unlabelled_split)
         self.label_ids = annotations.label_ids
         self.tious = tuple(data.tiou_thresholds or self.preset.tious)
         self._single_class = self.preset.class_agnostic and data.num_classes == 1
@@ -85,7 +87,7 @@ class TalDataset(Dataset):
         self.empty_classes = self._find_empty_classes(annotations)
         self._annotated = self._select(annotations)
         self.unlabelled_ids = self._choose_unlabelled()
-        if self.unlabelled_ids and not config.distill.teachers:
+        if not config.distill.teachers:
             self._annotated = tuple(v for v in self._annotated if v.id not in self.unlabelled_ids)
         self._reader = StreamReader(config, config.model.modalities if modalities is None else modalities)
         self.videos, self.missing_ids = self._find_features()
@@ -188,12 +190,12 @@ class TalDataset(Dataset):
         return tuple(without_duplicates(v) if self.preset.drop_duplicates else v for v in videos)
 
     def _choose_unlabelled(self) -> frozenset[str]:
-        """Training videos beyond train_cfg.labelled_share, in the order of a hash of their ids: the same in every run."""
-        share = self.config.train_cfg.labelled_share
-        if not self.training or share >= 1:
+        """Videos of unlabelled_split, and those beyond train_cfg.labelled_share in the order of a hash of their ids."""
+        if not self.training:
             return frozenset()
-        ids = sorted((v.id for v in self._annotated), key=lambda i: hashlib.blake2b(i.encode(), digest_size=8).digest())
-        return frozenset(ids[max(round(share * len(ids)), 1):])
+        further = {v.id for v in self._annotated if v.subset in self.config.unlabelled_split}
+        ids = sorted({v.id for v in self._annotated} - further, key=lambda i: hashlib.blake2b(i.encode(), digest_size=8).digest())
+        return frozenset(further | set(ids[max(round(self.config.train_cfg.labelled_share * len(ids)), 1):]))
 
     def _find_features(self) -> tuple[tuple[Video, ...], tuple[str, ...]]:
         present, missing = [], []

@@ -24,7 +24,7 @@ EPS = 1e-8
 
 CORRECTED: dict[str, Any] = {
     "det_weight": 1.0, "weight": 1.0,
-    "cls": {"weight": 20.0, "temperature": 2.0, "loss": "sigmoid_kl", "mask": True, "reduction": "points"},
+    "cls": {"weight": 100.0, "temperature": 1.0, "loss": "sigmoid_kl", "focus": 1.0, "mask": True, "reduction": "points"},
     "offsets": {"weight": 1.0, "loss": "diou", "points": "confident", "mask": True, "reduction": "points"},
     "stem": {"weight": 0.0, "mask": True},
     "pyramid": {"weight": 0.0, "mask": True},
@@ -32,7 +32,7 @@ CORRECTED: dict[str, Any] = {
 }
 C2MS: dict[str, Any] = {
     "det_weight": 0.4, "weight": 0.6,
-    "cls": {"weight": 1.0, "temperature": 2.0, "loss": "softmax_kl", "mask": False, "reduction": "levels"},
+    "cls": {"weight": 1.0, "temperature": 2.0, "loss": "softmax_kl", "focus": 0.0, "mask": False, "reduction": "levels"},
     "offsets": {"weight": 1.0, "loss": "mse", "points": "all", "mask": False, "reduction": "levels"},
     "stem": {"weight": 1.0, "mask": False},
     "pyramid": {"weight": 0.0, "mask": False},
