@@ -19,7 +19,7 @@ FIXTURES = sorted(p.name for p in GOLDEN.iterdir() if p.name.startswith(tuple(ch
 def test_every_kind_of_fixture_is_here():
     kinds = {prefix for prefix in check_golden.CHECKS for name in FIXTURES if name.startswith(prefix)}
     assert kinds == set(check_golden.CHECKS)
-    assert sum(name.startswith("model_") for name in FIXTURES) == 16
+    assert [sum(n.startswith(kind) for n in FIXTURES) for kind in ("model_", "distill_model_", "distill_loss_")] == [16, 5, 4]
 
 
 @pytest.mark.parametrize("name", [n for n in FIXTURES if not n.startswith(ELSEWHERE)])
@@ -34,11 +34,11 @@ def test_fixture(name: str):
 def test_the_script_counts_and_shows_the_largest_error(capsys, tmp_path):
     for name in ("lr_seed0.npz", "labels_losses_seed0.npz"):
         shutil.copy(GOLDEN / name, tmp_path)
-    (tmp_path / "distill_loss_x_seed0.npz").write_bytes(b"")
+    (tmp_path / "another_kind_seed0.npz").write_bytes(b"")
     code, out, _ = run_script(capsys, check_golden.main, "check_golden.py", str(tmp_path))
     lines = out.splitlines()
     assert (code, len(lines)) == (0, 4)
-    assert lines[0].startswith("skip  distill_loss_x_seed0.npz")
+    assert lines[0].startswith("skip  another_kind_seed0.npz")
     assert all(line.startswith("ok    ") and "largest error" in line for line in lines[1:3])
     assert lines[3] == "2 passed, 0 failed, 1 skipped"
 
@@ -68,6 +68,8 @@ TAMPERED: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "an average": ("train_steps_seed0.npz", "ema12/cls_head.cls_head.conv.weight", lambda a: shifted(a, 1e-4)),
     "a rate": ("lr_seed0.npz", "cfg0_cosine/lr", lambda a: a * (1 + 1e-9)),
     "an assignment": ("labels_losses_seed0.npz", "case0/integer/cls", lambda a: shifted(a, 1)),
+    "a distillation term": ("distill_loss_structure_teacher_seed0.npz", "kl_mean_over_levels", lambda a: a * 1.001),
+    "a distillation loss": ("distill_loss_structure_teacher_seed0.npz", "total", lambda a: a * 1.001),
     "an NMS index": ("nms_seed0.npz", "n40/op_nms_0.50", next_index),
 }
 
