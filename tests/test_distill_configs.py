@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.core.config import load_config
+from libs.core.config import config_diff, load_config
 from libs.core.schema import Config
 from libs.engine.cost import count
 from libs.engine.teachers import check_teacher
@@ -15,7 +15,8 @@ from libs.modeling.distill import resolve
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {"thumos": "rgb", "planted": "rgb", "demo": "rgb", "hapt": "acc"}  # the modality that a student reads
 MISSING = {"thumos": "flow", "planted": "flow", "demo": "flow", "hapt": "gyro"}
-HAPT_VIDEOS = 36  # training recordings; batches of 2, an odd one is left out
+VIDEOS = {"planted": (40, 160), "hapt": (36, 0)}  # annotated training videos, and more without annotations
+STEPS = {"planted": (800, 100), "hapt": (360, 54)}  # of every run, and of its warm-up
 TWO_STREAM = ("teacher", "structure_teacher")
 PUBLISHED = {  # stage -> teachers, where the student starts, backbone, whether it makes up the missing modality (SPEC section 12)
     "teacher": ([], None, "convTransformer", False),
@@ -98,16 +99,26 @@ def test_only_the_two_stream_stages_read_the_missing_modality(chain: tuple[str, 
     assert stages["student"].model_input_dim == high - low < stages["teacher"].model_input_dim
 
 
+def steps_per_epoch(folder: str, config: Config) -> int:
+    """Training videos over the batch size, part batches dropped; without teachers unlabelled videos are left out."""
+    annotated, more = VIDEOS[folder]
+    share = config.train_cfg.labelled_share
+    seen = annotated + (more if config.unlabelled_split else 0) if config.distill.teachers else round(annotated * share)
+    return seen // config.loader.batch_size
+
+
 def test_every_stage_has_the_same_data_steps_and_schedule(chain: tuple[str, dict[str, Config]]) -> None:
     folder, stages = chain
     teacher = stages["teacher"]
     for name, config in stages.items():
-        if config.train_cfg.labelled_share < 1 and not config.distill.teachers:  # fewer videos per epoch, equal steps
-            whole, part = HAPT_VIDEOS // 2, round(HAPT_VIDEOS * config.train_cfg.labelled_share) // 2
-            assert (folder, config.loader.batch_size) == ("hapt", 2), name
-            assert config.total_epochs * part == teacher.total_epochs * whole == 360, name
+        schedule = {key for key in config_diff(config, teacher) if key.startswith("opt.")}
+        if folder in VIDEOS:  # runs that see more, or fewer, videos per epoch have other epochs, but equal steps
+            steps = steps_per_epoch(folder, config)
+            assert schedule <= {"opt.epochs", "opt.warmup_epochs"}, name
+            assert config.total_epochs * steps == STEPS[folder][0], name
+            assert abs(config.opt.warmup_epochs * steps - STEPS[folder][1]) <= 2, name
         else:
-            assert config.opt == teacher.opt, name
+            assert schedule == set(), name
         assert config.loader == teacher.loader, name
         assert config.test_cfg == teacher.test_cfg, name
         assert (config.train_split, config.val_split) == (teacher.train_split, teacher.val_split), name
@@ -117,17 +128,27 @@ def test_every_stage_has_the_same_data_steps_and_schedule(chain: tuple[str, dict
 
 
 def test_the_student_and_the_one_that_learns_alone_differ_in_their_teachers_only(chain: tuple[str, dict[str, Config]]) -> None:
-    _, stages = chain
+    folder, stages = chain
     student, alone = stages["student"], stages["student_alone"]
+    labelled = stages.get("student_labelled", student)  # on the annotated videos alone
     assert alone.distill.teachers == ()
     assert len(student.distill.teachers) >= 1
-    for section in ("dataset", "loader", "model", "train_cfg", "test_cfg", "opt"):
-        assert getattr(student, section) == getattr(alone, section), section
+    assert list(config_diff(labelled, alone)) == ["distill.teachers"]
+    more = set() if folder != "planted" else {"unlabelled_split", "opt.epochs", "opt.warmup_epochs"}
+    assert set(config_diff(student, labelled)) == more
     assert student.distill.preset == "corrected"
     assert all(getattr(resolve(student).cls, key) for key in ("weight", "mask"))
     baseline, teacher = stages["baseline"].model, stages["teacher"].model
     assert {f: (getattr(baseline, f), getattr(teacher, f)) for f in vars(teacher) if getattr(baseline, f) != getattr(teacher, f)
             }.keys() == {"modalities"}
+
+
+def test_scarce_labels_differ_in_the_share_of_labels_and_the_length_of_an_epoch() -> None:
+    scarce, alone, student = (load_config(ROOT / "configs" / "distill" / "hapt" / f"{stage}.yaml")
+                              for stage in ("scarce_student", "scarce_alone", "student"))
+    assert config_diff(student, scarce) == {"train_cfg.labelled_share": (1.0, 0.25)}
+    assert set(config_diff(scarce, alone)) == {"distill.teachers", "opt.epochs", "opt.warmup_epochs"}
+    assert alone.distill.teachers == ()
 
 
 @pytest.mark.parametrize(("stage", "params_m", "gflop"), [
@@ -164,7 +185,7 @@ def test_the_documented_defaults_are_those_of_the_program(preset: str) -> None:
         shown = str(value).lower() if isinstance(value, (bool, str)) else f"{value:g}"
         assert cells[column] == shown, key
         seen.add(key)
-    terms = {"cls": ("weight", "temperature", "loss", "mask", "reduction"),
+    terms = {"cls": ("weight", "temperature", "loss", "focus", "mask", "reduction"),
              "offsets": ("weight", "loss", "points", "score_thresh", "mask", "reduction"),
              **dict.fromkeys(("stem", "pyramid", "inputs"), ("weight", "mask"))}
     assert seen == {"distill.det_weight", "distill.weight", *(f"distill.{t}.{k}" for t, keys in terms.items() for k in keys)}

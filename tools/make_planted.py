@@ -87,6 +87,9 @@ def main() -> None:
     train = pick(database, "validation", args.train)
     others = {k: v for k, v in database.items() if k not in train}
     further = pick(others, "validation", args.unlabelled) if args.unlabelled else []
+    if args.unlabelled > 0 and len(further) < args.unlabelled:
+        raise UserError(f"--unlabelled {args.unlabelled}: {args.annotations} has only {len(further)} Validation-subset videos "
+                        f"beside the {len(train)} of --train; lower one of them")
     keep = train + further + pick(database, "test", args.test)
     if not keep:
         raise UserError(f"{args.annotations}: --train {args.train} --test {args.test} choose no video; ask for at least one")

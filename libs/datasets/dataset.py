@@ -180,7 +180,7 @@ class TalDataset(Dataset):
             if name not in counts:
                 found = ", ".join(f"{subset} ({n})" for subset, n in counts.items())
                 raise UserError(f"{annotations.path}: has no video of subset {name!r}; it has {found}: correct "
-                                f"{self._where}{'train_split' if self.training else 'val_split'}")
+                                f"{self._where}{self._split_key(name)}")
         videos = [video for video in annotations.videos.values() if video.subset in self.subset]
         if self.preset.needs_duration or self._data.feat_stride <= 0:
             reason = f"dataset_name: {self.preset.name}" if self.preset.needs_duration else "dataset.feat_stride <= 0"
@@ -188,6 +188,9 @@ class TalDataset(Dataset):
                 if not math.isfinite(video.duration_s):
                     raise UserError(f"{annotations.path}: video {video.id!r}: duration is missing; {reason} needs it, add it")
         return tuple(without_duplicates(v) if self.preset.drop_duplicates else v for v in videos)
+
+    def _split_key(self, name: str) -> str:
+        return "unlabelled_split" if name in self.config.unlabelled_split else "train_split" if self.training else "val_split"
 
     def _choose_unlabelled(self) -> frozenset[str]:
         """Videos of unlabelled_split, and those beyond train_cfg.labelled_share in the order of a hash of their ids."""

@@ -17,6 +17,7 @@ from libs.engine.teachers import Columns, OnlineTeachers, Teacher
 from libs.modeling.distill import DistillationLoss
 from libs.modeling.losses import DetectionLoss, Losses
 from libs.modeling.model import LevelOutputs, LocPointTransformer
+from libs.modeling.targets import Targets
 
 
 class DetectionObjective(nn.Module):
@@ -74,7 +75,7 @@ class DistillationObjective(DetectionObjective):
             batch = blend(batch, self.mixup)
         outputs, features = self.model.trace(self.columns(batch.feats), batch.mask)
         targets = self.criterion.assign(outputs, batch.segments, batch.labels, batch.present)
-        detection = self.criterion.losses(_labelled_only(outputs, batch), targets)
+        detection = self.criterion.losses(*_labelled_only(outputs, targets, batch))
         extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, self.said(batch))
         final = self.det_weight * detection.final + extra
         return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
@@ -94,12 +95,14 @@ class DistillationObjective(DetectionObjective):
         self.distillation.load_state_dict(state["projections"])
 
 
-def _labelled_only(outputs: LevelOutputs, batch: Batch) -> LevelOutputs:
-    """The outputs with the points of unlabelled videos masked: what is not annotated there is unknown, not background."""
-    if all(sample.labelled for sample in batch.samples):
-        return outputs
-    labelled = torch.tensor([sample.labelled for sample in batch.samples]).to(outputs.mask.device, non_blocking=True)
-    return outputs._replace(mask=outputs.mask & labelled.unsqueeze(1))
+def _labelled_only(outputs: LevelOutputs, targets: Targets, batch: Batch) -> tuple[LevelOutputs, Targets, float]:
+    """Arguments of the detection loss with the points of unlabelled videos masked, and the share of labelled ones: what is not
+    annotated there is unknown, not background."""
+    labelled = [sample.labelled for sample in batch.samples]
+    if all(labelled):
+        return outputs, targets, 1.0
+    keep = torch.tensor(labelled).to(outputs.mask.device, non_blocking=True)
+    return outputs._replace(mask=outputs.mask & keep.unsqueeze(1)), targets, sum(labelled) / len(labelled)
 
 
 def blend(batch: Batch, share: float) -> Batch:

@@ -152,7 +152,7 @@ def _check_classes(student: Config, teacher: Config, where: str) -> None:
     mine, its = student.dataset.json_file, teacher.dataset.json_file
     if mine == its or not Path(its).is_file() or not Path(mine).is_file():
         return
-    ids = [load_annotations(path, False, get_preset(config.dataset_name).unlabelled).label_ids
+    ids = [load_annotations(path, False, get_preset(config.dataset_name).unlabelled, config.unlabelled_split).label_ids
            for path, config in ((mine, student), (its, teacher))]
     common = ids[0].keys() & ids[1].keys()
     wrong = sorted(n for n in common if ids[0][n] != ids[1][n])

@@ -82,12 +82,18 @@ class DetectionLoss(nn.Module):
         return assign_targets(outputs.points, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample,
                               self.radius)
 
-    def losses(self, outputs: LevelOutputs, targets: Targets) -> Losses:
-        """Losses of a batch with given targets; each call also updates the normaliser."""
+    def losses(self, outputs: LevelOutputs, targets: Targets, labelled: float = 1.0) -> Losses:
+        """Losses of a batch with given targets; each call also updates the normaliser.
+
+        `labelled`: share of the videos that have annotations (the points of the others are masked).  The normaliser counts as if
+        all had them, and stays as it is where none has: else it would sink in batches without annotations, and the next annotated
+        video would weigh far too much.
+        """
         with torch.no_grad():
             positive = (targets.classes.sum(-1) > 0) & outputs.mask
-            count = positive.sum().to(torch.float32).clamp(min=1.0)
-            self.normalizer.copy_(MOMENTUM * self.normalizer + (1 - MOMENTUM) * count)
+            if labelled > 0:
+                count = positive.sum().to(torch.float32).clamp(min=1.0) / labelled
+                self.normalizer.copy_(MOMENTUM * self.normalizer + (1 - MOMENTUM) * count)
             classes = targets.classes
             if self.smoothing > 0:
                 classes = classes * (1 - self.smoothing) + self.smoothing / (self.num_classes + 1)

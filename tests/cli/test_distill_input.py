@@ -109,6 +109,15 @@ CASES = {
     "cache with c2ms": ({}, merged(CACHE, {"distill": {"preset": "c2ms"}}), (), ["distill.outputs", "c2ms", "outputs: online"]),
     "cache with one unmasked term": (
         {}, merged(CACHE, {"distill": {"cls": {"mask": False}}}), (), ["distill.outputs", "cls", "mask: false"]),
+    "cache with blended videos": ({}, CACHE, ("distill.mixup=0.3",), ["distill.mixup", "0.3", "cannot be cached", "mixup: 0"]),
+    "one teacher in a stage of two": (
+        {}, {}, ("distill.preset=c2ms", "distill.stage=multi_teacher"),
+        ["distill.teachers", "stage multi_teacher has 2 teachers, the list names 1 (teacher)"]),
+    "an unlabelled subset that is trained on": (
+        {}, {}, ("unlabelled_split=[training]",), ["unlabelled_split", "'training' is in train_split or val_split too"]),
+    "an unlabelled subset without videos": (
+        {}, {}, ("unlabelled_split=[more]",), ["has no video of subset 'more'", "training (6), validation (3)"]),
+    "no annotations at all": ({}, {}, ("train_cfg.labelled_share=0",), ["train_cfg.labelled_share", "0 leaves no annotation"]),
     "cache with drop path": ({}, CACHE, ("distill.teacher_droppath=true",), ["distill.teacher_droppath", "cannot be cached"]),
 }
 

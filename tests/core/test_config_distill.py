@@ -109,6 +109,13 @@ def test_run_stands_for_the_name_of_the_run(base: Path) -> None:
     ("distill.teachers=[{checkpoint: a, terms: [cls]}]", ["terms: ", "mapping of names to numbers"]),
     ("distill.cls.temprature=2", ["distill.cls.temprature", "mean 'temperature'"]),
     ("distill.cls=2", ["distill.cls", "is not a section"]),
+    ("distill.cls.focus=-1", ["distill.cls.focus", "use at least 0"]),
+    ("distill.cls.focsu=1", ["distill.cls.focsu", "mean 'focus'"]),
+    ("distill.mixup=0.6", ["distill.mixup", "use at most 0.5"]),
+    ("distill.mixup=[0, 1]", ["distill.mixup", "expected a number"]),
+    ("train_cfg.labelled_share=1.5", ["train_cfg.labelled_share", "use at most 1"]),
+    ("train_cfg.labeled_share=0.5", ["train_cfg.labeled_share", "mean 'labelled_share'"]),
+    ("unlabelled_split=3", ["unlabelled_split", "expected a list of texts"]),
     ("distill.cls.temperature=0", ["distill.cls.temperature", "use more than 0"]),
     ("distill.cls.loss=kl", ["distill.cls.loss", "must be softmax_kl or sigmoid_kl"]),
     ("distill.offsets.points=positive", ["distill.offsets.points", "must be all or confident"]),
@@ -156,6 +163,8 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
     (["distill.init_from=modal"], ["distill.init_from", "'modal' is not the name of a teacher; use teacher"]),
     (["model.hallucinator=none", "model.hallucinated=[]", "distill.inputs.weight=2"],
      ["distill.inputs.weight", "model.hallucinator is none"]),
+    (["unlabelled_split=[more, Training]"], ["unlabelled_split", "'training' is in train_split or val_split too"]),
+    (["unlabelled_split=validation"], ["unlabelled_split", "'validation' is in train_split or val_split too"]),
     (["train_cfg.labelled_share=0"], ["train_cfg.labelled_share", "0 leaves no annotation"]),
     (["distill.preset=c2ms", "distill.stage=multi_teacher"], ["stage multi_teacher has 2 teachers", "names 1 (teacher)"]),
     (["distill.preset=c2ms", "distill.stage=cross_modal", "distill.teachers=[{checkpoint: a}, {checkpoint: b}]"],
@@ -183,7 +192,8 @@ def test_impossible_combinations(base: Path, overrides: list[str], parts: list[s
     ["distill.outputs=cache", "dataset.crop_align=64"],
     ["distill.outputs=cache", "dataset.crop_align=4", "model.backbone_arch=[1, 1, 2]",
      "model.regression_range=[[0, 4], [4, 8], [8, 99]]"],
-    ["distill.mixup=0.3", "train_cfg.labelled_share=0.25"],
+    ["distill.mixup=0.3", "train_cfg.labelled_share=0.25", "unlabelled_split=[more]"],
+    ["unlabelled_split=[more]", "distill.teachers=[]"],
     ["distill.teacher_droppath=true"], ["distill.teachers=[]", "distill.outputs=online"],
     ["distill.preset=c2ms", "distill.stage=cross_modal", "distill.init_from=teacher"],
     ["model.backbone_type=convnext", "model.block_kernel_size=19"],
@@ -211,6 +221,12 @@ def test_dump_loads_back_equal(base: Path, tmp_path: Path) -> None:
     assert plain["distill"]["teachers"][0] == {"name": "a", "checkpoint": "ckpt/1:30_{run}", "config": None, "weights": "ema",
                                                "terms": {"cls": 0.1, "stem": 0.0}}
     assert plain["distill"]["teachers"][1]["checkpoint"] == "007"
+
+
+def test_subset_names_are_lower_case_whatever_their_case_in_the_file(base: Path) -> None:
+    assert load_config(base, ["unlabelled_split=[More, OTHERS]"]).unlabelled_split == ("more", "others")
+    assert load_config(base, ["unlabelled_split=More"]).unlabelled_split == ("more",)
+    assert load_config(base).unlabelled_split == ()
 
 
 def test_nothing_inside_a_record_can_change(base: Path) -> None:

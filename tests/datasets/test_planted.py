@@ -79,6 +79,27 @@ def test_features_do_not_depend_on_the_subset_and_a_second_run_replaces_the_firs
     assert np.array_equal(np.load(out / "i3d_features/a_1.npy"), before)
 
 
+def test_unlabelled_videos_are_further_ones_and_change_nothing_else(tmp_path, monkeypatch, annotations):
+    asked = {"plain": "", "one": "--unlabelled 1", "rest": "--unlabelled -1"}
+    files, subsets, videos = {}, {}, {}
+    for name, more in asked.items():
+        assert run(monkeypatch, annotations, tmp_path / name, f"--rgb-dim 5 --flow-dim 3 --train 1 --test 1 {more}") == 0
+        files[name] = {k: v["sha256"] for k, v in manifest(tmp_path / name)["files"].items()}
+        videos[name] = json.loads((tmp_path / name / "annotations/thumos14.json").read_text())["database"]
+        subsets[name] = {k: v["subset"] for k, v in videos[name].items()}
+        assert set(files[name]) == set(subsets[name]) == {p.stem for p in (tmp_path / name / "i3d_features").iterdir()}
+        assert files[name] == {k: WIDE[k] for k in subsets[name]}  # the same bits in every subset
+        assert manifest(tmp_path / name)["args"]["unlabelled"] == {"plain": 0, "one": 1, "rest": -1}[name]
+    assert sorted(subsets["plain"].values()) == ["Test", "Validation"]
+    assert sorted(subsets["one"].values()) == ["Test", "Validation", "unlabelled"]
+    assert sorted(subsets["rest"].values()) == ["Test", "Validation", "unlabelled", "unlabelled"]
+    official = json.loads(annotations.read_text())["database"]
+    for name in ("one", "rest"):
+        assert subsets["plain"].items() <= subsets[name].items()
+        assert {k: {**v, "subset": None} for k, v in videos[name].items()} == {
+            k: {**official[k], "subset": None} for k in videos[name]}
+
+
 def test_pick_covers_every_class_before_it_fills_up():
     database = {f"v{i}": video("Validation", 9.0, 30.0, (1.0, 2.0, 0)) for i in range(20)}
     database["rare"] = video("validation", 9.0, 30.0, (1.0, 2.0, 1))

@@ -1,6 +1,7 @@
 """Distillation in the training loop: what is minimised, what teachers may not touch, exact resume, initial weights, logs."""
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -16,7 +17,7 @@ from libs.datasets.loader import batches, training_loader
 from libs.engine import fit as fit_module
 from libs.engine.checkpoint import load_checkpoint, load_weights
 from libs.engine.fit import FitOptions, fit
-from libs.engine.objective import distillation
+from libs.engine.objective import blend, distillation
 from libs.engine.teachers import load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.distill import resolve
@@ -56,7 +57,8 @@ class Setup:
         self.config, self.settings = config, resolve(config)
         self.teachers = load_teachers(config, self.settings, CPU)
         read = streams_to_read(config, self.teachers)
-        loader, sampler = training_loader(TalDataset(config, config.train_split, True, read), config)
+        loader, sampler = training_loader(TalDataset(config, config.train_split, True, read), config,
+                                          teachers=[t.config for t in self.teachers])
         self.model = build_model(config)
         self.objective = distillation(self.model, config, self.settings, self.teachers, read)
         self.trainer = Trainer(self.objective, config, len(sampler))
@@ -174,7 +176,7 @@ def test_every_term_is_logged(data, teacher, conv_teacher, tmp_path):
     assert [set(row) for row in rows] == [terms | usual] * 3
     for row in rows:
         assert row["det_loss"] == pytest.approx(row["cls_loss"] + row["reg_loss"], rel=1e-6)
-        weighted = (20 * (row["cls_big"] + 0.5 * row["cls_small"]) + row["offsets_big"] + row["inputs_big"] + row["stem_small"]
+        weighted = (100 * (row["cls_big"] + 0.5 * row["cls_small"]) + row["offsets_big"] + row["inputs_big"] + row["stem_small"]
                     + row["pyramid_small"])
         assert row["final_loss"] == pytest.approx(row["det_loss"] + weighted, rel=1e-5)
 
@@ -199,12 +201,12 @@ def test_a_student_of_itself_starts_at_zero(data, tmp_path, preset, backbone):
     assert all(v.item() > 1e-3 for k, v in setup.objective(setup.batches[0]).terms.items() if k.endswith("_teacher"))
 
 
-@pytest.mark.parametrize("outputs", ["online", "cache"])
-def test_stopped_and_resumed_equals_undisturbed(data, teacher, tmp_path, monkeypatch, outputs):
+@pytest.mark.parametrize("how", [{"outputs": "online"}, {"outputs": "cache"}, {"mixup": 0.5}], ids=str)
+def test_stopped_and_resumed_equals_undisturbed(data, teacher, tmp_path, monkeypatch, how):
     def config(name):
         sections = {"dataset": {"crop_ratio": [0.6, 0.9], "crop_align": 4}, "opt": {"epochs": 3}, "loader": {"batch_size": 3},
                     "train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "ema_warmup": True}}
-        distill = {"outputs": outputs, **EVERY_TERM}
+        distill = {**how, **EVERY_TERM}
         made = student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW, distill=distill, **sections)
         return made, tmp_path / name
 
@@ -228,7 +230,8 @@ def test_stopped_and_resumed_equals_undisturbed(data, teacher, tmp_path, monkeyp
 
 
 def test_other_projections_are_refused_on_resume(data, teacher, tmp_path, capsys):
-    fit(student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW), tmp_path / "run", CPU, FitOptions())
+    first = student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW, distill={"pyramid": {"weight": 1}})
+    fit(first, tmp_path / "run", CPU, FitOptions())
     config = student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW, distill={"pyramid": {"weight": 0}}, opt={"epochs": 2})
     with pytest.raises(fit_module.UserError, match=r"epoch_001\.pth\.tar: optimizer: holds \d+ parameters where this model has"):
         fit(config, tmp_path / "run", CPU, FitOptions(resume="auto"))
@@ -322,3 +325,55 @@ def test_a_student_is_a_teacher_for_the_next_stage(data, teacher, tmp_path):
     losses = setup.objective(setup.batches[0])
     assert torch.isfinite(losses.final)
     assert "inputs_teacher" in losses.terms
+
+
+# blended videos
+
+def test_a_blend_is_a_part_of_another_video_at_valid_steps(data, teacher, tmp_path):
+    """(1 - s) x + s x': one s per video, solved for from one number, explains all others; each video is part of one other."""
+    batch = Setup(student(data, tmp_path, [teacher], loader={"batch_size": 5})).batches[0]
+    torch.manual_seed(11)
+    mixed, partners, shares = blend(batch, 0.4), [], []
+    x, y = batch.feats.double(), mixed.feats.double()
+    for b in range(5):
+        steps = batch.mask[b]
+        for other in set(range(5)) - {b}:
+            s = ((y[b, 0, 0] - x[b, 0, 0]) / (x[other, 0, 0] - x[b, 0, 0])).item()
+            if torch.allclose(y[b, steps], ((1 - s) * x[b] + s * x[other])[steps], atol=1e-5):
+                partners.append(other)
+                shares.append(s)
+    assert sorted(partners) == [0, 1, 2, 3, 4]
+    assert len({round(s, 4) for s in shares}) == 5
+    assert all(0 <= s <= 0.4 for s in shares)
+    assert not bool(batch.mask.all())
+    assert bool((mixed.feats[~batch.mask] == 0).all())
+    for name in ("mask", "segments", "labels", "present", "samples"):
+        assert getattr(mixed, name) is getattr(batch, name)
+
+
+def test_shares_of_blends_are_uniform(data, teacher, tmp_path):
+    batch = Setup(student(data, tmp_path, [teacher])).batches[0]
+    base = batch.feats.new_zeros(batch.feats.shape)
+    base[0] = 1.0
+    torch.manual_seed(5)
+    batch = dataclasses.replace(batch, feats=base, mask=torch.ones_like(batch.mask))
+    shares = torch.tensor([[1 - f[0, 0, 0], f[1, 0, 0]] for f in (blend(batch, 0.5).feats for _ in range(500))]).flatten()
+    counts = torch.histc(shares, bins=5, min=0, max=0.5)  # 1000 draws: 200 each, standard deviation 13
+    assert int(counts.sum()) == 1000
+    assert bool(((counts - 200).abs() < 60).all())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_student_and_teachers_see_the_same_blend_in_training_only(data, teacher, tmp_path, monkeypatch, training):
+    """The detection loss is that of the blend against the ground truth of the video itself."""
+    setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, distill={"mixup": 0.5}, train_cfg=NO_DROPS))
+    batch, seen, objective = setup.batches[0], {}, setup.objective.train(training)
+    before, said, trace = batch.feats.clone(), objective.said, setup.model.trace
+    objective.said = lambda b: [seen.setdefault("teachers", b.feats), said(b)][1]
+    monkeypatch.setattr(setup.model, "trace", lambda feats, mask: [seen.setdefault("student", feats), trace(feats, mask)][1])
+    terms = objective(batch).terms
+    assert torch.equal(seen["student"], seen["teachers"][..., :3])
+    assert torch.equal(seen["teachers"], before) is not training
+    assert torch.equal(batch.feats, before)
+    expected = DetectionLoss(setup.config)(setup.model(seen["student"], batch.mask), batch.segments, batch.labels, batch.present)
+    assert terms["det_loss"].item() == pytest.approx(expected.final.item(), rel=1e-6)

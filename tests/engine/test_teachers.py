@@ -59,7 +59,7 @@ class Setup:
         self.objective = distillation(build_model(config), config, settings, self.teachers, self.read).eval()
         self.videos = [v.id for v in train_set.videos]
         self.made = self.objective.said.prepare(self.videos, CPU) if cached else 0
-        self.batches = list(batches(training_loader(train_set, config)[0]))
+        self.batches = list(batches(training_loader(train_set, config, teachers=[t.config for t in self.teachers])[0]))
 
 
 def both(data, folder, entries, **sections):
@@ -323,6 +323,33 @@ def test_a_teacher_with_the_published_gate_is_padded_as_it_needs(data, tmp_path,
     batch = min(setup.batches, key=lambda b: b.mask.shape[1])
     assert batch.mask.shape[1] == 72 or setup.made == 6
     assert torch.isfinite(setup.objective(batch).final)
+
+
+def test_batches_are_padded_as_far_as_the_widest_network_needs(data, tmp_path):
+    """The student's kernels of 3 would do with 4 more steps, the teacher's of 9 need 16: what it says is what it says alone,
+    padded to max_seq_len as published."""
+    wide = {"embd_kernel_size": 9, "head_kernel_size": 9}
+    its = save_teacher(two_stream(data, tmp_path, model=wide), tmp_path / "wide.pth.tar", seed=9)
+    config = student(data, tmp_path, [its], model=RGB_ONLY, dataset={"max_seq_len": 128})
+    setup = Setup(config)
+    short = list(batches(training_loader(TalDataset(config, config.train_split, True, setup.read), config)[0]))
+    apart = 0.0
+    for batch, bare in zip(setup.batches, short, strict=True):
+        longest = int(batch.mask.sum(1).max())
+        assert batch.mask.shape[1] == -(-(longest + 16) // 4) * 4
+        assert bare.mask.shape[1] == -(-(longest + 4) // 4) * 4
+        for b, steps in enumerate(batch.mask.sum(1).tolist()):
+            feats, mask = torch.zeros(1, 128, 6), torch.zeros(1, 128, dtype=torch.bool)
+            feats[0, :steps], mask[0, :steps] = batch.feats[b, :steps], True
+            alone = valid_logits(setup.teachers[0].model(feats, mask).logits[0], mask[0])
+            torch.testing.assert_close(valid_logits(setup.objective.said(batch)[0].logits[b], batch.mask[b]), alone)
+            apart = max(apart, float((valid_logits(setup.objective.said(bare)[0].logits[b], bare.mask[b]) - alone).abs().max()))
+    assert apart > 1e-3  # so the margin counts here
+
+
+def valid_logits(logits, mask):
+    """Logits of the valid points of a video, all levels."""
+    return logits[torch.cat([mask[::s] for s in (1, 2, 4)])]
 
 
 def test_columns_of_streams_side_by_side(data, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import padded_batch, show_every_term, tiny_config
 
-from libs.modeling.distill import DistillationLoss, TeacherOutputs, TeacherSpec, resolve
+from libs.modeling.distill import DistillationLoss, TeacherOutputs, TeacherSpec, resolve, sigmoid_kl
 from libs.modeling.model import Features, LevelOutputs, build_model
 
 SIZES, K, WIDTH, CHANNELS, TAU = (8, 4, 2), 3, 4, 6, 2.0
@@ -92,7 +92,7 @@ class Case:
             per_level.append(total / len(s))
         return sum(per_level) / len(per_level)
 
-    def cls(self, loss="sigmoid_kl", mask=True, reduction="points", temperature=TAU):
+    def cls(self, loss="sigmoid_kl", mask=True, reduction="points", temperature=1.0, focus=1.0):
         """The class term with any switch, point by point."""
         s, t = self.student("cls") / temperature, self.teacher("cls") / temperature
         total = count = 0.0
@@ -106,7 +106,7 @@ class Case:
             else:
                 for c in range(K):
                     q, r = sigmoid(t[b, p, c]), sigmoid(s[b, p, c])
-                    total += q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r))
+                    total += abs(q - r) ** focus * (q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r)))
         return total / (len(s) * len(SIZES)) if reduction == "levels" else total / count
 
     def offsets(self, loss="diou", points="confident", mask=True, reduction="points", score_thresh=0.1):
@@ -176,11 +176,6 @@ def test_published_loss_of_a_stage(stage, lengths):
     assert list(loss.parameters()) == []
 
 
-def test_the_published_teacher_stage_is_plain_training():
-    distill = resolve(tiny_config()).teachers
-    assert distill == ()
-
-
 @pytest.mark.parametrize("lengths", [(8, 8), (5, 8, 1)], ids=["full", "padded"])
 def test_corrected_terms_are_means_over_valid_points(lengths):
     case = Case(lengths)
@@ -195,13 +190,25 @@ def test_corrected_terms_are_means_over_valid_points(lengths):
 
 
 @pytest.mark.parametrize("switch", [
-    {"mask": False}, {"reduction": "levels"}, {"loss": "softmax_kl"}, {"temperature": 1.0}, {"temperature": 4.0},
-    {"mask": False, "reduction": "levels"}], ids=str)
+    {"mask": False}, {"reduction": "levels"}, {"loss": "softmax_kl"}, {"temperature": 2.0}, {"temperature": 4.0},
+    {"mask": False, "reduction": "levels"}, {"focus": 0.0}, {"focus": 0.5}, {"focus": 2.0, "temperature": 2.0},
+    {"loss": "softmax_kl", "focus": 2.0}], ids=str)
 def test_switches_of_the_class_term(switch):
     case = Case((5, 8, 1), seed=1)
     expected = case.cls(**switch)
     assert case.run(loss_of(config_of({"cls": switch})))[1]["cls_t0"] == pytest.approx(expected, rel=2e-6)
     assert abs(expected / case.cls() - 1) > 0.01  # the switch counts in this case
+
+
+@pytest.mark.parametrize(("temperature", "focus"), [(1.0, 0.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.5)])
+def test_the_gradient_takes_the_focus_factor_as_a_constant(temperature, focus):
+    """d/dz of the divergence alone is (q_S - q_t) / tau; the last class is one on which both agree."""
+    student = torch.tensor([[1.5, -2.0, 0.3, -1.0], [-4.0, 3.0, 0.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[-0.5, 1.0, 2.3, -1.0], [-1.0, -2.0, 1.0, 2.0]], dtype=torch.float64)
+    sigmoid_kl(student, teacher, temperature, focus).sum().backward()
+    for p, c in np.ndindex(2, 4):
+        apart = sigmoid(student[p, c].item() / temperature) - sigmoid(teacher[p, c].item() / temperature)
+        assert student.grad[p, c].item() == pytest.approx(abs(apart) ** focus * apart / temperature, rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("switch", [
@@ -300,7 +307,10 @@ def test_defaults_of_the_presets(preset):
     switches = {name: getattr(settings, name) for name in TERMS}
     corrected = preset == "corrected"
     assert {name: t.mask for name, t in switches.items()} == dict.fromkeys(TERMS, corrected)
-    assert (settings.cls.loss, settings.cls.temperature) == ("sigmoid_kl" if corrected else "softmax_kl", TAU)
+    cls = settings.cls
+    assert (cls.loss, cls.temperature, cls.focus) == (("sigmoid_kl", 1.0, 1.0) if corrected else ("softmax_kl", TAU, 0.0))
+    weights = (100.0, 1.0, 0.0, 0.0, 1.0) if corrected else (1.0, 1.0, 1.0, 0.0, 1.0)
+    assert {name: t.weight for name, t in switches.items()} == dict(zip(TERMS, weights, strict=True))
     assert (settings.offsets.loss, settings.offsets.points) == (("diou", "confident") if corrected else ("mse", "all"))
     assert {settings.cls.reduction, settings.offsets.reduction} == {"points" if corrected else "levels"}
     assert (settings.det_weight, settings.weight) == ((1.0, 1.0) if corrected else (0.4, 0.6))
@@ -337,18 +347,19 @@ def test_a_student_that_hallucinates_nothing_has_no_input_term():
     ([(4, 4), (4, 4)], {}), ([(4, 4), (7, 4)], {"t1_stem": (7, 4)}),
     ([(5, 6), (4, 4)], {"t0_stem": (5, 4), "t0_pyramid": (6, 4)})])
 def test_projections_only_where_widths_differ(widths, wanted):
-    loss = loss_of(config_of({"stem": {"weight": 1.0}}, teachers=2), widths=widths)
+    loss = loss_of(config_of({"stem": {"weight": 1.0}, "pyramid": {"weight": 1.0}}, teachers=2), widths=widths)
     assert {n: tuple(p.weight.shape) for n, p in loss.projections.items()} == wanted
     assert {k.split(".")[0] for k in loss.state_dict()} == ({"projections"} if wanted else set())
 
 
 def test_no_projection_for_a_term_without_weight():
-    assert list(loss_of(config_of({"pyramid": {"weight": 0}}), widths=[(9, 9)]).parameters()) == []
+    assert list(loss_of(config_of({}), widths=[(9, 9)]).parameters()) == []  # corrected: feature terms are off
+    assert list(loss_of(config_of({"stem": {"weight": 1}}), widths=[(9, 9)]).projections) == ["t0_stem"]
 
 
 def test_the_projected_student_is_compared():
-    case, loss = Case((5, 8)), loss_of(config_of({"cls": {"weight": 0}, "offsets": {"weight": 0}, "inputs": {"weight": 0}}),
-                                       widths=[(WIDTH, 5)])
+    only = {term: {"weight": 0} for term in ("cls", "offsets", "inputs")} | {"pyramid": {"weight": 1}}
+    case, loss = Case((5, 8)), loss_of(config_of(only), widths=[(WIDTH, 5)])
     P = sum(SIZES)
     wide = torch.randn(2, P, 5, generator=torch.Generator().manual_seed(5))
     case.teachers[0] = case.teachers[0]._replace(pyramid=wide)
