@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.core.checks import teacher_names
-from libs.core.config import config_diff, from_dict, load_config
+from libs.core.config import load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
-from libs.engine.checkpoint import Checkpoint, checkpoint_name, epochs_of, load_checkpoint
+from libs.engine.checkpoint import Checkpoint, changed_settings, checkpoint_name, epochs_of, load_checkpoint
 from libs.engine.launch import eval_command, log_of, read_results, results_file, run_commands, train_command
 from libs.engine.run import run_folder
 from libs.engine.teachers import RUN, with_run_name
@@ -197,12 +197,10 @@ def changes_since(checkpoint: Checkpoint, run: StageRun) -> list[str]:
     if checkpoint.training is None or "config" not in checkpoint.training:
         raise UserError(f"{checkpoint.path}: does not hold the configuration that it was trained with, as train.py's files do; "
                         f"choose another --output, or remove {run.folder}")
-    own = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
     ignored = set(IGNORED)
     if not run.config.train_cfg.head_empty_cls:
         ignored.add("train_cfg.head_empty_cls")  # training fills it in where the data set leaves classes empty
-    different = config_diff(with_run_name(own, run.name), run.config)
-    return [f"{key}: {old!r} -> {new!r}" for key, (old, new) in different.items() if key not in ignored]
+    return [line for key, line in changed_settings(checkpoint, run.config).items() if key not in ignored]
 
 
 def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
