@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +164,24 @@ def one_error(code: int, err: str) -> str:
     assert (code, len(errors)) == (2, 1), err
     assert "Traceback" not in err, err
     return err[err.index("error: "):]
+
+
+def run_scripts_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Let libs.engine.launch run train.py and eval.py in this process; the command lines that were run, as they come."""
+    import eval as eval_script
+    import train
+    from libs.engine import launch
+    commands: list[list[str]] = []
+    lock = threading.Lock()
+
+    def here(command, stdout, stderr, env, check):
+        scripts = {"train.py": train.main, "eval.py": eval_script.main}
+        name = command[1].rsplit("/", 1)[1]
+        with lock:  # sys.argv and the captured output are one for all threads
+            code, out, err = run_script(capsys, scripts[name], name, *command[2:])
+            commands.append([name, *command[2:]])
+        stdout.write(out + err)
+        stdout.flush()
+        return subprocess.CompletedProcess(command, code)
+    monkeypatch.setattr(launch.subprocess, "run", here)
+    return commands

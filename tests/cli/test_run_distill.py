@@ -5,19 +5,13 @@ The programs that it starts run inside this process (their own tests start real 
 from __future__ import annotations
 
 import json
-import subprocess
-import threading
 from types import SimpleNamespace
 
 import pytest
 import run_distill
-from helpers import one_error, run_script, write_config, write_data
+from helpers import one_error, run_script, run_scripts_here, write_config, write_data
 
-import eval as eval_script
-import train
-from libs.engine import chain_table, launch
-
-LOCK = threading.Lock()
+from libs.engine import chain_table
 
 
 @pytest.fixture
@@ -34,24 +28,12 @@ def folder(tmp_path):
 @pytest.fixture
 def started(monkeypatch, capsys):
     """Command lines that were run."""
-    commands = []
-
-    def here(command, stdout, stderr, env, check):
-        scripts = {"train.py": train.main, "eval.py": eval_script.main}
-        name = command[1].rsplit("/", 1)[1]
-        with LOCK:  # sys.argv and the captured output are one for all threads
-            code, out, err = run_script(capsys, scripts[name], name, *command[2:])
-            commands.append([name, *command[2:]])
-        stdout.write(out + err)
-        stdout.flush()
-        return subprocess.CompletedProcess(command, code)
 
     def measured(config, length, device, runs):
         assert (length, device, runs) == (48, "cpu", 5)
         return SimpleNamespace(params=2000, flops=1000 * config.model.embd_dim, latency_ms=1.5, length=48, threads=1, machine="m")
-    monkeypatch.setattr(launch.subprocess, "run", here)
     monkeypatch.setattr(chain_table, "measure", measured)
-    return commands
+    return run_scripts_here(monkeypatch, capsys)
 
 
 def run(capsys, *argv):

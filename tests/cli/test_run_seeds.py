@@ -6,18 +6,10 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import threading
 
 import pytest
 import run_seeds
-from helpers import one_error, run_script, write_config, write_data
-
-import eval as eval_script
-import train
-from libs.engine import launch
-
-LOCK = threading.Lock()
+from helpers import one_error, run_script, run_scripts_here, write_config, write_data
 
 
 @pytest.fixture
@@ -28,19 +20,7 @@ def config(tmp_path):
 @pytest.fixture
 def started(monkeypatch, capsys):
     """Command lines that were run."""
-    commands = []
-
-    def here(command, stdout, stderr, env, check):
-        scripts = {"train.py": train.main, "eval.py": eval_script.main}
-        name = command[1].rsplit("/", 1)[1]
-        with LOCK:  # sys.argv and the captured output are one for all threads
-            code, out, err = run_script(capsys, scripts[name], name, *command[2:])
-            commands.append([name, *command[2:]])
-        stdout.write(out + err)
-        stdout.flush()
-        return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(launch.subprocess, "run", here)
-    return commands
+    return run_scripts_here(monkeypatch, capsys)
 
 
 def run(capsys, *argv):
