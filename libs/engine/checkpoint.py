@@ -225,11 +225,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], sour
         raise UserError(f"{source}: optimizer: is not the state of opt.type {type(optimizer).__name__}; set opt.type to that of "
                         "the run")
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:  # the fused update walks through memory: all must be laid out like the weight
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return value.detach().cpu().contiguous()  # files do not depend on how tensors lie in memory
     if isinstance(value, dict):
         return {k: _on_cpu(v) for k, v in value.items()}
     if isinstance(value, list):

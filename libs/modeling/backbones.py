@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
+from libs.modeling.chunks import over_time
 from libs.modeling.convnext import ConvNextBlock
 
 
@@ -36,7 +37,7 @@ class Backbone(nn.Module):
         model = config.model
         n_embd, n_stem, n_branch = model.backbone_arch
         input_dim, embd_dim = config.backbone_input_dim, model.embd_dim
-        self.scale_factor = model.scale_factor
+        self.scale_factor, self.embd_halo = model.scale_factor, model.embd_kernel_size // 2
         self.input_dims = input_dim if isinstance(input_dim, tuple) else None
         if self.input_dims is not None:
             widths = embd_dim if isinstance(embd_dim, tuple) else (embd_dim,) * len(self.input_dims)
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
-        """The block of this backbone: (B, T, C), output mask -> (B, T / stride, C)."""
+        """The block of this backbone: (B, T, C), output mask -> (B, T / stride, C); its attribute `halo` as in `over_time`."""
         raise NotImplementedError
 
     def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
             parts = x_BTC.split(self.input_dims, dim=-1)
             x_BTC = torch.cat([proj(part, mask_BT) for proj, part in zip(self.proj, parts, strict=True)], dim=-1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
-            x_BTC = F.relu(norm(conv(x_BTC, mask_BT)))
+            x_BTC = over_time(lambda x, m, _, conv=conv, norm=norm: F.relu(norm(conv(x, m))), x_BTC, mask_BT, halo=self.embd_halo)
         if hasattr(self, "position"):
             T, table = x_BTC.shape[1], self.position
             if table.shape[0] < T:  # longer than in training: the table is stretched
@@ -86,14 +87,18 @@ class Backbone(nn.Module):
         """Features per level, fine to coarse, and their masks; T must be a multiple of the coarsest stride."""
         x = self.embed(x_BTC, mask_BT)
         for block in self.stem:
-            x = block(x, mask_BT)
+            x = _run(block, x, mask_BT, 1)
         feats, masks = [x], [mask_BT]
         for block in self.branch:
             mask_BT = mask_BT[:, ::self.scale_factor]
-            x = block(x, mask_BT)
+            x = _run(block, x, mask_BT, self.scale_factor)
             feats.append(x)
             masks.append(mask_BT)
         return feats, masks
+
+
+def _run(block: nn.Module, x_BTC: Tensor, mask_BT: Tensor, stride: int) -> Tensor:
+    return over_time(lambda x, m, _: block(x, m), x_BTC, mask_BT, stride, block.halo)
 
 
 class ConvTransformerBackbone(Backbone):

@@ -9,6 +9,7 @@ norm, which the next convolution reads at the end of a video.  These blocks repr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ class MaskedConv1D(nn.Module):
             self.conv: nn.Module = SeparableConv(in_channels, out_channels, kernel, stride, bias)
         else:
             self.conv = nn.Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
+            if groups == 1:
+                self.conv.weight = nn.Parameter(channels_innermost(self.conv.weight.detach()))
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -68,20 +71,36 @@ class MaskedConv1D(nn.Module):
         """The bias of the output channels (out_channels,), or None."""
         return self.conv.point_conv.bias if isinstance(self.conv, SeparableConv) else self.conv.bias
 
-    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, C) and the mask of the OUTPUT steps (B, T / stride) -> (B, T / stride, out_channels)."""
-        return conv_time(x_BTC, self.conv) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor, sizes: Sequence[int] = ()) -> Tensor:
+        """(B, T, C) and the mask of the OUTPUT steps (B, T / stride) -> (B, T / stride, out_channels); sizes: see `conv_time`."""
+        return masked(conv_time(x_BTC, self.conv, sizes), mask_BT)
 
 
-def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv) -> Tensor:
-    """The convolution `conv` of (B, T, C) features, padding included -> (B, T / stride, out)."""
+def channels_innermost(weight_OCK: Tensor) -> Tensor:
+    """The same weight (O, C, K), in memory as (O, K, C): every tap is a matrix that products read without a copy."""
+    return weight_OCK.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+
+
+def masked(x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T, C) with padded steps at zero; overwrites its argument where no gradient is asked for."""
+    m = mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+    return x_BTC * m if torch.is_grad_enabled() else x_BTC.mul_(m)
+
+
+def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv, sizes: Sequence[int] = ()) -> Tensor:
+    """The convolution `conv` of (B, T, C) features, padding included -> (B, T / stride, out), a new tensor.
+
+    `sizes`: steps of several sequences that lie one behind the other in T and are convolved apart (stride 1); none: one.
+    """
     if isinstance(conv, SeparableConv):
-        return pointwise(conv_time(x_BTC, conv.depth_conv), conv.point_conv)
+        return pointwise(conv_time(x_BTC, conv.depth_conv, sizes), conv.point_conv)
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
-    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu":
-        return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias)
+    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and x_BTC.dtype == conv.weight.dtype:
+        return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias, tuple(sizes) or (x_BTC.shape[1],))
+    if len(sizes) > 1:
+        return torch.cat([conv_time(part, conv) for part in x_BTC.split(tuple(sizes), dim=1)], dim=1)
     return _as_sequence(F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, stride), (0, kernel // 2), 1,
                                  conv.groups))
 
@@ -89,27 +108,28 @@ def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv) -> Tensor:
 class ShiftedProducts(torch.autograd.Function):
     """Convolution over time as one matrix product per tap, added up in place: no copy of the input per tap.
 
-    (B, T, C), weight (O, C, odd K), bias (O,) or None -> (B, T, O), zero padding K // 2.
+    (B, T, C), weight (O, C, odd K), bias (O,) or None -> (B, T, O), zero padding K // 2.  `sizes`, adding up to T: steps of the
+    sequences that are convolved apart.
     """
 
     @staticmethod
-    def forward(ctx, x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None) -> Tensor:
+    def forward(ctx, x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, sizes: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(x_BTC, weight_OCK)
-        ctx.has_bias = bias_O is not None
-        taps = weight_OCK.permute(2, 1, 0).contiguous()  # (K, C, O)
-        out = F.linear(x_BTC, taps[len(taps) // 2].t(), bias_O)
-        for tap, to, source in _shifts(len(taps), x_BTC.shape[1]):
+        ctx.has_bias, ctx.sizes = bias_O is not None, sizes
+        taps = weight_OCK.unbind(2)  # matrices (O, C), no copies
+        out = F.linear(x_BTC, taps[len(taps) // 2], bias_O)
+        for tap, to, source in _shifts(len(taps), sizes):
             for y, x in zip(out, x_BTC, strict=True):
-                y[to].addmm_(x[source], taps[tap])
+                y[to].addmm_(x[source], taps[tap].t())
         return out
 
     @staticmethod
-    def backward(ctx, grad_BTO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx, grad_BTO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x_BTC, weight_OCK = ctx.saved_tensors
         grad_BTO = grad_BTO.contiguous()
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        taps = weight_OCK.permute(2, 0, 1).contiguous()  # (K, O, C)
-        middle, shifts = len(taps) // 2, _shifts(len(taps), x_BTC.shape[1])
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        taps = weight_OCK.unbind(2)
+        middle, shifts = len(taps) // 2, _shifts(len(taps), ctx.sizes)
         grad_x = grad_weight = grad_bias = None
         if needs_x:
             grad_x = grad_BTO @ taps[middle]
@@ -117,25 +137,27 @@ class ShiftedProducts(torch.autograd.Function):
                 for gx, g in zip(grad_x, grad_BTO, strict=True):
                     gx[source].addmm_(g[to], taps[tap])
         if needs_weight:
-            grad_taps = torch.zeros_like(taps)
+            grad_weight = torch.zeros_like(weight_OCK)  # laid out like the weight, so that autograd keeps it as it is
+            grad_taps = grad_weight.unbind(2)
             grad_taps[middle].addmm_(grad_BTO.flatten(0, 1).t(), x_BTC.flatten(0, 1))
             for tap, to, source in shifts:
                 for x, g in zip(x_BTC, grad_BTO, strict=True):
                     grad_taps[tap].addmm_(g[to].t(), x[source])
-            grad_weight = grad_taps.permute(1, 2, 0)
         if ctx.has_bias and needs_bias:
             grad_bias = grad_BTO.sum((0, 1))
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
-def _shifts(kernel: int, steps: int) -> list[tuple[int, slice, slice]]:
-    """(tap, output steps, the input steps they read) for every tap but the middle one."""
-    found = []
-    for tap in range(kernel):
-        shift = tap - kernel // 2
-        if shift and abs(shift) < steps:
-            ahead, behind = slice(max(shift, 0), steps + min(shift, 0)), slice(max(-shift, 0), steps - max(shift, 0))
-            found.append((tap, behind, ahead))
+def _shifts(kernel: int, sizes: Sequence[int]) -> list[tuple[int, slice, slice]]:
+    """(tap, output steps, the input steps they read) for every tap but the middle one and every sequence."""
+    found, first = [], 0
+    for steps in sizes:
+        for tap in range(kernel):
+            shift = tap - kernel // 2
+            if shift and abs(shift) < steps:
+                to = slice(first + max(-shift, 0), first + steps - max(shift, 0))
+                found.append((tap, to, slice(to.start + shift, to.stop + shift)))
+        first += steps
     return found
 
 
@@ -220,7 +242,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, channels: int, heads: int, stride: int, window: int, dropout: float, droppath: float,
                  use_rel_pe: bool):
         super().__init__()
-        self.stride = stride
+        self.stride, self.halo = stride, window // 2 + 1 if window > 1 else None
         self.ln1, self.ln2 = LayerNorm(channels), LayerNorm(channels)
         self.attn = ConvAttention(channels, heads, stride, window, dropout, use_rel_pe)
         self.mlp = nn.Sequential(nn.Conv1d(channels, 4 * channels, 1), nn.GELU(), nn.Dropout(dropout),
@@ -241,8 +263,11 @@ class TransformerBlock(nn.Module):
 class ConvBlock(nn.Module):
     """Two convolutions with a residual connection, no normalisation (SPEC item 27); all dense or all separable."""
 
+    halo = 2
+
     def __init__(self, channels: int, stride: int, separable: bool = False):
         super().__init__()
+        self.stride = stride
         self.conv1 = MaskedConv1D(channels, 2 * channels, 3, stride, separable=separable)
         self.conv2 = MaskedConv1D(2 * channels, channels, 3, separable=separable)
         self.downsample = MaskedConv1D(channels, channels, 1, stride, separable=separable) if stride > 1 else None
@@ -255,6 +280,8 @@ class ConvBlock(nn.Module):
 
 class MaxPoolBlock(nn.Module):
     """Downsampling without parameters: max pooling over time, padded steps set to zero."""
+
+    halo = 1
 
     def __init__(self, stride: int):
         super().__init__()

@@ -16,7 +16,7 @@ class ConvNextBlock(nn.Module):
 
     def __init__(self, channels: int, stride: int, kernel: int, expansion: int, dropout: float, droppath: float):
         super().__init__()
-        self.stride = stride
+        self.stride, self.halo = stride, kernel // 2 + 1
         self.conv = MaskedConv1D(channels, channels, kernel, stride, channels)
         self.norm = LayerNorm(channels)
         self.mlp = nn.Sequential(nn.Conv1d(channels, expansion * channels, 1), nn.GELU(), nn.Dropout(dropout),

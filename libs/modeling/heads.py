@@ -1,7 +1,9 @@
 """Classification and regression heads, shared by all FPN levels."""
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.blocks import LayerNorm, MaskedConv1D, Scale
+from libs.modeling.chunks import over_time
 
 EMPTY_CLASS_PROB = 1e-6
 
@@ -26,17 +29,25 @@ class HeadTower(nn.Module):
         model = config.model
         layers, with_ln = model.head_num_layers - 1, model.head_with_ln
         separable = model.head_type == "separable"
+        self.halo = model.head_num_layers * (model.head_kernel_size // 2)
         self.head = nn.ModuleList(
             MaskedConv1D(model.fpn_dim if i == 0 else model.head_dim, model.head_dim, model.head_kernel_size, bias=not with_ln,
                          separable=separable)
             for i in range(layers))
         self.norm = nn.ModuleList(LayerNorm(model.head_dim) if with_ln else nn.Identity() for _ in range(layers))
 
-    def tower(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, fpn_dim) -> (B, T, head_dim)."""
-        for conv, norm in zip(self.head, self.norm, strict=True):
-            x_BTC = F.relu(norm(conv(x_BTC, mask_BT)))
-        return x_BTC
+    def run(self, last: MaskedConv1D, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The hidden layers and the last one: (B, P, fpn_dim) -> (B, P, out), each of the levels (`sizes` points) by itself."""
+        ends = list(itertools.accumulate(sizes))
+
+        def layers(x: Tensor, m: Tensor, first: int) -> Tensor:
+            here = [max(min(end, first + m.shape[1]) - max(end - size, first), 0) for end, size in zip(ends, sizes, strict=True)]
+            here = tuple(n for n in here if n)
+            for conv, norm in zip(self.head, self.norm, strict=True):
+                x = F.relu(norm(conv(x, m, here)))
+            return last(x, m, here)
+
+        return over_time(layers, x_BPC, mask_BP, halo=self.halo)
 
     def output(self, config: Config, channels: int) -> MaskedConv1D:
         """The last convolution of the head."""
@@ -57,9 +68,9 @@ class ClsHead(HeadTower):
             for class_id in config.train_cfg.head_empty_cls:
                 bias[class_id] = logit(EMPTY_CLASS_PROB)
 
-    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-        """Per level (B, T_l, C) -> logits (B, T_l, K), 0 at padded points."""
-        return [self.cls_head(self.tower(x, m), m) for x, m in zip(feats, masks, strict=True)]
+    def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Levels (B, P, C), `sizes` points each, fine to coarse -> logits (B, P, K), 0 at padded points."""
+        return self.run(self.cls_head, x_BPC, mask_BP, sizes)
 
 
 class RegHead(HeadTower):
@@ -70,7 +81,7 @@ class RegHead(HeadTower):
         self.scale = nn.ModuleList(Scale() for _ in range(levels))
         self.offset_head = self.output(config, 2)
 
-    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-        """Per level (B, T_l, C) -> offsets (B, T_l, 2), 0 at padded points."""
-        levels = zip(self.scale, feats, masks, strict=True)
-        return [F.relu(scale(self.offset_head(self.tower(x, m), m))) for scale, x, m in levels]
+    def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Levels (B, P, C), `sizes` points each, fine to coarse -> offsets (B, P, 2), 0 at padded points."""
+        raw = self.run(self.offset_head, x_BPC, mask_BP, sizes)
+        return F.relu(torch.cat([scale(part) for scale, part in zip(self.scale, raw.split(tuple(sizes), dim=1), strict=True)], 1))

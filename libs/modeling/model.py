@@ -58,13 +58,18 @@ class LocPointTransformer(nn.Module):
 
     def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
-        return self.trace(feats_BTC, mask_BT)[0]
+        return self._heads(*self._pyramid(feats_BTC, mask_BT)[2:])
 
     def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
 
         T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
         """
+        inputs, stem, levels, mask, sizes = self._pyramid(feats_BTC, mask_BT)
+        return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
+
+    def _pyramid(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """Input of the backbone before its fusion, stem feature, FPN levels one after the other (B, P, C), mask (B, P), sizes."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_dropout.p > 0:
@@ -76,14 +81,12 @@ class LocPointTransformer(nn.Module):
         maps, masks = self.backbone(fused_BTC, mask_BT)
         levels, masks = self.neck(maps, masks)
         sizes = tuple(x.shape[1] for x in levels)
-        outputs = LevelOutputs(
-            logits=torch.cat(self.cls_head(levels, masks), dim=1),
-            offsets=torch.cat(self.reg_head(levels, masks), dim=1),
-            mask=torch.cat(masks, dim=1),
-            points=make_points(sizes, self.strides, self.ranges, feats_BTC.device),
-            level_sizes=sizes,
-        )
-        return outputs, Features(feats_BTC, maps[0], tuple(levels))
+        return feats_BTC, maps[0], torch.cat(levels, dim=1), torch.cat(masks, dim=1), sizes
+
+    def _heads(self, levels_BPC: Tensor, mask_BP: Tensor, sizes: tuple[int, ...]) -> LevelOutputs:
+        points = make_points(sizes, self.strides, self.ranges, levels_BPC.device)
+        return LevelOutputs(self.cls_head(levels_BPC, mask_BP, sizes), self.reg_head(levels_BPC, mask_BP, sizes), mask_BP, points,
+                            sizes)
 
 
 def build_model(config: Config) -> LocPointTransformer:

@@ -1,6 +1,7 @@
 """Checkpoint files: what is read, what is refused, what survives a full disk, and what a wrong architecture is called."""
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import pickle
@@ -15,7 +16,15 @@ from helpers import tiny_config
 
 from libs.core.errors import UserError
 from libs.engine import checkpoint as ck
-from libs.engine.checkpoint import copy_matching, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from libs.engine.checkpoint import (
+    copy_matching,
+    find_checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    save_checkpoint,
+)
+from libs.engine.optim import make_optimizer
 from libs.modeling.model import build_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint_seed0.pth.tar"
@@ -41,6 +50,39 @@ def test_round_trip_is_bit_identical(tmp_path):
     for which, shift in (("raw", 0), ("ema", 1)):
         load_weights(other, found, which)
         assert all(torch.equal(v, model.state_dict()[k] + shift) for k, v in other.state_dict().items())
+
+
+def test_files_do_not_depend_on_how_weights_lie_in_memory(tmp_path):
+    model = model_of()
+    assert not all(p.is_contiguous() for p in model.parameters())
+    content = torch.load(save(tmp_path / "epoch_003.pth.tar", model), weights_only=True)
+    assert all(v.is_contiguous() for part in ("state_dict", "state_dict_ema") for v in content[part].values())
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_restored_moments_belong_to_their_weights(kind):
+    """The fused update walks through memory, so moments from a file must lie there as the weights do."""
+    model, opt = model_of(), tiny_config(opt={"type": kind, "learning_rate": 0.1, "weight_decay": 0.0}).opt
+    optimizer = make_optimizer(model, opt)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    expected = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for moments in state["state"].values():
+        moments.update({k: v.clone(memory_format=torch.contiguous_format) for k, v in moments.items()})
+    restored = make_optimizer(model, opt)
+    load_optimizer(restored, state, Path("x"))
+    for name, p in model.named_parameters():
+        own = restored.state[p]
+        p.grad = None if p.grad is None else p.grad * 0.5
+        if kind == "SGD":
+            expected[name] -= 0.1 * (0.9 * own["momentum_buffer"] + p.grad)
+        else:
+            first, second = 0.9 * own["exp_avg"] + 0.1 * p.grad, 0.999 * own["exp_avg_sq"] + 0.001 * p.grad**2
+            expected[name] -= 0.1 * (first / (1 - 0.9**2)) / ((second / (1 - 0.999**2)).sqrt() + 1e-8)
+    restored.step()
+    assert all((p - expected[n]).abs().max() < 1e-5 for n, p in model.named_parameters())
 
 
 def test_a_published_checkpoint_saves_again_bit_identically(tmp_path):
