@@ -9,23 +9,24 @@ comes first.  Recall@kx: of each video and class the best k * (number of its gro
 if any of them reaches the tIoU.
 
 Everything is computed at once over videos, classes and thresholds: the (prediction, ground truth) pairs that overlap enough
-are listed once, and `pick_in_order` settles who gets what.
+are listed, and `pick_in_order` settles who gets what (libs/utils/matching.py).  At the size of ActivityNet that takes well under
+a second, so classes are not spread over processes.
 """
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from libs.core.errors import UserError
+from libs.utils.matching import Groups, best_first, overlapping_pairs, pick_in_order
 from libs.utils.predictions import Detections, GroundTruth
 
 DUPLICATE_TOLERANCE_S = 1e-3
 DEFAULT_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
-_PAIRS_AT_ONCE = 1 << 21  # bounds the memory of the pair lists (about 100 MB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,28 +99,34 @@ def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious
     det_class, known = class_indices(detections.label, class_ids)
     used = warn_about_unused(detections, known)
 
-    order = np.lexsort((-detections.score[used], det_class[used]))
-    used = used[order]  # class after class, by falling score; lexsort is stable, so equal scores stay in input order
-    det_class = det_class[used]
     videos = {video: i for i, video in enumerate(dict.fromkeys(kept.video_id.tolist()))}
     groups = Groups.of(codes_of(kept.video_id, videos) * len(class_ids) + gt_class)
-    video = codes_of(detections.video_id, videos)[used]
+    video = codes_of(detections.video_id, videos)
     det_group = groups.find(np.where(video < 0, -1, video * len(class_ids) + det_class))
 
-    det_index, gt_index, iou = overlapping_pairs(
-        np.stack([detections.t_start[used], detections.t_end[used]], axis=1), det_group,
-        np.stack([kept.t_start, kept.t_end], axis=1), groups, at_least=float(tious.min()))
-    recall = _recall(det_index, gt_index, iou, det_group, groups, gt_class, len(class_ids), tious, top_k)
-    best_first = np.lexsort((-gt_index, -iou, det_index))
-    det_index, gt_index, iou = det_index[best_first], gt_index[best_first], iou[best_first]
-    hit = np.zeros((len(tious), len(used)), bool)
-    for row, tiou in zip(hit, tious, strict=True):
-        row[:] = pick_in_order(det_index[iou >= tiou], gt_index[iou >= tiou], len(used), len(kept)) >= 0
+    used = used[np.argsort(-detections.score[used], kind="stable")]
+    # class after class, by falling score; equal scores stay in input order (sorting short integers is many times faster)
+    used = used[np.argsort(det_class[used].astype(np.min_scalar_type(len(class_ids))), kind="stable")]
+    det_class, det_group = det_class[used], det_group[used]
+    within = _within_top_k(det_group, groups, top_k)
+    hit, taken = np.zeros((len(tious), len(used)), bool), np.zeros((len(tious), len(kept)), bool)
+    best_iou = np.zeros((len(top_k), len(kept)))  # that each ground truth reaches among the first of its video and class
+    for det_index, gt_index, iou in overlapping_pairs(
+            np.stack([detections.t_start[used], detections.t_end[used]]), det_group,
+            np.stack([kept.t_start, kept.t_end]), groups, at_least=float(tious.min())):
+        for best, allowed in zip(best_iou, within, strict=True):
+            np.maximum.at(best, gt_index[allowed[det_index]], iou[allowed[det_index]])
+        order = best_first(det_index, -gt_index, iou)
+        picked = pick_in_order(det_index[order], gt_index[order], iou[order] >= tious[:, None], taken)
+        row, gt = np.nonzero(picked >= 0)
+        hit[row, picked[row, gt]] = taken[row, gt] = True
 
     num_gt = np.bincount(gt_class, minlength=len(class_ids))
     ends = np.cumsum(np.bincount(det_class, minlength=len(class_ids)))
     ap = np.stack([interpolated_ap(hit[:, end - size:end], total) for end, size, total
                    in zip(ends, np.diff(ends, prepend=0), num_gt, strict=True)], axis=1)
+    recall = np.stack([[np.bincount(gt_class[best >= tiou], minlength=len(class_ids)) / num_gt for best in best_iou]
+                       for tiou in tious])
     counts = {"predictions": len(used), "ground_truth": len(kept), "predictions_ignored": len(detections) - len(used),
               "ground_truth_dropped": len(ground_truth) - len(kept)}
     mean_ap = ap.mean(axis=1)
@@ -136,16 +143,16 @@ def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:
     same = (np.diff(video[order]) == 0) & (np.diff(ground_truth.label[order]) == 0)
     close = same & (np.diff(ground_truth.t_start[order]) <= DUPLICATE_TOLERANCE_S)
     # only runs of starts that lie close together can hold repeats; those few are compared one by one, in input order
-    for run in np.split(order, np.flatnonzero(~close) + 1):
-        if len(run) < 2:
-            continue
+    first = np.flatnonzero(np.insert(~close, 0, True))
+    last = np.append(first[1:], len(order))
+    for begin, end in zip(*(edge[last - first > 1].tolist() for edge in (first, last)), strict=True):
         kept: list[tuple[float, float]] = []
-        for i in np.sort(run):
-            start, end = ground_truth.t_start[i], ground_truth.t_end[i]
-            if any(abs(start - s) <= DUPLICATE_TOLERANCE_S and abs(end - e) <= DUPLICATE_TOLERANCE_S for s, e in kept):
+        for i in np.sort(order[begin:end]):
+            start, stop = ground_truth.t_start[i], ground_truth.t_end[i]
+            if any(abs(start - s) <= DUPLICATE_TOLERANCE_S and abs(stop - e) <= DUPLICATE_TOLERANCE_S for s, e in kept):
                 keep[i] = False
             else:
-                kept.append((start, end))
+                kept.append((start, stop))
     return ground_truth.take(keep)
 
 
@@ -164,75 +171,6 @@ def interpolated_ap(hit: np.ndarray, num_gt: int) -> np.ndarray:
     precision = np.cumsum(hit, axis=1) / np.arange(1, hit.shape[1] + 1)
     best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     return (best_from_here * hit).sum(axis=1) / num_gt
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Rows by group: `rows` (n,) row numbers, group by group and in input order inside; group g (with key `keys[g]`) is
-    rows[first[g] : first[g] + size[g]]."""
-
-    keys: np.ndarray
-    rows: np.ndarray
-    first: np.ndarray
-    size: np.ndarray
-
-    @classmethod
-    def of(cls, key: np.ndarray) -> Groups:
-        """Group rows by an integer key (n,)."""
-        rows = np.argsort(key, kind="stable")
-        ordered = key[rows]
-        first = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-        return cls(ordered[first], rows, first, np.diff(first, append=len(rows)))
-
-    def find(self, key: np.ndarray) -> np.ndarray:
-        """Group number of each key (m,), -1 where no row has it."""
-        if len(self.keys) == 0:
-            return np.full(len(key), -1)
-        place = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-        return np.where(self.keys[place] == key, place, -1)
-
-
-def overlapping_pairs(segments: np.ndarray, group: np.ndarray, others: np.ndarray, groups: Groups,
-                      at_least: float, hull: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of `segments` (n, 2) and `others` (m, 2) of one group whose IoU is at least `at_least` > 0.
-
-    group (n,): the group of each segment in `groups` (which groups the rows of `others`), -1 for none.
-    hull: divide by the time from the first start to the last end, the same number for overlapping segments but for rounding.
-    Returns (segment index, other index, IoU), float64, ordered by segment, then by the other's index.
-    """
-    found = [_iou_of_pairs(segments, others, index, other, at_least, hull)
-             for index, other in _pairs_in_chunks(group, groups)] or [(np.empty(0, int), np.empty(0, int), np.empty(0))]
-    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
-
-
-def pick_in_order(chooser: np.ndarray, option: np.ndarray, num_choosers: int, num_options: int) -> np.ndarray:
-    """Choosers 0, 1, 2, ... in turn take their best option that is still free; returns (num_choosers,) option or -1.
-
-    chooser, option (n,): who would accept what, sorted by chooser and inside by falling preference.
-    All choose at once; an option stays with the first in line of those who want it, and the others move on to their next,
-    until nobody has to move.  Because every option prefers the same order, the outcome is that of taking turns.
-    """
-    count = np.bincount(chooser, minlength=num_choosers)
-    end = np.cumsum(count)
-    cursor = end - count
-    holder = np.full(num_options, num_choosers)
-    moves = np.zeros(num_choosers, bool)
-    active = np.flatnonzero(cursor < end)
-    while active.size:
-        wanted = option[cursor[active]]
-        before = holder[wanted]
-        np.minimum.at(holder, wanted, active)
-        after = holder[wanted]
-        displaced = before[(before < num_choosers) & (before != after)]
-        moves[active[after != active]] = moves[displaced] = True
-        losers = np.flatnonzero(moves)
-        moves[losers] = False
-        cursor[losers] += 1
-        active = losers[cursor[losers] < end[losers]]
-    picked = np.full(num_choosers, -1)
-    taken = np.flatnonzero(holder < num_choosers)
-    picked[holder[taken]] = taken
-    return picked
 
 
 def checked_tious(tious: Sequence[float]) -> np.ndarray:
@@ -279,43 +217,11 @@ def text_table(corner: str, columns: Sequence[str], rows: Sequence[str], values:
     return lines
 
 
-def _recall(det_index: np.ndarray, gt_index: np.ndarray, iou: np.ndarray, det_group: np.ndarray, groups: Groups,
-            gt_class: np.ndarray, num_classes: int, tious: np.ndarray, top_k: Sequence[int]) -> np.ndarray:
-    """Recall (n_tiou, n_k, n_cls) from the overlapping pairs; detections are ordered by falling score inside each group."""
-    by_group = Groups.of(det_group)
-    place = np.empty(len(det_group), np.int64)
-    place[by_group.rows] = np.arange(len(det_group)) - np.repeat(by_group.first, by_group.size)
-    totals = np.bincount(gt_class, minlength=num_classes)
-    recall = np.empty((len(tious), len(top_k), num_classes))
-    for j, k in enumerate(top_k):
-        considered = place[det_index] < k * groups.size[det_group[det_index]]
-        best = np.zeros(len(gt_class))
-        np.maximum.at(best, gt_index[considered], iou[considered])
-        for i, tiou in enumerate(tious):
-            recall[i, j] = np.bincount(gt_class[best >= tiou], minlength=num_classes) / totals
-    return recall
-
-
-def _pairs_in_chunks(group: np.ndarray, groups: Groups) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All (segment index, other index) of one group, a bounded number at a time."""
-    index = np.flatnonzero(group >= 0)
-    sizes = groups.size[group[index]]
-    chunk = (np.cumsum(sizes) - 1) // _PAIRS_AT_ONCE
-    for part in np.split(np.arange(len(index)), np.flatnonzero(np.diff(chunk)) + 1):
-        size = sizes[part]
-        before = np.cumsum(size) - size
-        position = np.arange(size.sum()) - np.repeat(before, size) + np.repeat(groups.first[group[index[part]]], size)
-        yield np.repeat(index[part], size), groups.rows[position]
-
-
-def _iou_of_pairs(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray, at_least: float,
-                  hull: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    (a_start, a_end), (b_start, b_end) = a[i].T, b[j].T
-    shared = np.maximum(np.minimum(a_end, b_end) - np.maximum(a_start, b_start), 0.0)
-    if hull:
-        union = np.maximum(a_end, b_end) - np.minimum(a_start, b_start)
-    else:
-        union = (b_end - b_start) + (a_end - a_start) - shared
-    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    enough = iou >= at_least
-    return i[enough], j[enough], iou[enough]
+def _within_top_k(det_group: np.ndarray, groups: Groups, top_k: Sequence[int]) -> np.ndarray:
+    """(n_k, n) whether a detection is among the first k * (number of ground truths) of its group; sorted by falling score."""
+    grouped = np.flatnonzero(det_group >= 0)
+    by_group = Groups.of(det_group[grouped])
+    within = np.zeros((len(top_k), len(det_group)), bool)
+    place = np.arange(len(grouped)) - np.repeat(by_group.first, by_group.size)
+    within[:, grouped[by_group.rows]] = place < np.array(top_k)[:, None] * np.repeat(groups.size[by_group.keys], by_group.size)
+    return within

@@ -22,16 +22,8 @@ import numpy as np
 
 from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
-from libs.utils.metrics import (
-    Groups,
-    checked_tious,
-    class_indices,
-    codes_of,
-    overlapping_pairs,
-    pick_in_order,
-    text_table,
-    warn_about_unused,
-)
+from libs.utils.matching import Groups, best_first, overlapping_pairs, pick_in_order
+from libs.utils.metrics import checked_tious, class_indices, codes_of, text_table, warn_about_unused
 from libs.utils.predictions import Detections, GroundTruth
 
 AMBIGUOUS = "Ambiguous"
@@ -101,33 +93,30 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
     det_class, known = class_indices(detections.label, class_ids)
     used = warn_about_unused(detections, known)
 
-    names, name_rank = np.unique(detections.video_id[used], return_inverse=True)
+    codes = {name: rank for rank, name in enumerate(sorted(set(detections.video_id.tolist())))}
+    name_rank = codes_of(detections.video_id, codes)[used]
     order = np.lexsort((name_rank, -detections.score[used], det_class[used]))
     used, name_rank = used[order], name_rank[order]  # class, falling score, video name, file order (lexsort is stable)
     det_class = det_class[used]
-    det_segments = np.stack([detections.t_start[used], detections.t_end[used]], axis=1)
-    codes = {name: i for i, name in enumerate(names.tolist())}
+    det_segments = np.stack([detections.t_start[used], detections.t_end[used]])
 
     groups = Groups.of(name_rank * num_classes + det_class)
     gt_video = codes_of(ground_truth.video_id, codes)
     gt_group = groups.find(np.where(gt_video < 0, -1, gt_video * num_classes + gt_class))
-    gt_index, det_index, iou = overlapping_pairs(np.stack([ground_truth.t_start, ground_truth.t_end], axis=1), gt_group,
-                                                 det_segments, groups, at_least=float(tious.min()), hull=True)
-    best_first = np.lexsort((det_index, -iou, gt_index))
-    gt_index, det_index, iou = gt_index[best_first], det_index[best_first], iou[best_first]
+    hit = np.zeros((len(tious), len(used)), bool)
+    for gt_index, det_index, iou in overlapping_pairs(np.stack([ground_truth.t_start, ground_truth.t_end]), gt_group,
+                                                      det_segments, groups, at_least=float(tious.min()), hull=True):
+        order = best_first(gt_index, det_index, iou)
+        hit |= pick_in_order(gt_index[order], det_index[order], iou[order] > tious[:, None], hit) >= 0
     excused = _touching(det_segments, name_rank, codes, ambiguous)
 
     totals = np.bincount(gt_class, minlength=num_classes)
     sizes = np.bincount(det_class, minlength=num_classes)
     ap, recall = np.zeros((2, len(tious), num_classes))
-    for i, tiou in enumerate(tious):
-        above = iou > tiou
-        picked = pick_in_order(gt_index[above], det_index[above], len(ground_truth), len(used))
-        hit = np.zeros(len(used), bool)
-        hit[picked[picked >= 0]] = True
-        counted = hit | ~excused
-        for c, end in enumerate(np.cumsum(sizes)):
-            hits = hit[end - sizes[c]:end][counted[end - sizes[c]:end]]
+    for c, end in enumerate(np.cumsum(sizes)):
+        mine = slice(end - sizes[c], end)
+        for i, hits in enumerate(hit[:, mine]):
+            hits = hits[hits | ~excused[mine]]
             precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
             ap[i, c] = precision[hits].sum() / totals[c]
             recall[i, c] = hits.sum() / totals[c]
@@ -181,12 +170,12 @@ def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> Thumo
 
 def _touching(segments: np.ndarray, name_rank: np.ndarray, codes: Mapping[str, int], ambiguous: GroundTruth | None) -> np.ndarray:
     """Whether each detection shares more than a point in time with an ambiguous segment of its video."""
-    touching = np.zeros(len(segments), bool)
+    touching = np.zeros(segments.shape[1], bool)
     if ambiguous is not None and len(ambiguous):
         groups = Groups.of(codes_of(ambiguous.video_id, codes))
-        others = np.stack([ambiguous.t_start, ambiguous.t_end], axis=1)
-        index, _, _ = overlapping_pairs(segments, groups.find(name_rank), others, groups, at_least=math.ulp(0.0), hull=True)
-        touching[index] = True
+        others = np.stack([ambiguous.t_start, ambiguous.t_end])
+        for index, _, _ in overlapping_pairs(segments, groups.find(name_rank), others, groups, math.ulp(0.0), hull=True):
+            touching[index] = True
     return touching
 
 

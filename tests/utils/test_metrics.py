@@ -3,17 +3,20 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import metrics_twin as twin
 import numpy as np
 import pytest
 from golden.metrics import check
-from metrics_twin import random_case, rows, truth
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics_twin import cases, random_case, rows, truth
 
 from libs.core.errors import UserError
-from libs.utils import metrics
-from libs.utils.metrics import evaluate_detections, pick_in_order, unique_rank_scores, without_duplicates
+from libs.utils import matching
+from libs.utils.metrics import evaluate_detections, unique_rank_scores, without_duplicates
 from libs.utils.predictions import Detections, GroundTruth
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -141,26 +144,65 @@ def test_inputs_stay_as_they_are_and_may_be_read_only() -> None:
         np.testing.assert_array_equal(column, old)
 
 
-def test_the_size_of_the_pair_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions, truths = random_case(3)
-    whole = evaluate_detections(rows(predictions), truth(truths), TIOUS)
-    monkeypatch.setattr(metrics, "_PAIRS_AT_ONCE", 7)
-    parts = evaluate_detections(rows(predictions), truth(truths), TIOUS)
-    np.testing.assert_array_equal(whole.AP, parts.AP)
-    np.testing.assert_array_equal(whole.recall, parts.recall)
+def assert_twins_agree(predictions: list[tuple], truths: list[tuple], tious: Sequence[float]) -> None:
+    """Both twins: the loops up to the order of their sums, the first array version to the last bit."""
+    found = rows(predictions) if predictions else Detections.empty()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = evaluate_detections(found, truth(truths), tious, top_k=(1, 3))
+    for i, tiou in enumerate(scores.tious):
+        np.testing.assert_allclose(scores.AP[i], list(twin.activitynet_ap(predictions, truths, tiou).values()), atol=1e-12)
+        for j, k in enumerate((1, 3)):
+            wanted = list(twin.activitynet_recall(predictions, truths, tiou, k).values())
+            np.testing.assert_allclose(scores.recall[i, j], wanted, atol=1e-12)
+    ap, recall = twin.first_array_scores(found, truth(twin.drop_duplicates(truths)), scores.tious, (1, 3))
+    np.testing.assert_array_equal(scores.AP, ap)
+    np.testing.assert_array_equal(scores.recall, recall)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_pick_in_order_is_taking_turns(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    choosers, options = 30, 12
-    wishes = [rng.permutation(options)[:rng.integers(0, options)] for _ in range(choosers)]
-    free, wanted = set(range(options)), []
-    for wish in wishes:
-        wanted.append(next((int(o) for o in wish if o in free), -1))
-        free.discard(wanted[-1])
-    chooser = np.repeat(np.arange(choosers), [len(w) for w in wishes])
-    assert pick_in_order(chooser, np.concatenate(wishes), choosers, options).tolist() == wanted
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(cases(), st.lists(st.sampled_from([0.01, 0.25, 1 / 3, 0.5, 0.75, 1.0]) | st.floats(0.01, 1), min_size=1, max_size=4))
+def test_agrees_with_the_twins_on_any_input(case: tuple[list[tuple], list[tuple]], tious: list[float]) -> None:
+    predictions, truths = case
+    if twin.drop_duplicates(truths):
+        assert_twins_agree(predictions, truths, tious)
+    else:
+        with pytest.raises(UserError, match="no segment to find"):
+            evaluate_detections(Detections.empty(), truth(truths) if truths else GroundTruth.from_arrays([], [], [], []), tious)
+
+
+@pytest.mark.parametrize(("videos", "classes", "per_video", "segments"),
+                         [(1, 1, 1, 1), (1, 1, 3000, 40), (3, 2, 1500, 12), (60, 12, 20, 3), (5, 1, 0, 4)])
+def test_gives_the_numbers_of_the_first_array_version_to_the_last_bit(
+        videos: int, classes: int, per_video: int, segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(videos)
+
+    def columns(count: int) -> list:
+        start = rng.uniform(0, 60, count * videos)
+        return [[f"v{v}" for v in range(videos) for _ in range(count)], start, start + rng.exponential(15, len(start)),
+                rng.integers(0, classes, len(start))]
+
+    found = Detections.from_arrays(*columns(per_video), rng.integers(0, 200, per_video * videos) / 200)
+    wanted = without_duplicates(GroundTruth.from_arrays(*columns(segments)))
+    tious = np.linspace(0.1, 0.95, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = evaluate_detections(found, wanted, tious)
+        monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 1000)
+        parts = evaluate_detections(found, wanted, tious)
+    ap, recall = twin.first_array_scores(found, wanted, tious, (1, 5))
+    for scores in (whole, parts):
+        np.testing.assert_array_equal(scores.AP, ap)
+        np.testing.assert_array_equal(scores.recall, recall)
+
+
+def test_the_order_of_the_thresholds_does_not_matter() -> None:
+    predictions, truths = random_case(4)
+    rising = evaluate_detections(rows(predictions), truth(truths), TIOUS)
+    falling = evaluate_detections(rows(predictions), truth(truths), TIOUS[::-1])
+    for tiou, ap in zip(TIOUS, rising.AP, strict=True):
+        np.testing.assert_array_equal(evaluate_detections(rows(predictions), truth(truths), [tiou]).AP[0], ap)
+    np.testing.assert_array_equal(falling.AP, rising.AP[::-1])
 
 
 def test_duplicates_go_as_the_definition_says() -> None:

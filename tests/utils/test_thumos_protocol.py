@@ -4,6 +4,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import metrics_twin as twin
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from evaluate import main
 from golden.metrics import check_oracle
-from metrics_twin import random_case, rows, truth
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from metrics_twin import cases, random_case, rows, truth
 
 from libs.core.errors import UserError
+from libs.utils import matching
 from libs.utils.predictions import Detections, GroundTruth, write_predictions
 from libs.utils.thumos_protocol import evaluate_thumos14, load_thumos14_folder
 
@@ -46,6 +50,22 @@ def test_agrees_with_the_slow_twin(seed: int) -> None:
     ambiguous = [(f"v{i % 5}", 4.0 * i, 4.0 * i + 2.0, 0) for i in range(6)]
     for unsure in ([], ambiguous):
         scores = evaluate_thumos14(rows(predictions), truth(truths), (0.2, 0.5, 0.75), truth(unsure) if unsure else None)
+        for i, tiou in enumerate(scores.tious):
+            wanted = twin.thumos14_ap(predictions, truths, unsure, tiou)
+            np.testing.assert_allclose(scores.AP[i], list(wanted.values()), atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(cases(), cases(num=0), st.lists(st.sampled_from([0.01, 0.25, 0.5, 1.0]) | st.floats(0.01, 1), min_size=1, max_size=4))
+def test_agrees_with_the_slow_twin_on_any_input(case: tuple, other: tuple, tious: list[float]) -> None:
+    predictions, truths = case
+    assume(truths)
+    found = rows(predictions) if predictions else Detections.empty()
+    for unsure, per_part in ((other[1], 1 << 17), ([], 3)):
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore")
+            patch.setattr(matching, "_PAIRS_AT_ONCE", per_part)
+            scores = evaluate_thumos14(found, truth(truths), tious, truth(unsure) if unsure else None)
         for i, tiou in enumerate(scores.tious):
             wanted = twin.thumos14_ap(predictions, truths, unsure, tiou)
             np.testing.assert_allclose(scores.AP[i], list(wanted.values()), atol=1e-12)

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Cost of mAP and recall of a whole test set, from columns in memory and from a predictions file.
+
+    python benchmarks/bench_map.py [--runs 7] [--json map.json]
+
+Data are generated: segments of one or two classes per video, predictions that jitter around them, the rest stray or of another
+class.  Prints the machine, a markdown table (seconds, G as in benchmarks/common.py, ratio to the reference's G), and writes
+JSON.  Everything here runs on the CPU; `--device` is accepted by every benchmark and changes nothing.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from common import machine, peak_gib, unit_g
+
+from libs.core.errors import run_main
+from libs.utils.metrics import evaluate_detections
+from libs.utils.predictions import COLUMNS, Detections, GroundTruth, read_predictions, write_predictions
+from libs.utils.thumos_protocol import evaluate_thumos14
+
+
+@dataclass(frozen=True)
+class Size:
+    """A data set: videos, predictions per video, classes, mean segments per video, mean duration (s), tIoUs, reference's G."""
+
+    name: str
+    videos: int
+    per_video: int
+    classes: int
+    segments: float
+    duration_s: float
+    tious: tuple[float, ...]
+    reference_g: float  # measured cost of the reference's evaluator at this size (19.8 s and 187 s with G = 62 ms)
+
+
+SIZES = (
+    Size("THUMOS14", 212, 201, 20, 15.0, 220.0, (0.3, 0.4, 0.5, 0.6, 0.7), 318.0),
+    Size("ActivityNet", 4728, 100, 200, 1.5, 120.0, tuple(np.linspace(0.5, 0.95, 10).round(2).tolist()), 3000.0),
+)
+
+
+def generate(size: Size, seed: int = 0) -> tuple[Detections, GroundTruth]:
+    """Predictions, video after video by falling score as inference gives them, and the segments they should find."""
+    rng = np.random.default_rng(seed)
+    count = 1 + rng.poisson(size.segments - 1, size.videos)
+    gt_video = np.repeat(np.arange(size.videos), count)
+    main_class = np.arange(size.videos) % size.classes
+    gt_label = np.where(rng.random(len(gt_video)) < 0.9, main_class[gt_video], rng.integers(0, size.classes, len(gt_video)))
+    length = np.minimum(rng.lognormal(np.log(0.25 * size.duration_s / size.segments ** 0.5), 0.6, len(gt_video)), size.duration_s)
+    start = rng.random(len(gt_video)) * (size.duration_s - length)
+
+    total = size.videos * size.per_video
+    video = np.repeat(np.arange(size.videos), size.per_video)
+    source = (np.cumsum(count) - count)[video] + (rng.random(total) * count[video]).astype(int)
+    near, same_class = rng.random((2, total)) < np.array([[0.7], [0.8]])
+    jitter = rng.normal(0, 0.2, (2, total)) * length[source]
+    stray = rng.random(total) * 0.9 * size.duration_s
+    t_start = np.where(near, start[source] + jitter[0], stray).clip(0)
+    t_end = np.maximum(np.where(near, (start + length)[source] + jitter[1], stray + length[source]), t_start)
+    label = np.where(same_class, gt_label[source], rng.integers(0, size.classes, total))
+    score = np.where(near & same_class, rng.beta(2, 4, total), rng.beta(1, 6, total))
+    order = np.lexsort((-score, video))
+    names = np.array([f"v_{i:011d}" for i in range(size.videos)])
+    found = Detections.from_arrays(names[video], t_start[order], t_end[order], label[order], score[order])
+    return found, GroundTruth.from_arrays(names[gt_video], start, start + length, gt_label)
+
+
+def timed(call: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of `runs` calls after one unmeasured call."""
+    call()
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def measure(size: Size, runs: int) -> list[dict]:
+    """One entry per step: evaluation from columns in memory, making the columns, reading each kind of file."""
+    found, truth = generate(size)
+    columns = [getattr(found, name) for name in COLUMNS]
+    score = evaluate_detections(found, truth, size.tious)
+    entries = [{"work": "mAP and recall", "seconds": timed(lambda: evaluate_detections(found, truth, size.tious), runs),
+                "reference_g": size.reference_g, "average_mAP": score.average_mAP},
+               {"work": "official protocol", "seconds": timed(lambda: evaluate_thumos14(found, truth, size.tious), runs)},
+               {"work": "columns from arrays", "seconds": timed(lambda: Detections.from_arrays(*columns), runs)}]
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("pkl", "csv", "json"):
+            path = Path(folder) / f"predictions.{kind}"
+            write_predictions(path, found)
+            entries.append({"work": f"read .{kind}", "seconds": timed(lambda path=path: read_predictions(path), min(runs, 3))})
+    about = (f"{size.videos} videos, {len(found)} predictions, {len(truth)} segments, {size.classes} classes, "
+             f"{len(size.tious)} tIoU")
+    print(f"{size.name} size: {about}; average mAP {100 * score.average_mAP:.2f} %", flush=True)
+    return [{"size": size.name, "data": about, **entry} for entry in entries]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="the evaluator runs on the CPU whatever is given")
+    parser.add_argument("--json", type=Path, default=None)
+    args = parser.parse_args()
+    print(machine(), flush=True)
+    g = unit_g()
+    print(f"G = {g * 1e3:.1f} ms", flush=True)
+    entries = [entry for size in SIZES for entry in measure(size, args.runs)]
+    print("\n| size | work | median s | spread s | runs | G | reference G | ratio |\n|---|---|---|---|---|---|---|---|")
+    for entry in entries:
+        seconds = entry["seconds"]
+        median = statistics.median(seconds)
+        entry |= {"median_s": median, "G": median / g}
+        reference = entry.get("reference_g")
+        ratio = f"{reference:g} | {reference / entry['G']:.0f}" if reference else " | "
+        print(f"| {entry['size']} | {entry['work']} | {median:.4f} | {min(seconds):.4f}-{max(seconds):.4f} | {len(seconds)} | "
+              f"{entry['G']:.2f} | {ratio} |")
+    if args.json:
+        content = {"machine": machine(), "g_seconds": g, "peak_gib": peak_gib(), "entries": entries}
+        args.json.write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    run_main(main)
