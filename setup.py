@@ -21,12 +21,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("libs/utils/csrc")
-HEADER = CSRC / "nms_common.h"
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
 CPU_NAME, CUDA_NAME = f"libtal_nms{SUFFIX}", f"libtal_nms_cuda{SUFFIX}"  # as libs/utils/nms_native.py looks for them
 
 # No -march=native (the library may travel), no -ffast-math, no contraction to fused multiply-add: the same results everywhere.
-CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden"]
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fvisibility=hidden"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-shared", "--fmad=false", "--threads", "0",
               "-Xcompiler", "-fPIC,-ffp-contract=off,-fvisibility=hidden"]
 GPU_ARCHITECTURES = (75, 80, 90)  # code for 80 runs on 86 and 89 too; newer GPUs compile the embedded PTX of the last one
@@ -56,7 +55,7 @@ def nvcc_command() -> list[str] | None:
 
 def compile_library(command: list[str] | None, compiler: str, source: Path, target: Path, force: bool) -> bool:
     """Compile `source` to `target` (replaced atomically) unless it is up to date; False, after a warning, when that fails."""
-    newest = max(path.stat().st_mtime for path in (source, ROOT / HEADER))
+    newest = max(path.stat().st_mtime for path in (source, *(ROOT / CSRC).glob("*.h")))
     if not force and target.is_file() and target.stat().st_mtime >= newest:
         return True
     if command is None:

@@ -1,8 +1,9 @@
 """The one inference loop: videos -> detections in seconds."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.datasets.loader import batches, inference_loader
-from libs.modeling.decode import decode
+from libs.datasets.loader import Batch, batches, inference_loader
+from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
-from libs.utils.nms import announce_fallback, batched_nms
+from libs.utils.nms import announce_fallback, nms_of_batch
 from libs.utils.predictions import Detections, GroundTruth
 from libs.utils.score_fusion import fuse_external_scores, load_external_scores
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,18 @@ class VideoDetections:
     labels: Tensor
 
 
-def detections_of_video(outputs: LevelOutputs, index: int, config: TestConfig, grid: Grid, duration_s: float) -> VideoDetections:
-    """Decode video `index` of a batch, suppress (in grid units), convert to seconds and clamp to [0, duration]."""
-    found = decode(outputs, index, config)
-    segments, scores, labels = batched_nms(
-        found.segments, found.scores, found.labels, method=config.nms_method, iou_threshold=config.iou_threshold,
+def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
+    """Decode a batch, suppress (in grid units), convert to seconds and clamp to [0, duration].
+
+    `videos`: feature grid and duration in seconds of each video of the batch.
+    """
+    *kept, counts = nms_of_batch(
+        *decode_batch(outputs, config), method=config.nms_method, iou_threshold=config.iou_threshold,
         min_score=config.min_score, max_seg_num=config.max_seg_num, sigma=config.nms_sigma, multiclass=config.multiclass_nms,
         voting_thresh=config.voting_thresh, multiclass_voting=config.multiclass_voting)
-    seconds = grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s)
-    return VideoDetections(seconds.cpu(), scores.cpu(), labels.cpu())
+    parts = zip(*(t.cpu().split(counts.tolist()) for t in kept), videos, strict=True)
+    return [VideoDetections(grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s), scores, labels)
+            for segments, scores, labels, (grid, duration_s) in parts]
 
 
 @torch.inference_mode()
@@ -52,11 +58,11 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     model.eval()
     found: dict[str, VideoDetections] = {}
     try:
-        for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")):
-            moved = batch.to(device)
-            outputs = model(moved.feats, moved.mask)
-            for i, sample in enumerate(batch.samples):
-                found[sample.video_id] = detections_of_video(outputs, i, config.test_cfg, sample.grid, sample.duration_s)
+        ahead = ((batch.samples, _run(model, batch.to(device)))
+                 for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
+        for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
+            done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
+            found.update(zip((s.video_id for s in samples), done, strict=True))
             progress(len(found), len(dataset))
     finally:
         model.train(was_training)
@@ -64,6 +70,20 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     if config.test_cfg.ext_score_file:
         detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
     return detections
+
+
+def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
+    return model(batch.feats, batch.mask)
+
+
+def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each asked for before the one in front of it is handed out: a GPU computes while the host waits."""
+    waiting: list[Item] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def as_detections(found: dict[str, VideoDetections], order: list[str]) -> Detections:

@@ -1,4 +1,8 @@
-"""From the network's outputs to candidate segments of one video, in grid units, before NMS (SPEC item 41)."""
+"""From the network's outputs to candidate segments, in grid units, before NMS (SPEC item 41).
+
+Of each FPN level the best `pre_nms_topk` scores above `pre_nms_thresh`; equal scores keep the order point, class.  Those longer
+than `duration_thresh` grid units are the candidates: levels fine to coarse, falling score inside a level, segments not clipped.
+"""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -8,6 +12,7 @@ from torch import Tensor
 
 from libs.core.schema import TestConfig
 from libs.modeling.model import LevelOutputs
+from libs.utils.nms import backend_for
 
 
 class Candidates(NamedTuple):
@@ -18,24 +23,73 @@ class Candidates(NamedTuple):
     labels: Tensor  # (M,) int64
 
 
-def decode(outputs: LevelOutputs, index: int, config: TestConfig) -> Candidates:
-    """Candidates of video `index` of a batch: per level the best `pre_nms_topk` scores above `pre_nms_thresh`.
+class BatchCandidates(NamedTuple):
+    """The candidates of B videos, one video after the other; `libs.utils.nms.nms_of_batch` takes all four."""
 
-    Equal scores keep the order point, class.  Candidates must be longer than `duration_thresh` grid units.
+    segments: Tensor  # (M, 2) float32, grid units, not clipped
+    scores: Tensor  # (M,) float32
+    labels: Tensor  # (M,) int64
+    counts: Tensor  # (B,) int64, candidates of each video, their sum is M
+
+
+def decode(outputs: LevelOutputs, index: int, config: TestConfig) -> Candidates:
+    """Candidates of video `index` of a batch."""
+    logits, offsets, mask = (t[index].unsqueeze(0) for t in (outputs.logits, outputs.offsets, outputs.mask))
+    one = outputs._replace(logits=logits, offsets=offsets, mask=mask)
+    return Candidates(*decode_batch(one, config)[:3])
+
+
+@torch.no_grad()
+def decode_batch(outputs: LevelOutputs, config: TestConfig) -> BatchCandidates:
+    """Candidates of every video of a batch, on the device of the outputs: the same as `decode` of one video after the other.
+
+    `nms_of_batch(*decode_batch(outputs, config), ...)` is the whole post-processing.
+    On a CPU compiled code does it where it is built (see `libs.utils.nms`).  On a GPU the host waits once, for the number of
+    candidates.
     """
-    scores_PK = torch.sigmoid(outputs.logits[index].float()) * outputs.mask[index].unsqueeze(-1)
-    num_classes = scores_PK.shape[1]
-    kept, first = [], 0
-    for size in outputs.level_sizes:
-        flat = scores_PK[first:first + size].flatten()
-        above = (flat > config.pre_nms_thresh).nonzero().squeeze(1)
-        order = flat[above].argsort(descending=True, stable=True)[:config.pre_nms_topk]
-        kept.append(above[order] + first * num_classes)
-        first += size
-    entry = torch.cat(kept)
-    point = entry // num_classes
+    scores_BPK = _scores(outputs.logits)
+    library = backend_for(scores_BPK.device)
+    if scores_BPK.device.type == "cpu" and hasattr(library, "decode") and scores_BPK[0].numel() < 2**32:
+        return BatchCandidates(*library.decode(
+            scores_BPK.contiguous(), outputs.offsets.float().contiguous(), outputs.mask.contiguous(), outputs.points.contiguous(),
+            outputs.level_sizes, config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh))
+    return decode_by_torch(outputs, scores_BPK, config, sort_all=scores_BPK.device.type == "cuda")
+
+
+def _scores(logits_BPK: Tensor) -> Tensor:
+    """Sigmoid in float32.  On a CPU video by video: the last bit depends on where an element stands in its tensor."""
+    if logits_BPK.device.type != "cpu":
+        return torch.sigmoid(logits_BPK.float())
+    scores = [torch.sigmoid(logits_PK.float()) for logits_PK in logits_BPK]
+    return torch.stack(scores) if len(scores) > 1 else scores[0].unsqueeze(0)
+
+
+def decode_by_torch(outputs: LevelOutputs, scores_BPK: Tensor, config: TestConfig, sort_all: bool) -> BatchCandidates:
+    """`decode_batch` without compiled code, for any device; `scores_BPK`: sigmoid of the logits, not masked yet.
+
+    sort_all: sort the scores below the threshold too (last in their level), so that the host need not wait for a number before
+    it can go on: right for a GPU, slow on a CPU.  The candidates are the same.
+    """
+    videos, points, classes = scores_BPK.shape
+    levels, device = len(outputs.level_sizes), scores_BPK.device
+    flat = (scores_BPK * outputs.mask.unsqueeze(-1)).flatten()
+    above = flat > config.pre_nms_thresh
+    entry = torch.arange(len(flat), device=device) if sort_all else above.nonzero().squeeze(1)
+    row = torch.div(entry, classes, rounding_mode="floor")  # video * P + point
+    level_P = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(outputs.level_sizes)])
+    video = torch.div(row, points, rounding_mode="floor")
+    point = row - video * points
+    group = video * levels + level_P[point]
+    bits = torch.where(above[entry], flat[entry].view(torch.int32).long(), -1)  # scores are >= 0, so that their bits order them
+    order = torch.sort(group * 2**32 + (2**31 - 1 - bits), stable=True).indices
+    entry, point, video, group = entry[order], point[order], video[order], group[order]
+    found = torch.zeros(videos * levels, dtype=torch.int64, device=device).index_add_(0, group, torch.ones_like(group))
+    rank = torch.arange(len(entry), device=device) - (found.cumsum(0) - found)[group]
     t, stride = outputs.points[point, 0], outputs.points[point, 3]
-    offsets = outputs.offsets[index, point].float()
+    offsets = outputs.offsets[video, point].float()
     segments = torch.stack((t - offsets[:, 0] * stride, t + offsets[:, 1] * stride), dim=1)
     long_enough = (segments[:, 1] - segments[:, 0]) > config.duration_thresh
-    return Candidates(segments[long_enough], scores_PK.flatten()[entry][long_enough], (entry % num_classes)[long_enough])
+    keep = above[entry] & (rank < config.pre_nms_topk) & long_enough
+    counts = torch.zeros(videos, dtype=torch.int64, device=device).index_add_(0, video, keep.long())
+    keep = keep.nonzero().squeeze(1)
+    return BatchCandidates(segments[keep], flat[entry[keep]], entry[keep] % classes, counts)

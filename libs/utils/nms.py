@@ -1,4 +1,5 @@
-"""Non-maximum suppression of 1-D segments: hard, soft, voting, and the whole job of one video (`batched_nms`).
+"""Non-maximum suppression of 1-D segments: hard, soft, voting, and the whole job of a batch of videos
+(`nms_of_batch`) or of one (`batched_nms`).
 
     segments (M, 2) float32 start <= end, any one unit; scores (M,) float32; labels (M,) int64; all on one device
     -> the same picks in the same order from three implementations: compiled CPU, compiled CUDA, torch fallback
@@ -36,7 +37,7 @@ def hard_nms(segments: torch.Tensor, scores: torch.Tensor, iou_threshold: float)
     """
     threshold = _number("iou_threshold", iou_threshold)
     _check(segments, scores, None, negative_scores=True)
-    backend = _backend(segments.device)
+    backend = backend_for(segments.device)
     segments, scores, home = _move(backend, segments, scores)
     return backend.hard(segments, scores, threshold).to(home)
 
@@ -55,7 +56,7 @@ def soft_nms(segments: torch.Tensor, scores: torch.Tensor, *, method: str = "gau
     threshold, low = _number("iou_threshold", iou_threshold), _number("min_score", min_score)
     sigma = _sigma(sigma)
     _check(segments, scores, None)
-    backend = _backend(segments.device)
+    backend = backend_for(segments.device)
     segments, scores, home = _move(backend, segments, scores)
     index, rows = backend.soft(segments, scores, method, threshold, sigma, low)
     return index.to(home), rows.to(home)
@@ -74,20 +75,31 @@ def vote(kept_segments: torch.Tensor, segments: torch.Tensor, scores: torch.Tens
     _check(kept_segments, scores.new_zeros(len(kept_segments)), None)
     if kept_segments.device != segments.device:
         raise ValueError(f"vote: kept_segments are on {kept_segments.device}, segments on {segments.device}")
-    backend = _backend(segments.device)
+    backend = backend_for(segments.device)
     kept_segments, segments, scores, home = _move(backend, kept_segments, segments, scores)
     return backend.vote(kept_segments, segments, scores, threshold).to(home)
 
 
-def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, *, method: str, iou_threshold: float,
-                min_score: float, max_seg_num: int, sigma: float, multiclass: bool, voting_thresh: float,
-                multiclass_voting: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """NMS of one video's candidates, as `test_cfg` asks for it (SPEC items 42, 43).
+def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor,
+                **setting: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`nms_of_batch` of a single video: the same keywords; segments (k, 2), scores (k,), labels (k,)."""
+    counts = torch.tensor([len(scores)]) if scores.device.type == "cpu" else torch.full((1,), len(scores), device=scores.device)
+    return nms_of_batch(segments, scores, labels, counts, **setting)[:3]
 
+
+def nms_of_batch(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor, *, method: str,
+                 iou_threshold: float, min_score: float, max_seg_num: int, sigma: float, multiclass: bool, voting_thresh: float,
+                 multiclass_voting: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """NMS of the candidates of B videos, each video apart, as `test_cfg` asks for it (SPEC items 42, 43).
+
+    Args: segments (M, 2), scores (M,), labels (M,) of all videos, one after the other; counts (B,) int64, candidates per video,
+    on the device of the rest.
     method 'soft': gaussian soft-NMS, iou_threshold unused; 'hard': candidates with score <= min_score are dropped first;
     'none': everything comes back unchanged.  multiclass: each class apart, then merged; else over all labels.  voting_thresh
-    > 0: voting by all candidates with their input scores, in class-agnostic mode, or per class with multiclass_voting.
-    Returns: segments (k, 2), scores (k,), labels (k,), k <= max_seg_num, score descending, on the inputs' device.
+    > 0: voting by all candidates of the video with their input scores, in class-agnostic mode, or per class with
+    multiclass_voting.
+    Returns: segments (k, 2), scores (k,), labels (k,), video after video in their order, and counts (B,) int64; a video has
+    <= max_seg_num rows, score descending; all on the inputs' device.
     Raises: as `soft_nms`; UserError also for max_seg_num < 1.
     """
     if method not in BATCHED_METHODS:
@@ -99,21 +111,22 @@ def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tens
     voting_threshold = _number("test_cfg.voting_thresh", voting_thresh)
     sigma = _sigma(sigma)
     _check(segments, scores, labels)
+    _check_counts(counts, scores)
     if method == "none" or len(scores) == 0:
-        return segments, scores, labels
+        return segments, scores, labels, counts
     voting = "off"
     if voting_threshold > 0 and (multiclass_voting or not multiclass):
         voting = "class" if multiclass else "all"
-    backend = _backend(segments.device)
-    segments, scores, labels, home = _move(backend, segments, scores, labels)
-    out = backend.batched(segments, scores, labels, method == "soft", threshold, low, min(int(max_seg_num), 2**31 - 1), sigma,
-                          bool(multiclass), voting, voting_threshold)
-    return out[0].to(home), out[1].to(home), out[2].to(home)
+    backend = backend_for(segments.device)
+    segments, scores, labels, counts, home = _move(backend, segments, scores, labels, counts)
+    out = backend.batched(segments, scores, labels, counts, method == "soft", threshold, low, min(int(max_seg_num), 2**31 - 1),
+                          sigma, bool(multiclass), voting, voting_threshold)
+    return out[0].to(home), out[1].to(home), out[2].to(home), out[3].to(home)
 
 
 def implementation(device: torch.device | str) -> str:
     """What NMS on tensors of that device runs: 'compiled CPU', 'compiled CUDA' or 'torch fallback'."""
-    return _backend(torch.device(device)).name
+    return backend_for(torch.device(device)).name
 
 
 def announce_fallback(device: torch.device | str) -> None:
@@ -150,7 +163,8 @@ def using(backend: Any) -> Iterator[None]:
         _forced = before
 
 
-def _backend(device: torch.device) -> Any:
+def backend_for(device: torch.device) -> Any:
+    """The implementation that works on tensors of that device; also where `libs.modeling.decode` finds compiled code."""
     if _forced is not None:
         return _forced
     cuda = nms_native.cuda_library() if device.type == "cuda" else None
@@ -186,6 +200,15 @@ def _sigma(value: float) -> float:
     return sigma
 
 
+def _check_counts(counts: torch.Tensor, scores: torch.Tensor) -> None:
+    """ValueError unless `counts` splits the candidates; on a GPU their sum is not looked at, to spare the host a wait."""
+    if counts.ndim != 1 or counts.dtype != torch.int64 or counts.device != scores.device:
+        raise ValueError(f"NMS needs counts (B,) int64 on {scores.device}, got {tuple(counts.shape)} {counts.dtype} on "
+                         f"{counts.device}")
+    if counts.device.type == "cpu" and (int(counts.sum()) != len(scores) or (len(counts) and int(counts.min()) < 0)):
+        raise ValueError(f"NMS: counts {counts.tolist()} do not split {len(scores)} candidates")
+
+
 def _check(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor | None, negative_scores: bool = False) -> None:
     """ValueError for wrong shapes, dtypes or devices; UserError for values no detector with finite outputs can produce."""
     if segments.ndim != 2 or segments.shape[1] != 2 or scores.shape != segments.shape[:1]:
@@ -196,11 +219,14 @@ def _check(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor | 
         raise ValueError(f"NMS needs labels (M,) int64, got {tuple(labels.shape)} {labels.dtype}")
     if len({t.device for t in (segments, scores, labels) if t is not None}) > 1:
         raise ValueError("NMS needs segments, scores and labels on one device")
+    if len(scores) == 0:
+        return
     lengths = segments[:, 1] - segments[:, 0]  # NaN or infinite if a boundary is
-    good = lengths.isfinite() & (lengths >= 0) & scores.isfinite()
-    if not negative_scores:
-        good = good & (scores >= 0)
-    if len(good) and not bool(good.all()):
+    shortest, longest, lowest, highest = torch.stack([*lengths.aminmax(), *scores.aminmax()]).tolist()  # NaN if any is
+    infinite = float("inf")
+    least = -infinite if negative_scores else 0.0
+    if not (shortest >= 0 and longest < infinite and -infinite < lowest >= least and highest < infinite):
+        good = lengths.isfinite() & (lengths >= 0) & scores.isfinite() & (scores >= least)
         first = int((~good).nonzero()[0])
         start, end, score = *segments[first].tolist(), float(scores[first])
         allowed = "a finite score" if negative_scores else "a finite score >= 0"

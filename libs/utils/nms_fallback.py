@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,9 +121,18 @@ def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, thres
     return refined
 
 
-def batched(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, soft: bool, threshold: float, min_score: float,
-            limit: int, sigma: float, multiclass: bool, voting: str,
-            voting_threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batched(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor,
+            *setting: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Segments (k, 2), scores (k), labels (k), counts (B) of B videos; `setting` is that of `_of_video`."""
+    sizes = counts.tolist()
+    parts = [_of_video(*video, *setting) for video in zip(*(t.split(sizes) for t in (segments, scores, labels)), strict=True)]
+    rows = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else (segments, scores, labels)
+    return *rows, torch.tensor([len(part[1]) for part in parts], dtype=torch.int64)
+
+
+def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, soft: bool, threshold: float, min_score: float,
+              limit: int, sigma: float, multiclass: bool, voting: str,
+              voting_threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Segments (k, 2), scores (k), labels (k), k <= limit; `voting` 'off', 'all' or 'class'.
 
     The picks of a class never rise in score, so merging the classes lazily gives a stable sort of all picks (class ascending on

@@ -10,7 +10,7 @@ import torch
 from helpers import data_config, show_every_term, write_data
 
 from libs.datasets.dataset import TalDataset
-from libs.engine.predict import predict, score
+from libs.engine.predict import _one_ahead, predict, score
 from libs.modeling.model import build_model
 
 CPU = torch.device("cpu")
@@ -103,3 +103,10 @@ def test_external_scores_replace_the_classes(data, tmp_path):
     (tmp_path / "external.json").write_text(json.dumps({"results": {v: [0.1, 0.2, 0.7] for v in ("v0", "v1", "v2")}}))
     model, dataset, config = setup(data, tmp_path, "validation", test_cfg={"ext_score_file": str(tmp_path / "external.json")})
     assert set(predict(model, dataset, config, CPU).label.tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_working_one_ahead_keeps_the_order(count):
+    asked = []
+    seen = [(item, len(asked)) for item in _one_ahead(asked.append(i) or i for i in range(count))]
+    assert seen == [(i, min(i + 2, count)) for i in range(count)]

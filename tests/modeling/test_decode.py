@@ -1,17 +1,28 @@
-"""Decoding against a twin that walks over levels, points and classes."""
+"""Decoding against a twin that walks over levels, points and classes, and of whole batches against the first version."""
 from __future__ import annotations
 
 import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nms_cases import compiled_cpu
 
 from libs.core.schema import TestConfig as InferenceConfig  # pytest would collect a class called Test...
-from libs.modeling.decode import decode
+from libs.modeling.decode import Candidates, decode, decode_batch, decode_by_torch
 from libs.modeling.model import LevelOutputs
 from libs.modeling.points import make_points
+from libs.utils import nms, nms_native
 
 SIZES, STRIDES, CLASSES = (8, 4, 2), (1, 2, 4), 3
+
+
+@pytest.fixture(scope="module", autouse=True, params=["torch fallback", "compiled CPU"])
+def backend(request):
+    """Runs every test once per implementation."""
+    with nms.using(request.param if request.param == "torch fallback" else compiled_cpu()):
+        yield request.param
 
 
 def outputs(seed, ties=False, batch=2):
@@ -43,6 +54,79 @@ def slow_decode(out, index, config):
         rows += [row for row in found[:config.pre_nms_topk] if row[1] - row[0] > config.duration_thresh]
         first += size
     return rows
+
+
+def first_decode(outputs, index, config):
+    """The first version of `decode`: level by level, everything above the threshold sorted."""
+    scores_PK = torch.sigmoid(outputs.logits[index].float()) * outputs.mask[index].unsqueeze(-1)
+    num_classes = scores_PK.shape[1]
+    kept, first = [], 0
+    for size in outputs.level_sizes:
+        flat = scores_PK[first:first + size].flatten()
+        above = (flat > config.pre_nms_thresh).nonzero().squeeze(1)
+        order = flat[above].argsort(descending=True, stable=True)[:config.pre_nms_topk]
+        kept.append(above[order] + first * num_classes)
+        first += size
+    entry = torch.cat(kept)
+    point = entry // num_classes
+    t, stride = outputs.points[point, 0], outputs.points[point, 3]
+    offsets = outputs.offsets[index, point].float()
+    segments = torch.stack((t - offsets[:, 0] * stride, t + offsets[:, 1] * stride), dim=1)
+    long_enough = (segments[:, 1] - segments[:, 0]) > config.duration_thresh
+    return Candidates(segments[long_enough], scores_PK.flatten()[entry][long_enough], (entry % num_classes)[long_enough])
+
+
+def random_outputs(seed, sizes, classes, batch, ties, dtype=torch.float32):
+    """Any pyramid; ties: logits and offsets in steps of 1/2; a few offsets are 0, so that segments are empty."""
+    generator = torch.Generator().manual_seed(seed)
+    strides = [2 ** i for i in range(len(sizes))]
+    points = make_points(sizes, strides, [(0, 4)] * len(sizes))
+    logits = torch.randn(batch, len(points), classes, generator=generator) * 3 - 3
+    offsets = torch.randn(batch, len(points), 2, generator=generator).clamp(min=0)
+    if ties:
+        logits, offsets = (logits * 2).round() / 2, (offsets * 2).round() / 2
+    lengths = torch.randint(0, sizes[0] + 1, (batch,), generator=generator)  # 0: a video of padding alone
+    mask = torch.cat([torch.arange(n) * s < lengths[:, None] for n, s in zip(sizes, strides, strict=True)], dim=1)
+    return LevelOutputs(logits.to(dtype), offsets.to(dtype), mask, points, tuple(sizes))
+
+
+def assert_batch_equals_first_version(out, config):
+    want = [first_decode(out, index, config) for index in range(len(out.mask))]
+    scores = torch.stack([torch.sigmoid(logits.float()) for logits in out.logits])
+    for got in (decode_batch(out, config), *(decode_by_torch(out, scores, config, sort_all) for sort_all in (True, False))):
+        assert got.counts.tolist() == [len(w.scores) for w in want]
+        assert got.counts.dtype == torch.int64
+        for column in ("segments", "scores", "labels"):
+            together = torch.cat([getattr(w, column) for w in want])
+            assert torch.equal(getattr(got, column), together)
+            assert getattr(got, column).dtype == together.dtype
+    for index, w in enumerate(want):
+        assert all(torch.equal(a, b) for a, b in zip(decode(out, index, config), w, strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 7), st.integers(1, 4),
+       st.booleans(), st.sampled_from([1, 3, 20, 10**6]), st.sampled_from([0.0, 0.001, 0.5, 0.999]),
+       st.sampled_from([0.0, 0.5, 3.0]))
+def test_batches_equal_the_first_version(seed, sizes, classes, batch, ties, topk, threshold, duration):
+    config = InferenceConfig(pre_nms_topk=topk, pre_nms_thresh=threshold, duration_thresh=duration)
+    assert_batch_equals_first_version(random_outputs(seed, sizes, classes, batch, ties), config)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_full_width(monkeypatch, threads, dtype):
+    monkeypatch.setattr(nms_native.torch, "get_num_threads", lambda: threads)
+    out = random_outputs(1, [576, 288, 144, 72, 36, 18], 20, 3, ties=dtype == torch.bfloat16, dtype=dtype)
+    assert_batch_equals_first_version(out, InferenceConfig(pre_nms_topk=2000))
+
+
+@pytest.mark.parametrize("logit", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers(logit):
+    out = random_outputs(2, [9, 5], 3, 2, ties=False)
+    out.logits[1, ::2, 1] = logit
+    for threshold in (0.0, 0.3):
+        assert_batch_equals_first_version(out, InferenceConfig(pre_nms_topk=6, pre_nms_thresh=threshold))
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -87,5 +87,11 @@ inline void run(unsigned blocks, unsigned threads, const std::function<void()>& 
 
 inline void __syncthreads() { swapcontext(&shim::current->context, &shim::scheduler); }
 
+inline int atomicAdd(int* at, int value) {  // only one coroutine runs at a time
+    const int before = *at;
+    *at = before + value;
+    return before;
+}
+
 #define TAL_LAUNCH(kernel, blocks, threads, stream, ...) \
     ((void)(stream), shim::run(blocks, threads, [=] { kernel(__VA_ARGS__); }))

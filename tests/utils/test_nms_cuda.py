@@ -74,10 +74,44 @@ def assert_same_as_fallback(library, device, kind, n, seed):
         torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6)
 
 
+def assert_batches_same_as_fallback(library, device, sizes, kind):
+    """`nms_of_batch` on `device` with `library`, against the fallback on the CPU: picks and scores exactly, votes to 1e-6."""
+    parts = [candidates(kind, n, seed=i, classes=6) for i, n in enumerate(sizes)]
+    inputs = *(torch.cat(column) for column in zip(*parts, strict=True)), torch.tensor(sizes)
+    there = [t.to(device) for t in inputs]
+    choices = (("soft", "hard"), (True, False), (True, False), (5, 30, 400), (0.0, 0.03))
+    for method, multiclass, voting, limit, low in itertools.product(*choices):
+        setting = {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
+                   "min_score": low}
+        with nms.using("torch fallback"):
+            want = nms.nms_of_batch(*inputs, **setting)
+        with nms.using(library):
+            got = [t.cpu() for t in nms.nms_of_batch(*there, **setting)]
+        assert all(torch.equal(a, b) for a, b in zip(got[1:], want[1:], strict=True))
+        torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 17, 200])
 def test_kernels_on_the_cpu(emulated, kind, n):
     assert_same_as_fallback(emulated, "cpu", kind, n, seed=n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_of_a_batch_on_the_cpu(emulated, kind):
+    assert_batches_same_as_fallback(emulated, "cpu", [25, 0, 1, 70], kind)
+
+
+def test_groups_stop_when_later_picks_cannot_enter_the_result(emulated, monkeypatch):
+    segments, scores, labels = candidates("random", 400, seed=1, classes=8)
+    made = []
+    filled = nms_native.Groups.filled
+    monkeypatch.setattr(nms_native.Groups, "filled",
+                        lambda groups, counts: (made.append(int(counts.sum())), filled(groups, counts))[1])
+    setting = {**SETTING, "method": "soft", "multiclass": True, "min_score": 0.0, "max_seg_num": 20}
+    with nms.using(emulated):
+        nms.batched_nms(segments, scores, labels, **setting)
+    assert 20 <= made[0] < 8 * 20 * 0.7  # every class for itself would make 20 picks
 
 
 def test_kernels_on_empty_input(emulated):
@@ -93,7 +127,7 @@ def test_kernels_on_empty_input(emulated):
 
 def test_a_cuda_error_is_raised_with_its_name(emulated):
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
-        emulated._run(emulated._vote, torch.device("cuda:3"), None, 1, None, None, 0, 0.5, None)
+        emulated._run(emulated._vote, torch.device("cuda:3"), None, 1, None, None, None, None, None, 0, 0.5, None)
 
 
 def test_nvcc_builds_the_library(built):
@@ -108,6 +142,7 @@ def test_nvcc_builds_the_library(built):
 def test_gpu_equals_cpu(built, kind, n):
     library = nms_native.CudaLibrary(built)
     assert_same_as_fallback(library, "cuda", kind, n, seed=n)
+    assert_batches_same_as_fallback(library, "cuda", [n, 0, 1, 2 * n], kind)
     side = torch.cuda.Stream()
     segments, scores, _ = (t.cuda() for t in candidates(kind, n, seed=n))
     with torch.cuda.stream(side), nms.using(library):

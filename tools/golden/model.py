@@ -15,7 +15,7 @@ from libs.core.schema import Config
 from libs.datasets.grid import Grid
 from libs.engine.checkpoint import strip_prefix
 from libs.engine.optim import parameter_groups
-from libs.engine.predict import VideoDetections, detections_of_video
+from libs.engine.predict import VideoDetections, detections_of_batch
 from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
 from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
 from libs.modeling.points import make_points
@@ -94,11 +94,11 @@ def _check_inference(data: dict[str, np.ndarray], config: Config, out: LevelOutp
         test = dataclasses.replace(config.test_cfg, nms_method=method, multiclass_nms=classes == "multi",
                                    voting_thresh=config.test_cfg.voting_thresh if vote == "vote" else 0.0)
         want = VideoDetections(*(torch.from_numpy(data[f"{key}/{part}"]) for part in ("segments", "scores", "labels")))
-        given = detections_of_video(stored, 0, test, grid, duration)
+        given = detections_of_batch(stored, test, [(grid, duration)])[0]
         checks += [compare(f"{key} labels from stored logits", given.labels.numpy(), want.labels.numpy().astype(np.int64)),
                    compare(f"{key} segments from stored logits", given.segments, want.segments, atol=1e-4, rtol=1e-6),
                    compare(f"{key} scores from stored logits", given.scores, want.scores, atol=1e-7, rtol=1e-5)]
-        got = detections_of_video(out, 0, test, grid, duration)
+        got = detections_of_batch(out, test, [(grid, duration)])[0]
         checks += [compare(f"{key} scores", got.scores, want.scores, atol=2e-5, rtol=1e-4),
                    Check(f"{key} segments and labels", _matching_error(got, want))]
     return checks

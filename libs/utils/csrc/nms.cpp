@@ -1,5 +1,5 @@
-// Non-maximum suppression of 1-D segments on the CPU: hard, soft (gaussian, linear, vanilla), voting, and the whole
-// per-class job of one video in a single call.  Plain C ABI, loaded with ctypes by libs/utils/nms_native.py.
+// Decoding and non-maximum suppression of 1-D segments on the CPU: hard, soft (gaussian, linear, vanilla), voting, and the whole
+// per-class job of a batch of videos in a single call.  Plain C ABI, loaded with ctypes by libs/utils/nms_native.py.
 //
 // segments: (n, 2) float32 start, end; scores: (n) float32, finite; labels: (n) int64.  Counts come back as int64;
 // -1 means out of memory.  The caller has checked sizes and values.
@@ -12,82 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "decode.h"
 #include "nms_common.h"
+#include "nms_cpu.h"
+#include "nms_soft.h"
 
 namespace {
-
-// Soft-NMS of one set of candidates, one pick at a time.  Position i takes the first strict maximum of positions i..end
-// (swapped in); the others decay; a candidate below min_score is overwritten by the last one (SPEC 43).
-class SoftPicker {
-  public:
-    // `index` (count) names the candidates, in input order.
-    SoftPicker(const float* segments, const float* scores, const int64_t* index, int64_t count, int method, float threshold,
-               float sigma, float min_score)
-        : method_(method), threshold_(threshold), sigma_(sigma), min_score_(min_score), start_(count), end_(count), score_(count),
-          iou_(count), index_(index, index + count), live_(count) {
-        for (int64_t j = 0; j < count; ++j) {
-            start_[j] = segments[2 * index[j]];
-            end_[j] = segments[2 * index[j] + 1];
-            score_[j] = scores[index[j]];
-        }
-        select();
-    }
-
-    bool empty() const { return at_ >= live_; }
-    float score() const { return score_[at_]; }
-    int64_t index() const { return index_[at_]; }
-
-    // Suppress the others by the current pick and select the next one.
-    void advance() {
-        decay();
-        remove_low();
-        ++at_;
-        select();
-    }
-
-  private:
-    void select() {
-        if (empty()) return;
-        int64_t best = at_;
-        for (int64_t j = at_ + 1; j < live_; ++j)
-            if (score_[j] > score_[best]) best = j;
-        std::swap(start_[at_], start_[best]);
-        std::swap(end_[at_], end_[best]);
-        std::swap(score_[at_], score_[best]);
-        std::swap(index_[at_], index_[best]);
-    }
-
-    void decay() {
-        const float s = start_[at_], e = end_[at_];
-        const float* start = start_.data();
-        const float* end = end_.data();
-        float* iou = iou_.data();
-        for (int64_t j = at_ + 1; j < live_; ++j) iou[j] = tal_iou(s, e, start[j], end[j]);
-        for (int64_t j = at_ + 1; j < live_; ++j)  // most candidates do not touch the pick: no exponential for those
-            if (iou[j] > 0.0f || method_ != TAL_GAUSSIAN) score_[j] *= tal_weight(method_, iou[j], threshold_, sigma_);
-    }
-
-    // Every candidate decays exactly once per round wherever it stands, so removal may follow in a pass of its own.
-    void remove_low() {
-        for (int64_t j = at_ + 1; j < live_;) {
-            if (!(score_[j] < min_score_)) {
-                ++j;
-                continue;
-            }
-            --live_;
-            start_[j] = start_[live_];
-            end_[j] = end_[live_];
-            score_[j] = score_[live_];
-            index_[j] = index_[live_];
-        }
-    }
-
-    int method_;
-    float threshold_, sigma_, min_score_;
-    std::vector<float> start_, end_, score_, iou_;
-    std::vector<int64_t> index_;
-    int64_t at_ = 0, live_;
-};
 
 struct Pick {
     int64_t index;
@@ -99,10 +29,35 @@ struct Pick {
 void group_by_label(const int64_t* labels, int64_t n, bool multiclass, std::vector<int64_t>& order, std::vector<int64_t>& begin) {
     order.resize(n);
     std::iota(order.begin(), order.end(), int64_t{0});
-    if (multiclass) std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
     begin.assign(1, 0);
-    for (int64_t j = 1; j <= n; ++j)
-        if (j == n || (multiclass && labels[order[j]] != labels[order[j - 1]])) begin.push_back(j);
+    if (n == 0) return;
+    if (!multiclass) {
+        begin.push_back(n);
+        return;
+    }
+    int64_t low = labels[0], high = labels[0];
+    for (int64_t i = 0; i < n; ++i) {
+        low = std::min(low, labels[i]);
+        high = std::max(high, labels[i]);
+    }
+    const uint64_t range = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
+    if (range > static_cast<uint64_t>(n) + 1000) {  // labels that are no class numbers
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+        for (int64_t j = 1; j < n; ++j)
+            if (labels[order[j]] != labels[order[j - 1]]) begin.push_back(j);
+        begin.push_back(n);
+        return;
+    }
+    std::vector<int64_t> position(range + 1);
+    for (int64_t i = 0; i < n; ++i) ++position[labels[i] - low];
+    int64_t sum = 0;
+    for (int64_t& p : position) {
+        const int64_t count = p;
+        p = sum;
+        sum += count;
+        if (count) begin.push_back(sum);
+    }
+    for (int64_t i = 0; i < n; ++i) order[position[labels[i] - low]++] = i;
 }
 
 // The best `limit` soft-NMS picks of all classes.  Scores are >= 0 and weights in [0, 1], so the picks of a class never rise:
@@ -111,6 +66,9 @@ void group_by_label(const int64_t* labels, int64_t n, bool multiclass, std::vect
 void soft_groups(const float* segments, const float* scores, const std::vector<int64_t>& order, const std::vector<int64_t>& begin,
                  float threshold, float sigma, float min_score, int64_t limit, std::vector<Pick>& picks) {
     const int64_t groups = static_cast<int64_t>(begin.size()) - 1;
+    int64_t largest = 0;
+    for (int64_t g = 0; g < groups; ++g) largest = std::max(largest, begin[g + 1] - begin[g]);
+    SoftScratch scratch(largest);
     std::vector<SoftPicker> pickers;
     pickers.reserve(groups);
     const auto later = [&](int64_t a, int64_t b) {
@@ -119,7 +77,7 @@ void soft_groups(const float* segments, const float* scores, const std::vector<i
     std::priority_queue<int64_t, std::vector<int64_t>, decltype(later)> best(later);
     for (int64_t g = 0; g < groups; ++g) {
         pickers.emplace_back(segments, scores, order.data() + begin[g], begin[g + 1] - begin[g], TAL_GAUSSIAN, threshold, sigma,
-                             min_score);
+                             min_score, scratch);
         best.push(g);
     }
     while (!best.empty() && static_cast<int64_t>(picks.size()) < limit) {
@@ -161,15 +119,66 @@ void vote_one(float s, float e, const float* segments, const float* scores, cons
     double weight = 0.0, start = 0.0, end = 0.0;
     for (int64_t j = 0; j < n; ++j) {
         const int64_t i = index ? index[j] : j;
-        const float w = tal_vote_weight(tal_vote_iou(s, e, segments[2 * i], segments[2 * i + 1]), scores[i], threshold);
+        const float i_start = segments[2 * i], i_end = segments[2 * i + 1];
+        if (tal_overlap(s, e, i_start, i_end) == 0.0f && (e > s || i_end > i_start)) continue;  // weight 0, without a division
+        const float w = tal_vote_weight(tal_vote_iou(s, e, i_start, i_end), scores[i], threshold);
         if (w == 0.0f) continue;
         weight += w;
-        start += static_cast<double>(w) * segments[2 * i];
-        end += static_cast<double>(w) * segments[2 * i + 1];
+        start += static_cast<double>(w) * i_start;
+        end += static_cast<double>(w) * i_end;
     }
     const bool any = weight != 0.0;
     out[0] = any ? static_cast<float>(start / weight) : std::numeric_limits<float>::quiet_NaN();
     out[1] = any ? static_cast<float>(end / weight) : std::numeric_limits<float>::quiet_NaN();
+}
+
+// What NMS of a video is asked to do, see tal_nms_of_batch.
+struct Setting {
+    bool soft;
+    float threshold, min_score;
+    int64_t limit;
+    float sigma;
+    bool multiclass;
+    int vote;
+    float vote_threshold;
+};
+
+// NMS of the n candidates of one video; outputs hold min(n, limit) rows.  Returns their number.
+int64_t nms_of_video(const float* segments, const float* scores, const int64_t* labels, int64_t n, const Setting& setting,
+                     float* out_segments, float* out_scores, int64_t* out_labels) {
+    std::vector<int64_t> order, begin, high, high_begin;
+    std::vector<Pick> picks;
+    if (n == 0) return 0;
+    group_by_label(labels, n, setting.multiclass, order, begin);
+    picks.reserve(std::min(n, setting.limit));
+    if (setting.soft) {
+        soft_groups(segments, scores, order, begin, setting.threshold, setting.sigma, setting.min_score, setting.limit, picks);
+    } else {
+        high_begin.push_back(0);  // groups stay aligned with `begin`, some may be empty
+        for (size_t g = 0; g + 1 < begin.size(); ++g) {
+            for (int64_t j = begin[g]; j < begin[g + 1]; ++j)
+                if (scores[order[j]] > setting.min_score) high.push_back(order[j]);
+            high_begin.push_back(static_cast<int64_t>(high.size()));
+        }
+        hard_groups(segments, scores, high, high_begin, setting.threshold, setting.limit, picks);
+    }
+    const bool own_class = setting.vote == 2;
+    for (size_t i = 0; i < picks.size(); ++i) {
+        const float* own = segments + 2 * picks[i].index;
+        float* out = out_segments + 2 * i;
+        if (setting.vote) {
+            const int64_t first = own_class ? begin[picks[i].group] : 0, last = own_class ? begin[picks[i].group + 1] : n;
+            vote_one(own[0], own[1], segments, scores, own_class ? order.data() + first : nullptr, last - first,
+                     setting.vote_threshold, out);
+        }
+        if (!setting.vote || out[0] != out[0] || out[1] != out[1]) {
+            out[0] = own[0];
+            out[1] = own[1];
+        }
+        out_scores[i] = picks[i].score;
+        out_labels[i] = labels[picks[i].index];
+    }
+    return static_cast<int64_t>(picks.size());
 }
 
 template <typename Body>
@@ -203,7 +212,8 @@ TAL_API int64_t tal_soft_nms(const float* segments, const float* scores, int64_t
     return guarded([&] {
         std::vector<int64_t> order(n);
         std::iota(order.begin(), order.end(), int64_t{0});
-        SoftPicker picker(segments, scores, order.data(), n, method, threshold, sigma, min_score);
+        SoftScratch scratch(n);
+        SoftPicker picker(segments, scores, order.data(), n, method, threshold, sigma, min_score, scratch);
         int64_t count = 0;
         for (; !picker.empty(); picker.advance(), ++count) {
             kept[count] = picker.index();
@@ -222,44 +232,60 @@ TAL_API void tal_vote(const float* kept, int64_t count, const float* segments, c
         vote_one(kept[2 * k], kept[2 * k + 1], segments, scores, nullptr, n, threshold, out + 2 * k);
 }
 
-// NMS of one video: per class or over all labels, capped at `limit`, best score first.  Outputs hold min(n, limit) rows.
+// NMS of every video of a batch: per class or over all labels, each video capped at `limit`, best score first.  Video v owns the
+// next counts[v] candidates; its results follow those of the videos before it, out_counts[v] of them.  Outputs hold
+// sum(min(counts[v], limit)) rows; returns how many are filled.  `threads` work on the videos, with the same results.
 // `soft` 1: gaussian soft-NMS (scores must be >= 0); 0: hard, after dropping scores <= min_score.  `vote` 0: no voting, 1: among
-// all candidates with their input scores, 2: among those of the pick's class; a pick without voters keeps its boundaries.
-TAL_API int64_t tal_batched_nms(const float* segments, const float* scores, const int64_t* labels, int64_t n, int soft,
-                                float threshold, float min_score, int64_t limit, float sigma, int multiclass, int vote,
-                                float vote_threshold, float* out_segments, float* out_scores, int64_t* out_labels) {
+// all candidates of the video with their input scores, 2: among those of the pick's class; a pick without voters keeps its
+// boundaries.
+TAL_API int64_t tal_nms_of_batch(const float* segments, const float* scores, const int64_t* labels, const int64_t* counts,
+                                 int64_t videos, int soft, float threshold, float min_score, int64_t limit, float sigma,
+                                 int multiclass, int vote, float vote_threshold, int threads, float* out_segments,
+                                 float* out_scores, int64_t* out_labels, int64_t* out_counts) {
     return guarded([&]() -> int64_t {
-        std::vector<int64_t> order, begin, high, high_begin;
-        std::vector<Pick> picks;
-        if (n == 0) return 0;
-        group_by_label(labels, n, multiclass != 0, order, begin);
-        picks.reserve(std::min(n, limit));
-        if (soft) {
-            soft_groups(segments, scores, order, begin, threshold, sigma, min_score, limit, picks);
-        } else {
-            high_begin.push_back(0);  // groups stay aligned with `begin`, some may be empty
-            for (size_t g = 0; g + 1 < begin.size(); ++g) {
-                for (int64_t j = begin[g]; j < begin[g + 1]; ++j)
-                    if (scores[order[j]] > min_score) high.push_back(order[j]);
-                high_begin.push_back(static_cast<int64_t>(high.size()));
-            }
-            hard_groups(segments, scores, high, high_begin, threshold, limit, picks);
+        const Setting setting = {soft != 0, threshold, min_score, limit, sigma, multiclass != 0, vote, vote_threshold};
+        std::vector<int64_t> first(1, 0), room(1, 0);
+        for (int64_t v = 0; v < videos; ++v) {
+            first.push_back(first[v] + counts[v]);
+            room.push_back(room[v] + std::min(counts[v], limit));
         }
-        for (size_t i = 0; i < picks.size(); ++i) {
-            const float* own = segments + 2 * picks[i].index;
-            float* out = out_segments + 2 * i;
-            if (vote) {
-                const int64_t first = vote == 2 ? begin[picks[i].group] : 0, last = vote == 2 ? begin[picks[i].group + 1] : n;
-                vote_one(own[0], own[1], segments, scores, vote == 2 ? order.data() + first : nullptr, last - first, vote_threshold,
-                         out);
-            }
-            if (!vote || out[0] != out[0] || out[1] != out[1]) {
-                out[0] = own[0];
-                out[1] = own[1];
-            }
-            out_scores[i] = picks[i].score;
-            out_labels[i] = labels[picks[i].index];
+        const bool done = for_each_video(videos, threads, [&](int64_t v) {
+            out_counts[v] = nms_of_video(segments + 2 * first[v], scores + first[v], labels + first[v], counts[v], setting,
+                                         out_segments + 2 * room[v], out_scores + room[v], out_labels + room[v]);
+        });
+        if (!done) return -1;
+        close_gaps(out_segments, 2, room, out_counts);
+        close_gaps(out_scores, 1, room, out_counts);
+        close_gaps(out_labels, 1, room, out_counts);
+        return std::accumulate(out_counts, out_counts + videos, int64_t{0});
+    });
+}
+
+// Candidates of every video of a batch: levels fine to coarse, in each the best `topk` scores above the threshold (equal ones by
+// point, then class), of those the ones longer than `duration`.  scores (videos, P, classes) after the sigmoid, offsets
+// (videos, P, 2), mask (videos, P) bytes, points (P, 4), level_sizes (levels) with sum P.  Video v fills out_counts[v] rows after
+// those of the videos before it; outputs hold videos * sum(min(topk, level_sizes * classes)) rows.  Returns how many are filled.
+TAL_API int64_t tal_decode(const float* scores, const float* offsets, const uint8_t* mask, const float* points,
+                           const int64_t* level_sizes, int64_t levels, int64_t videos, int64_t classes, float threshold,
+                           int64_t topk, float duration, int threads, float* out_segments, float* out_scores, int64_t* out_labels,
+                           int64_t* out_counts) {
+    return guarded([&]() -> int64_t {
+        int64_t size = 0, most = 0;
+        for (int64_t l = 0; l < levels; ++l) {
+            size += level_sizes[l];
+            most += std::min(topk, level_sizes[l] * classes);
         }
-        return static_cast<int64_t>(picks.size());
+        std::vector<int64_t> room(videos + 1);
+        for (int64_t v = 0; v <= videos; ++v) room[v] = v * most;
+        const bool done = for_each_video(videos, threads, [&](int64_t v) {
+            out_counts[v] = decode_video(scores + v * size * classes, offsets + 2 * v * size, mask + v * size, points, level_sizes,
+                                         levels, classes, threshold, topk, duration, out_segments + 2 * room[v],
+                                         out_scores + room[v], out_labels + room[v]);
+        });
+        if (!done) return -1;
+        close_gaps(out_segments, 2, room, out_counts);
+        close_gaps(out_scores, 1, room, out_counts);
+        close_gaps(out_labels, 1, room, out_counts);
+        return std::accumulate(out_counts, out_counts + videos, int64_t{0});
     });
 }

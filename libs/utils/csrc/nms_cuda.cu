@@ -1,11 +1,12 @@
 // Non-maximum suppression of 1-D segments on a CUDA device: the same picks as nms.cpp, tied scores included.
 // Plain C ABI on device pointers with a stream handle, compiled by nvcc alone; loaded with ctypes by libs/utils/nms_native.py.
 //
-// Candidates come grouped by class: `order` (n) holds candidate indices, class g owns positions begin[g]..begin[g + 1] - 1 of
-// it (begin: groups + 1 values), and one thread block works on one class.  Results of class g stand at the same positions,
-// `counts[g]` of them.  Every function returns a cudaError_t; nothing synchronises with the host.
+// Candidates come in groups, one per video and class: `order` (n) holds candidate indices, group g owns positions
+// begin[g]..begin[g + 1] - 1 of it (begin: groups + 1 values), and one thread block works on one group, so that a single launch
+// serves a whole batch.  Results of group g stand at the same positions, `counts[g]` of them.  Every function returns a
+// cudaError_t; nothing synchronises with the host.
 //
-// Kernels use barriers and shared memory only (no warp intrinsics, no atomics): tests/utils/cuda_on_cpu.h runs them on a CPU.
+// Kernels use barriers, shared memory and integer atomicAdd only (no warp intrinsics): tests/utils/cuda_on_cpu.h runs them on a CPU.
 #ifndef TAL_CUDA_ON_CPU
 #include <cuda_runtime.h>
 #define TAL_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
@@ -62,7 +63,36 @@ __device__ int block_first_max(const float* score, int from, int to, float* best
     return result;
 }
 
-// Working arrays of all classes, n entries each, in global memory.
+// Sum of `value` over the block, by one shared integer.
+__device__ int block_sum(int value, int* shared_sum) {
+    if (threadIdx.x == 0) *shared_sum = 0;
+    __syncthreads();
+    if (value != 0) atomicAdd(shared_sum, value);
+    __syncthreads();
+    const int sum = *shared_sum;
+    __syncthreads();
+    return sum;
+}
+
+// Rough scale of scores: a higher bin means a strictly higher score.  16 steps for each power of 2 from 2^-16 to 1.
+constexpr int BINS = TAL_BINS;
+__device__ int score_bin(float score) {
+    const float positive = score + 0.0f;  // not -0.0
+    uint32_t bits;
+    memcpy(&bits, &positive, sizeof bits);
+    const int bin = static_cast<int>(bits >> 19) - ((127 - 16) << 4);
+    return bin < 0 ? 0 : bin < BINS ? bin : BINS - 1;
+}
+
+// How many picks in bins above `bin` the groups of a video have made so far.  Other blocks may be adding to it: an old value is
+// too small, never too large.
+__device__ int picks_above(const int* seen, int bin, int* shared_sum) {
+    int above = 0;
+    for (int b = bin + 1 + threadIdx.x; b < BINS; b += THREADS) above += static_cast<const volatile int*>(seen)[b];
+    return block_sum(above, shared_sum);
+}
+
+// Working arrays of all groups, n entries each, in global memory.
 struct SoftArrays {
     float *start, *end, *score;
     int64_t* index;
@@ -73,9 +103,9 @@ struct SoftArrays {
 // the new length takes a survivor from above it, in falling order.  Returns the new length.
 __device__ int remove_low(const SoftArrays& a, int from, int to, float min_score, int* scratch) {
     const int t = threadIdx.x;
-    int low = 0, removed, holes, fillers;
+    int low = 0, holes, fillers;
     for (int j = from + t; j < to; j += THREADS) low += a.score[j] < min_score;
-    block_scan(low, scratch, &removed);
+    const int removed = block_sum(low, scratch);
     if (removed == 0) return to;
     const int length = to - removed;
 
@@ -108,14 +138,18 @@ __device__ int remove_low(const SoftArrays& a, int from, int to, float min_score
     return length;
 }
 
+// `seen` (videos, BINS), zero at first, counts the picks of each video; `owner` is the video of each group.  Scores of a group
+// never rise, so a group is done once `limit` picks of its video have scored strictly higher: the merge would cut the rest off.
+// Null: no such limit over groups.
 __global__ void __launch_bounds__(THREADS)
 soft_kernel(const float* segments, const float* scores, const int64_t* order, const int64_t* begin, int method, float threshold,
-            float sigma, float min_score, int64_t limit, SoftArrays all, int64_t* counts) {
+            float sigma, float min_score, int64_t limit, const int64_t* owner, int* seen, SoftArrays all, int64_t* counts) {
     __shared__ float best_score[THREADS];
     __shared__ int scratch[THREADS];
     const int t = threadIdx.x;
     const int64_t base = begin[blockIdx.x];
     int live = static_cast<int>(begin[blockIdx.x + 1] - base);
+    if (seen) seen += BINS * owner[blockIdx.x];
     const SoftArrays a = {all.start + base, all.end + base, all.score + base, all.index + base, all.hole + base, all.filler + base};
     for (int j = t; j < live; j += THREADS) {
         const int64_t i = order[base + j];
@@ -129,6 +163,11 @@ soft_kernel(const float* segments, const float* scores, const int64_t* order, co
     for (; at < live && at < limit; ++at) {
         const int best = block_first_max(a.score, at, live, best_score, scratch);
         const float s = a.start[best], e = a.end[best];
+        if (seen) {
+            const int bin = score_bin(a.score[best]);
+            if (picks_above(seen, bin, scratch) >= limit) break;
+            if (t == 0) atomicAdd(seen + bin, 1);
+        }
         __syncthreads();  // everyone has read the pick before thread 0 moves it
         if (t == 0 && best != at) {
             const float start = a.start[at], end = a.end[at], score = a.score[at];
@@ -151,7 +190,7 @@ soft_kernel(const float* segments, const float* scores, const int64_t* order, co
     if (t == 0) counts[blockIdx.x] = at;
 }
 
-// `order` is sorted by falling score inside a class; `covered` (n) is scratch, `kept` gets the picks.
+// `order` is sorted by falling score inside a group; `covered` (n) is scratch, `kept` gets the picks.
 __global__ void __launch_bounds__(THREADS)
 hard_kernel(const float* segments, const int64_t* order, const int64_t* begin, float threshold, int64_t limit, uint8_t* covered,
             int64_t* kept, int64_t* counts) {
@@ -176,18 +215,21 @@ hard_kernel(const float* segments, const int64_t* order, const int64_t* begin, f
     if (t == 0) counts[blockIdx.x] = count;
 }
 
-// One block per kept segment; sums in double.
+// One block per kept segment; sums in double.  Segment k listens to candidates order[first[k]..last[k] - 1]; `order` null: to all n.
 __global__ void __launch_bounds__(THREADS)
-vote_kernel(const float* kept, const float* segments, const float* scores, int64_t n, float threshold, float* out) {
+vote_kernel(const float* kept, const float* segments, const float* scores, const int64_t* order, const int64_t* first,
+            const int64_t* last, int64_t n, float threshold, float* out) {
     __shared__ double sums[3][THREADS];
     const int t = threadIdx.x;
     const float s = kept[2 * blockIdx.x], e = kept[2 * blockIdx.x + 1];
+    const int64_t from = order ? first[blockIdx.x] : 0, to = order ? last[blockIdx.x] : n;
     double weight = 0.0, start = 0.0, end = 0.0;
-    for (int64_t j = t; j < n; j += THREADS) {
-        const float w = tal_vote_weight(tal_vote_iou(s, e, segments[2 * j], segments[2 * j + 1]), scores[j], threshold);
+    for (int64_t j = from + t; j < to; j += THREADS) {
+        const int64_t i = order ? order[j] : j;
+        const float w = tal_vote_weight(tal_vote_iou(s, e, segments[2 * i], segments[2 * i + 1]), scores[i], threshold);
         weight += w;
-        start += static_cast<double>(w) * segments[2 * j];
-        end += static_cast<double>(w) * segments[2 * j + 1];
+        start += static_cast<double>(w) * segments[2 * i];
+        end += static_cast<double>(w) * segments[2 * i + 1];
     }
     sums[0][t] = weight;
     sums[1][t] = start;
@@ -214,20 +256,22 @@ TAL_API int tal_cuda_abi() { return TAL_ABI; }
 
 TAL_API const char* tal_cuda_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
-// Soft-NMS of every class, at most `limit` picks each: candidate indices into `index`, decayed scores into `score` (both n).
-// start, end, hole, filler: scratch of n entries.
+// Soft-NMS of every group, at most `limit` picks each and, where `seen` (videos, TAL_BINS; zeros) and `owner` (groups) are given,
+// only those that can be among the best `limit` of their video: candidate indices into `index`, decayed scores into `score`
+// (both n).  start, end, hole, filler: scratch of n entries.
 TAL_API int tal_cuda_soft_nms(const float* segments, const float* scores, const int64_t* order, const int64_t* begin, int groups,
-                              int method, float threshold, float sigma, float min_score, int64_t limit, float* start, float* end,
-                              float* score, int64_t* index, int* hole, int* filler, int64_t* counts, int device, void* stream) {
+                              int method, float threshold, float sigma, float min_score, int64_t limit, const int64_t* owner,
+                              int* seen, float* start, float* end, float* score, int64_t* index, int* hole, int* filler,
+                              int64_t* counts, int device, void* stream) {
     const cudaError_t error = use_device(device);
     if (error != cudaSuccess || groups == 0) return error;
     const SoftArrays arrays = {start, end, score, index, hole, filler};
     TAL_LAUNCH(soft_kernel, groups, THREADS, static_cast<cudaStream_t>(stream), segments, scores, order, begin, method, threshold,
-               sigma, min_score, limit, arrays, counts);
+               sigma, min_score, limit, owner, seen, arrays, counts);
     return cudaGetLastError();
 }
 
-// Hard NMS of every class, at most `limit` picks each, into `kept` (n); `covered`: scratch of n bytes.
+// Hard NMS of every group, at most `limit` picks each, into `kept` (n); `covered`: scratch of n bytes.
 TAL_API int tal_cuda_hard_nms(const float* segments, const int64_t* order, const int64_t* begin, int groups, float threshold,
                               int64_t limit, uint8_t* covered, int64_t* kept, int64_t* counts, int device, void* stream) {
     const cudaError_t error = use_device(device);
@@ -237,11 +281,14 @@ TAL_API int tal_cuda_hard_nms(const float* segments, const int64_t* order, const
     return cudaGetLastError();
 }
 
-// Refined boundaries of `count` kept segments into `out` (count, 2); NaN without a voter.
-TAL_API int tal_cuda_vote(const float* kept, int count, const float* segments, const float* scores, int64_t n, float threshold,
-                          float* out, int device, void* stream) {
+// Refined boundaries of `count` kept segments into `out` (count, 2); NaN without a voter.  Segment k listens to candidates
+// order[first[k]..last[k] - 1]; order, first, last null: to all n.
+TAL_API int tal_cuda_vote(const float* kept, int count, const float* segments, const float* scores, const int64_t* order,
+                          const int64_t* first, const int64_t* last, int64_t n, float threshold, float* out, int device,
+                          void* stream) {
     const cudaError_t error = use_device(device);
     if (error != cudaSuccess || count == 0) return error;
-    TAL_LAUNCH(vote_kernel, count, THREADS, static_cast<cudaStream_t>(stream), kept, segments, scores, n, threshold, out);
+    TAL_LAUNCH(vote_kernel, count, THREADS, static_cast<cudaStream_t>(stream), kept, segments, scores, order, first, last, n,
+               threshold, out);
     return cudaGetLastError();
 }

@@ -12,7 +12,7 @@ import torch
 
 from libs.utils import nms_native
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("random", "tied", "empty_segments", "same_segments")
 
 
