@@ -3,6 +3,8 @@
     dataset = TalDataset(config, config.train_split, training=True)
     sample = dataset[epoch, i]     # training: the crop that belongs to (seed, epoch, video), whoever asks for it
     sample = dataset[i]            # evaluation: the whole video
+    window = dataset.window(i)     # the same in two steps: all but the features, then those, into memory of the caller
+    dataset.read(window, out)
 
 All checks that need no feature values (missing files, widths, lengths, labels) happen once, when it is made.
 """
@@ -15,14 +17,17 @@ import random
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from libs.core.config import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
+from libs.datasets.feature_cache import FeatureCache
 from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
 from libs.datasets.presets import get_preset
 from libs.datasets.streams import StreamReader
@@ -54,6 +59,14 @@ class Sample:
     def without_features(self) -> Sample:
         """The same sample with feats of shape (0, C), which keeps no memory of the features."""
         return dataclasses.replace(self, feats=self.feats.new_empty(0, self.feats.shape[1]))
+
+
+class Window(NamedTuple):
+    """A sample before its features are read: number of the video, grid steps T, and the sample with feats of shape (0, C)."""
+
+    index: int
+    steps: int
+    sample: Sample
 
 
 class TalDataset(Dataset):
@@ -94,20 +107,33 @@ class TalDataset(Dataset):
         self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in set(self.missing_ids))
         self._report_missing()
         self._measure(annotations.path)
+        self._kept: FeatureCache | None = None
         self._reader.close()  # workers are forked later and open their own
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
-        """`i`: the whole video; `(epoch, i)`: the training window of that epoch."""
-        if isinstance(index, tuple):
-            epoch, i = index
-            return self.sample(i, crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
-        return self.sample(index)
+        """`i`: the whole video; `(epoch, i)`: the training window of that epoch.  UserError for unusable features."""
+        return self._filled(self.window(index))
 
     def sample(self, index: int, rng: random.Random | None = None) -> Sample:
         """Video number `index`, whole (rng None) or cropped with `rng` (SPEC 10).  UserError for unusable features."""
+        return self._filled(self._plan(index, rng))
+
+    def window(self, index: int | tuple[int, int]) -> Window:
+        """What `dataset[index]` will be, without reading features."""
+        if isinstance(index, tuple):
+            epoch, i = index
+            return self._plan(i, crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
+        return self._plan(index, None)
+
+    def _filled(self, window: Window) -> Sample:
+        feats = torch.empty(window.steps, self._reader.channels)
+        self.read(window, feats)
+        return dataclasses.replace(window.sample, feats=feats)
+
+    def _plan(self, index: int, rng: random.Random | None) -> Window:
         video, grid, length, data = self.videos[index], self._grids[index], self._lengths[index], self._data
         segments, labels = grid.seconds_to_grid(video.segments), video.labels
         labelled = video.id not in self.unlabelled_ids
@@ -117,14 +143,57 @@ class TalDataset(Dataset):
             labels = np.zeros_like(labels)
         if self.training and self.preset.trim:
             segments, labels = trim_to_features(segments, labels, length + grid.offset, data.trunc_thresh)
-        start, size = 0, length
+        start, steps = 0, length
         if rng is not None:
-            start, size, segments, labels = random_crop(
+            start, steps, segments, labels = random_crop(
                 length, segments, labels, max_seq_len=data.max_seq_len, trunc_thresh=data.trunc_thresh, offset=grid.offset,
                 crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
-        feats = self._reader.read(video.id, self._file_lengths[index], length, start, start + size)
-        return Sample(video.id, feats, grid, self._duration(video), torch.from_numpy(np.array(segments, np.float32)),
-                      torch.from_numpy(np.array(labels, np.int64)), length, start, labelled)
+        sample = Sample(video.id, torch.empty(0, self._reader.channels), grid, self._duration(video),
+                        torch.from_numpy(np.array(segments, np.float32)), torch.from_numpy(np.array(labels, np.int64)),
+                        length, start, labelled)
+        return Window(index, steps, sample)
+
+    def read(self, window: Window, out: torch.Tensor) -> None:
+        """Write the features of a window into `out`, (T, C) float32 on `feature_device`, or on the CPU where nothing is kept.
+
+        Raises UserError for unusable features.
+        """
+        start, stop = window.sample.start, window.sample.start + window.steps
+        if self._kept is not None:
+            out.copy_(self._kept[window.index][start:stop], non_blocking=out.is_cuda)
+        else:
+            self._read_file(window.index, start, stop, out)
+
+    def keep(self, device: torch.device | None = None) -> None:
+        """Read every video now and keep it where loader.cache says: for data that is read repeatedly, before loaders are made.
+
+        device: of the training, for cache: device (None: what `devices` says).  A second call, or cache: none, does nothing.
+        Raises UserError for unusable features, and when they do not fit into the memory that is available.
+        """
+        loader = self.config.loader
+        if loader.cache == "none" or self._kept is not None:
+            return
+        place = torch.device("cpu")
+        if loader.cache == "device":
+            place = device or torch.device(resolve_device(self.config))
+        self._kept = FeatureCache(self._read_whole, self._lengths, self.channels, place,
+                                  f"{self._where}loader.cache: {loader.cache}", max(loader.num_workers, 1))
+        self._reader.close()
+
+    @property
+    def feature_device(self) -> torch.device:
+        """Where `read` can write: a GPU if features are kept there, else the CPU."""
+        return self._kept.device if self._kept is not None else torch.device("cpu")
+
+    @property
+    def kept(self) -> bool:
+        """Whether features are in memory (see `keep`)."""
+        return self._kept is not None
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the features."""
+        return self._reader.channels
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -152,6 +221,12 @@ class TalDataset(Dataset):
         if self._single_class and self.config.test_cfg.ext_score_file is None:
             labels = np.zeros_like(labels)
         return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
+
+    def _read_file(self, index: int, start: int, stop: int, out: torch.Tensor) -> None:
+        self._reader.read(self.videos[index].id, self._file_lengths[index], self._lengths[index], start, stop, out)
+
+    def _read_whole(self, index: int, out: torch.Tensor) -> None:
+        self._read_file(index, 0, self._lengths[index], out)
 
     def _duration(self, video: Video) -> float:
         return video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from libs.core.errors import UserError
 from libs.datasets.formats import (
@@ -112,9 +113,10 @@ class FeatureStore:
         """Number of feature vectors in the file; checks as `shape`."""
         return self.shape(video_id)[0]
 
-    def read(self, video_id: str, rows: slice | None = None, channels: Ranges | None = None) -> np.ndarray:
-        """Float32 (T, C), contiguous: the rows start:stop:step (None: all) and the channel ranges in the order given
-        (None: all), of the folders joined along channels.
+    def read(self, video_id: str, rows: slice | None = None, channels: Ranges | None = None,
+             out: np.ndarray | None = None) -> np.ndarray:
+        """Float32 (T, C): the rows start:stop:step (None: all) and the channel ranges in the order given (None: all), of the
+        folders joined along channels; written into `out` of that shape, or into a new array.
 
         Reads nothing else where the format allows.  Raises UserError for a missing or damaged file, a wrong shape, rows
         beyond the end, and NaN or infinite values among those read.
@@ -128,7 +130,10 @@ class FeatureStore:
                 raise UserError(f"{self.path(video_id)}: rows {start}:{stop} were asked for, but it has {length} feature "
                                 "vectors; if the file was replaced during the run, start again")
             pieces = _pieces([array.shape[1] for array in arrays], channels or ((0, width),))
-            out = np.empty((len(range(start, stop, step)), pieces[-1].target.stop), np.float32)
+            shape = (len(range(start, stop, step)), pieces[-1].target.stop)
+            out = np.empty(shape, np.float32) if out is None else out
+            if out.shape != shape or out.dtype != np.float32:
+                raise ValueError(f"out is {out.dtype} {out.shape}, but float32 {shape} was asked for")
             for piece in pieces:
                 with _reported(self.path(video_id, piece.folder), self.keys):
                     read_into(out[:, piece.target], arrays[piece.folder], slice(start, stop, step), piece.source)
@@ -184,9 +189,8 @@ class FeatureStore:
         return length, width
 
     def _check_finite(self, video_id: str, out: np.ndarray, pieces: list[_Piece], start: int, step: int) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if math.isfinite(out.sum()):  # one pass without a temporary; an overflow only leads to the exact check
-                return
+        if math.isfinite(torch.from_numpy(out).sum()):  # one pass without a temporary; an overflow only leads to the exact check
+            return
         bad = np.argwhere(~np.isfinite(out))
         if len(bad):
             row, column = (int(v) for v in bad[0])

@@ -7,6 +7,8 @@ arithmetic.  `Padding` gives the shortest length whose valid outputs equal those
 from __future__ import annotations
 
 import dataclasses
+import math
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from libs.core.checks import max_div_factor
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.dataset import Sample, TalDataset
+from libs.datasets.dataset import Sample, TalDataset, Window
 
 
 @dataclass(frozen=True)
@@ -101,27 +103,54 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the data loader when batches go to a GPU."""
-        pinned = {k: getattr(self, k).pin_memory() for k in ("feats", "mask", "segments", "labels", "present")}
+        tensors = {k: getattr(self, k) for k in ("feats", "mask", "segments", "labels", "present")}
+        pinned = {k: v.pin_memory() if v.device.type == "cpu" else v for k, v in tensors.items()}
         return Batch(**pinned, samples=self.samples)
 
 
 def make_batch(samples: Sequence[Sample], length: int) -> Batch:
     """Pad samples to `length` steps; ValueError if one is longer."""
-    B, C = len(samples), samples[0].feats.shape[1]
+    feats = torch.empty(len(samples), length, samples[0].feats.shape[1])
+    batch = _around(feats, [s.without_features() for s in samples], [len(s.feats) for s in samples])
+    for b, sample in enumerate(samples):
+        feats[b, :len(sample.feats)] = sample.feats
+    return batch
+
+
+def read_batch(dataset: TalDataset, windows: Sequence[Window], length: int) -> Batch:
+    """As `make_batch` of the windows' samples; features go from their files, or where they are kept, straight into the batch.
+
+    `feats` lies on `dataset.feature_device`.  Raises UserError for unusable features.
+    """
+    feats = _uninitialised((len(windows), length, dataset.channels), dataset.feature_device)
+    batch = _around(feats, [w.sample for w in windows], [w.steps for w in windows])
+    for b, window in enumerate(windows):
+        dataset.read(window, feats[b, :window.steps])
+    return batch
+
+
+def _around(feats: Tensor, samples: Sequence[Sample], steps: Sequence[int]) -> Batch:
+    """The batch around feats (B, T, C) whose valid steps are filled in later; the others are set to zero here."""
+    B, length, _ = feats.shape
     most = max(len(s.labels) for s in samples)
-    feats = torch.zeros(B, length, C)
     mask = torch.zeros(B, length, dtype=torch.bool)
     segments, labels = torch.zeros(B, most, 2), torch.zeros(B, most, dtype=torch.int64)
     present = torch.zeros(B, most, dtype=torch.bool)
     for b, sample in enumerate(samples):
-        steps, n = len(sample.feats), len(sample.labels)
-        if steps > length:
-            raise ValueError(f"{sample.video_id}: {steps} steps do not fit into {length}")
-        feats[b, :steps] = sample.feats
-        mask[b, :steps] = True
+        n = len(sample.labels)
+        if steps[b] > length:
+            raise ValueError(f"{sample.video_id}: {steps[b]} steps do not fit into {length}")
+        feats[b, steps[b]:] = 0
+        mask[b, :steps[b]] = True
         segments[b, :n], labels[b, :n], present[b, :n] = sample.segments, sample.labels, True
-    light = tuple(s.without_features() for s in samples)
-    return Batch(feats, mask, segments, labels, present, light)
+    return Batch(feats, mask, segments, labels, present, tuple(samples))
+
+
+def _uninitialised(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A float32 tensor; in a reading process in the memory that batches are sent through, which saves a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, device=device)
+    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * math.prod(shape))).view(shape)
 
 
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
@@ -143,43 +172,64 @@ def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: in
 
 
 class EpochSampler(Sampler):
-    """Batches of (epoch, index) for training: a permutation that depends on (seed, epoch) alone, the last part batch dropped."""
+    """Batches of (epoch, index) for training: a permutation that depends on (seed, epoch) alone, the last part batch dropped.
 
-    def __init__(self, size: int, batch_size: int, seed: int):
+    bucket > 0: batches of videos of similar length.  Of each `bucket` batches in a row of that permutation, the videos are sorted
+    by padded(epoch, index), the length that their crop needs (a tie keeps its order); every `batch_size` neighbours are a batch,
+    and these batches are shuffled.  The videos that an epoch sees are the same as without.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, bucket: int = 0,
+                 padded: Callable[[int, int], int] = lambda epoch, index: 0):
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
+        self.bucket, self.padded = bucket, padded
 
     def __len__(self) -> int:
         return self.size // self.batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of an epoch (0-based)."""
+        """The permutation of an epoch (0-based)."""
         return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order(self.epoch)
-        for first in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(i)) for i in order[first:first + self.batch_size]]
+        epoch = self.epoch
+        videos = [(epoch, int(i)) for i in self.order(epoch)[:len(self) * self.batch_size]]
+        if not self.bucket:
+            yield from self._cut(videos)
+            return
+        pool = self.bucket * self.batch_size
+        for first in range(0, len(videos), pool):
+            found = self._cut(sorted(videos[first:first + pool], key=lambda video: self.padded(*video)))
+            # + 1: a trailing 0 in the key would give the numbers of the permutation again
+            for b in np.random.Generator(np.random.PCG64([self.seed, epoch, first + 1])).permutation(len(found)):
+                yield found[b]
+
+    def _cut(self, videos: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        return [videos[first:first + self.batch_size] for first in range(0, len(videos), self.batch_size)]
 
 
 def training_loader(dataset: TalDataset, config: Config, pin: bool = False,
-                    teachers: Sequence[Config] = ()) -> tuple[DataLoader, EpochSampler]:
+                    teachers: Sequence[Config] = (), device: torch.device | None = None) -> tuple[DataLoader, EpochSampler]:
     """Loader of training batches and its sampler (set `sampler.epoch` before each epoch).
 
     `teachers`: configurations of networks that see the same batches; videos are padded as far as the widest of them needs.
-    Raises UserError when there are fewer videos than `loader.batch_size`.
+    `device`: of the training, for loader.cache: device (None: what `devices` says).
+    Raises UserError when there are fewer videos than `loader.batch_size`, and as `TalDataset.keep`.
     """
     size = config.loader.batch_size
     if len(dataset) < size:
         raise UserError(f"{config.source}: loader.batch_size: {size} is more than the {len(dataset)} training videos of "
                         f"{config.dataset.json_file}; lower it")
-    sampler = EpochSampler(len(dataset), size, config.init_rand_seed)
     padding = padding_of(config, training=True)
     padding = dataclasses.replace(padding, margin=max(padding.margin, *(padding_of(t).margin for t in teachers), 0))
+    dataset.keep(device)
+    sampler = EpochSampler(len(dataset), size, config.init_rand_seed, config.loader.bucket,
+                           lambda epoch, i: padding.shortest(dataset.window((epoch, i)).steps))
     return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
 
 
 def inference_loader(dataset: TalDataset, config: Config, pin: bool = False) -> DataLoader:
-    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`."""
+    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`; read from files, or where they are kept."""
     padding = padding_of(config)
     groups = group_for_inference([int(n) for n in dataset.lengths()], padding, config.test_cfg.batch_size)
     return _loader(dataset, groups, padding, config.loader.num_workers, pin)
@@ -193,38 +243,40 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         yield batch
 
 
-class _Guarded(Dataset):
-    """Hands a UserError on as a value: raised in a worker it would arrive wrapped in a traceback."""
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    """Makes whole batches.  Hands a UserError on as a value: raised in a worker it would arrive wrapped in a traceback."""
 
-    def __init__(self, dataset: TalDataset):
-        self.dataset = dataset
+    dataset: Dataset  # a TalDataset, or one that gives samples
+    padding: Padding
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: Any) -> Sample | UserError:
+    def __getitems__(self, indices: list[Any]) -> Batch | UserError:
         try:
-            return self.dataset[index]
+            if isinstance(self.dataset, TalDataset):
+                windows = [self.dataset.window(i) for i in indices]
+                return read_batch(self.dataset, windows, self.padding.of_batch([w.steps for w in windows]))
+            samples = [self.dataset[i] for i in indices]
+            return make_batch(samples, self.padding.of_batch([len(s.feats) for s in samples]))
         except UserError as error:
             return error
 
 
-@dataclass(frozen=True)
-class _Collate:
-    padding: Padding
-
-    def __call__(self, samples: list[Sample | UserError]) -> Batch | UserError:
-        for sample in samples:
-            if isinstance(sample, UserError):
-                return sample
-        return make_batch(samples, self.padding.of_batch([len(s.feats) for s in samples]))
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def _loader(dataset: TalDataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
-    collate: Callable = _Collate(padding)
+def _loader(dataset: Dataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
     workers = min(workers, os.cpu_count() or 1)  # batches do not depend on it, and more processes than cores only cost time
-    return DataLoader(_Guarded(dataset), batch_sampler=batch_sampler, num_workers=workers, collate_fn=collate, pin_memory=pin,
-                      persistent_workers=workers > 0, worker_init_fn=_one_thread,
+    context = None
+    if isinstance(dataset, TalDataset) and dataset.kept:
+        forks = "fork" in multiprocessing.get_all_start_methods()  # without it every process would get a copy of its own
+        workers = workers if forks and dataset.feature_device.type == "cpu" else 0
+        context = "fork" if workers else None
+    return DataLoader(_Batches(dataset, padding), batch_sampler=batch_sampler, num_workers=workers, collate_fn=_as_it_is,
+                      pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_one_thread, multiprocessing_context=context,
                       generator=torch.Generator())  # its own: iterating must not touch the global random state
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DatasetConfig, FolderModality
@@ -25,13 +26,17 @@ class _Part:
     channels: list[tuple[int, int]] | None = field(default_factory=list)
     stretched: bool = False
 
+    @property
+    def width(self) -> int:
+        return self.store.width if self.channels is None else sum(high - low for low, high in self.channels)
+
 
 class StreamReader:
     """Reads the named streams of a video, in the order given; picklable, and safe to use in forked workers.
 
     names: from dataset.modalities; None: all channels of dataset.feat_folder.  Channel ranges give the grid; without them
     the first stream that is not resampled does.
-    Attribute `resampled`: every stream is stretched (dataset.force_upsampling or feat_stride <= 0).
+    Attributes: `resampled`: every stream is stretched (dataset.force_upsampling or feat_stride <= 0); `channels`: of the result.
     Raises UserError for names that are not declared, folders that do not exist, and streams without a grid.
     """
 
@@ -41,11 +46,12 @@ class StreamReader:
         if names is None:
             store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, sum(_tuple(data.input_dim)))
             self._parts = [_Part(store, None)]
-            self._grid_store = store
+            self._grid_store, self.channels = store, store.width
             return
         where = f"{config.source}: " if config.source else ""
         _check_names(where, names, data)
         self._parts = _parts(data, names)
+        self.channels = sum(part.width for part in self._parts)
         stores = [part.store for part in self._parts if not part.stretched]
         if not stores:
             raise UserError(f"{where}dataset.modalities: {', '.join(names)}: resample: linear stretches a stream to the grid of "
@@ -85,21 +91,23 @@ class StreamReader:
                                 f"{length}; {remedy}")
         return length
 
-    def read(self, video_id: str, file_length: int, length: int, start: int, stop: int) -> torch.Tensor:
-        """Float32 (stop - start, C), contiguous: grid steps start .. stop - 1 of a video of `length` steps.
+    def read(self, video_id: str, file_length: int, length: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Float32 (stop - start, C): grid steps start .. stop - 1 of a video of `length` steps, written into the CPU tensor `out`
+        of that shape, or into a new one.
 
         file_length: what `length(video_id)` said.  Raises UserError as `FeatureStore.read`.
         """
+        out = torch.empty(stop - start, self.channels) if out is None else out
         window = file_window(start, stop, file_length, self._data.downsample_rate)
-        feats = []
-        for part in self._parts:
+        columns = out.split([part.width for part in self._parts], dim=1)
+        for part, target in zip(self._parts, columns, strict=True):
             if part.stretched or self.resampled:
                 rows = None if part.stretched else slice(0, file_length)
                 whole = torch.from_numpy(part.store.read(video_id, rows, part.channels))
-                feats.append(resize(whole, length)[start:stop].contiguous())
+                target.copy_(resize(whole, length)[start:stop])
             else:
-                feats.append(torch.from_numpy(part.store.read(video_id, window, part.channels)))
-        return feats[0] if len(feats) == 1 else torch.cat(feats, dim=1)
+                part.store.read(video_id, window, part.channels, target.numpy())
+        return out
 
 
 def _check_names(where: str, names: Sequence[str], data: DatasetConfig) -> None:

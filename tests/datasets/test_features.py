@@ -66,6 +66,22 @@ def test_every_format_reads_windows_and_channels(tmp_path, kind):
             assert got.flags.writeable
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_writes_into_given_memory(tmp_path, kind):
+    store = FeatureStore(*save(tmp_path / "f", kind, FEATS), width=6)
+    for rows, channels in ((slice(4, 9), None), (slice(3, 23, 4), ((4, 6), (0, 1)))):
+        want = store.read("v1", rows, channels)
+        around = np.full((len(want) + 2, want.shape[1] + 3), 9, np.float32)
+        for out in (np.full_like(want, np.nan), around[1:-1, 2:-1]):
+            assert store.read("v1", rows, channels, out) is out
+            assert np.array_equal(out, want)
+        around[1:-1, 2:-1] = 9
+        assert (around == 9).all()
+    for wrong in (np.empty((5, 5), np.float32), np.empty((4, 6), np.float32), np.empty((5, 6))):
+        with pytest.raises(ValueError, match=r"float32 \(5, 6\) was asked for"):
+            store.read("v1", slice(4, 9), None, wrong)
+
+
 @pytest.mark.parametrize("kind", [".npy", "deflated", ".h5", ".pt"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8])
 def test_other_number_types_become_float32(tmp_path, kind, dtype):
