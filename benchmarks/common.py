@@ -1,28 +1,20 @@
 """What every benchmark reports beside its numbers: the machine, the versions, the unit G and the peak memory."""
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from libs.utils.machine import this_machine
+
 
 def machine() -> str:
-    """Processor, cores, threads and versions in one line."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}")
+    """Processor, cores, threads, GPU and versions in one line."""
+    return this_machine().line()
 
 
 def median_seconds(call: Callable[[], object], runs: int, warmup: int = 1) -> float:

@@ -69,9 +69,10 @@ def main() -> None:
     subjects = load_subjects(config, list(zip(names, args.ckpts, strict=True)))
     result = measure(config, subjects, settings, device, lambda line: print(line, flush=True))
     folder = args.output or run_folder(config, "robustness")
+    print(f"\n{tables(result)}\n", flush=True)  # first: not lost if the folder cannot be written
     write_json_atomic(folder / "robustness.json", result)
     write_text_atomic(folder / "robustness.svg", chart(result))
-    print(f"\n{tables(result)}\n\nwritten to {folder}", flush=True)
+    print(f"written to {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ def main() -> None:
                         "--table-only")
     rows = table_rows(results)
     content = {"folder": args.folder, "set": args.set, "rows": rows}
+    print(markdown(rows), end="", flush=True)  # first: not lost if a file cannot be written
     write_text_atomic(chain.output_folder / "table.md", markdown(rows))
     for path in (chain.output_folder / "table.json", *([args.json] if args.json else [])):
         write_json_atomic(path, content)
-    print(markdown(rows), end="")
     print(f"written to {chain.output_folder / 'table.md'} and table.json", flush=True)
 
 

@@ -28,7 +28,7 @@ def check_relations(config: Config, where: Where | None = None) -> None:
     def fail(dotted: str, message: str) -> NoReturn:
         raise UserError(f"{where(dotted)}: {message}")
 
-    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _training, _schedule, _distillation):
+    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _loader, _training, _schedule, _distillation):
         check(config, fail)
 
 
@@ -183,6 +183,15 @@ def _levels(config: Config, fail: Callable) -> None:
     for low, high in ranges:
         if low >= high:
             fail("model.regression_range", f"[{low:g}, {high:g}] is empty; write [low, high] with low < high")
+
+
+def _loader(config: Config, fail: Callable) -> None:
+    loader = config.loader
+    if loader.bucket == 1:
+        fail("loader.bucket", "1: a single batch has no others to exchange videos with; use 0 (off) or at least 2, e.g. 16")
+    if loader.bucket and loader.padding == "max_seq_len":
+        fail("loader.bucket", f"{loader.bucket}: with loader.padding: max_seq_len all batches are equally long, so sorting "
+             "videos by length saves nothing; use bucket: 0, or padding: shortest")
 
 
 def _training(config: Config, fail: Callable) -> None:

@@ -67,6 +67,8 @@ class LoaderConfig:
     batch_size: int = key(8, "training videos per step", low=1)
     num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
     padding: str = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)", ("shortest", "max_seq_len"))
+    bucket: int = key(0, "(ours) training batches of videos of similar length: in every so many batches of an epoch videos are sorted by padded length and the batches shuffled; less padding, another order of videos; 0: off", low=0)
+    cache: str = key("none", "(ours) features in training and its evaluations: read from files in every epoch, or read once and kept as float32 in ram or on the training device; the numbers are the same", ("none", "ram", "device"))
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class ModelConfig:
     temporal_gate: str = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm", ("none", "published", "post_norm"))
 
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     center_sample: str = key("radius", "positives: near the segment's centre, or anywhere inside", ("radius", "none"))
@@ -119,6 +124,7 @@ class TrainConfig:
     labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others only meet the teachers, and are left out without any", low=0, high=1)
     ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
     ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
+    precision: str = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)", PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class TestConfig:
     voting_thresh: float = key(0.75, "tIoU of the boundary voting; <= 0: off", high=1)
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))
+    precision: str = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32", PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class ClsTerm:
     weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
-    temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (2)", above=0)
+    temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (c2ms 2, corrected 1)", above=0)
     loss: Union[str, None] = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's", ("softmax_kl", "sigmoid_kl"))
     focus: Union[float, None] = key(None, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability; 0: all alike; null: the preset's", low=0)
     mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")

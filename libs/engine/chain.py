@@ -23,7 +23,8 @@ from libs.engine.launch import eval_command, log_of, read_results, results_file,
 from libs.engine.run import run_folder
 from libs.engine.teachers import RUN, with_run_name
 
-IGNORED = ("devices", "output_folder", "loader.num_workers", "test_cfg.batch_size", "distill.cache_folder")  # change no number
+IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
+           "distill.cache_folder")  # change no number
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,13 @@ class Chain:
 def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
     """Read the stages of a folder; `overrides` ("key=value") hold for each.
 
-    Raises UserError for a folder without stages, a bad configuration, stages that write to different folders or wait for each
-    other in a circle.
+    Raises UserError for a folder without stages, a bad configuration, an `output` that is no part of a folder's name, stages
+    that write to different folders or wait for each other in a circle.
     """
     folder = Path(folder)
+    if Path(output).name != output:
+        raise UserError(f"--output {output}: is a part of the names of folders, <stage>_{Path(output).name}0 and so on; leave / "
+                        "out, and set output_folder to write elsewhere")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds a YAML file per stage, e.g. configs/distill/hapt")
     paths = sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))

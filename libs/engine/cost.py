@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -32,9 +31,11 @@ from libs.core.config import from_dict, resolve_device, to_dict
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.modeling.model import build_model
+from libs.utils.machine import this_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 WARMUP = 2
+MOST_STEPS = 10**9  # far beyond any memory; sizes fit into 64 bits
 PARTS = {  # part -> modules of the network
     "hallucinator": ("rgb2flow", "hallucinator"),
     "fusion": ("fusion",),
@@ -101,11 +102,13 @@ class Cost:
 
 def full_length(config: Config, length: int | None = None) -> int:
     """`length` in feature steps (None: dataset.max_seq_len), rounded up to a multiple of the coarsest level's stride, and to
-    dataset.max_seq_len for a published temporal gate, which takes no less.  Raises UserError below 1."""
+    dataset.max_seq_len for a published temporal gate, which takes no less.  Raises UserError below 1 and above `MOST_STEPS`."""
     length = config.dataset.max_seq_len if length is None else length
     if length < 1:
         raise UserError(f"--length {length}: a sequence has at least 1 step; leave --length out for dataset.max_seq_len "
                         f"({config.dataset.max_seq_len})")
+    if length > MOST_STEPS:
+        raise UserError(f"--length {length}: no machine has the memory for so long a sequence; use at most {MOST_STEPS}")
     if config.model.temporal_gate == "published":
         length = max(length, config.dataset.max_seq_len)
     coarsest = config.model.scale_factor ** config.model.backbone_arch[2]
@@ -148,12 +151,13 @@ def measure(config: Config, length: int | None = None, device: str | None = None
         check_relations(config)
     device, length, threads = resolve_device(config), full_length(config, length), torch.get_num_threads()
     params, flops, parts = count(config, length)
+    machine = this_machine(device)
     times, peak = _in_own_process({"config": to_dict(config), "source": config.source, "length": length, "device": device,
                                    "runs": runs, "threads": threads})
     low, median, high = np.percentile(times, (10, 50, 90)).tolist()
     return Cost(config=config.source, length=length, channels=_channels(config), device=device, threads=threads,
-                machine=_machine(device), runs=runs, params=params, flops=flops, parts=parts, latency_ms=median,
-                latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
+                machine=machine.gpu or machine.processor, runs=runs, params=params, flops=flops, parts=parts,
+                latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
 
 
 def part_of(name: str) -> str:
@@ -231,16 +235,6 @@ def _resident_peak() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _machine(device: str) -> str:
-    """The name of the GPU or the processor."""
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _channels(config: Config) -> int:

@@ -11,6 +11,7 @@ from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
 from libs.utils.io import write_json_atomic
@@ -47,6 +48,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     for every input that does not fit.
     """
     which = config.test_cfg.weights
+    set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     path = find_checkpoint(ckpt, epoch)
     checkpoint = load_checkpoint(path)
     model = build_model(config)

@@ -16,6 +16,7 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
 from libs.engine.checkpoint import checkpoint_name, copy_matching, epochs_of, find_checkpoint, load_checkpoint
 from libs.engine.objective import DetectionObjective, distillation
+from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.engine.run import Run
 from libs.engine.teachers import load_teachers, streams_to_read
@@ -42,13 +43,17 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one."""
     resume = _resume_file(folder, options)
     seed_everything(config.init_rand_seed)
+    set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     settings = resolve(config)
     teachers = load_teachers(config, settings, device)
     cached = settings.outputs == "cache" and bool(teachers)
     read = config.model.modalities if cached else streams_to_read(config, teachers)
     train_set = TalDataset(config, config.train_split, training=True, modalities=read)
     val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
-    loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers])
+    if val_set is not None:
+        val_set.keep(device)
+    loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers],
+                                      device=device)
 
     config = _with_empty_classes(config, train_set)
     model = build_model(config)

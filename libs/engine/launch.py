@@ -7,6 +7,7 @@ for each other.
 """
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import subprocess
@@ -75,7 +76,8 @@ def read_results(checkpoint: Path, weights: str) -> dict[str, Any]:
     """The scores that eval.py has written, mAP as shares of 1.  UserError if the file is missing, damaged or of another kind."""
     file = results_file(checkpoint, weights)
     results = read_json(file, "results file of eval.py")
-    if not isinstance(results, dict) or not isinstance(results.get("average_mAP"), (int, float)):
+    score = results.get("average_mAP") if isinstance(results, dict) else None
+    if not isinstance(score, (int, float)) or not math.isfinite(score):
         raise UserError(f"{file}: average_mAP: missing or not a number; remove the file and evaluate again")
     return results
 

@@ -60,6 +60,10 @@ class DistillationObjective(DetectionObjective):
                  read: tuple[str, ...] | None):
         super().__init__(model, config)
         self.said: OnlineTeachers | CachedTeachers
+        self.source = config.source
+        if any(teacher.name == "loss" for teacher in teachers):
+            raise UserError(f"{config.source}: distill.teachers: name: 'loss': its class term would be logged as cls_loss, like "
+                            "the detection loss's; choose another name")
         self.det_weight, self.mixup = settings.det_weight, settings.mixup
         self.columns = Columns(config, read, config.model.modalities)
         with torch.random.fork_rng():  # with or without projections, the run draws the same numbers
@@ -90,9 +94,15 @@ class DistillationObjective(DetectionObjective):
         return {**super().training_state(), "projections": projections}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore `training_state`."""
+        """Restore `training_state`, that of plain training too.  UserError for projections to other teachers or widths."""
+        saved, own = state.get("projections", {}), self.distillation.state_dict()
+        kept, wanted = ({k.removeprefix("projections."): list(v.shape) for k, v in x.items()} for x in (saved, own))
+        if kept != wanted:
+            raise UserError(f"{self.source}: distill.teachers: the checkpoint's projections of features are {kept or 'none'}, "
+                            f"this configuration's {wanted or 'none'} (teacher_term and widths); resume with the configuration "
+                            "of that run, or start with --init-from")
         super().load_training_state(state)
-        self.distillation.load_state_dict(state["projections"])
+        self.distillation.load_state_dict(saved)
 
 
 def _labelled_only(outputs: LevelOutputs, targets: Targets, batch: Batch) -> tuple[LevelOutputs, Targets, float]:
@@ -128,6 +138,8 @@ def distillation(model: LocPointTransformer, config: Config, settings: DistillCo
     if settings.outputs == "online":
         objective.said = OnlineTeachers(config, teachers, read, used)
         return objective
+    if not config.distill.cache_folder:
+        raise UserError(f"{config.source}: distill.cache_folder: is empty; name a folder, e.g. ./ckpt/teacher_cache")
     if unmasked := sorted({term for _, term in used if not getattr(settings, term).mask}):
         raise UserError(f"{config.source}: distill.outputs: cached teacher outputs end where the video ends, but {unmasked[0]} "
                         f"also compares padding (mask: false, preset {settings.preset}); use outputs: online")

@@ -28,6 +28,7 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.predict import predict, score
+from libs.engine.teachers import moved_channels
 from libs.modeling.model import build_model
 from libs.utils.plots import Line, Panel, line_chart
 
@@ -61,7 +62,7 @@ def network_config(config: Config, checkpoint: Checkpoint) -> Config:
     """The checkpoint's own configuration with the data set, subset and inference settings of `config`.
 
     A checkpoint that holds none (a published one) gets `config` as it is.  Raises UserError when it detects another number of
-    classes or cannot read these features.
+    classes, cannot read these features, or was trained on the same files with another stride, window or other channels.
     """
     if checkpoint.training is None or "config" not in checkpoint.training:
         return config
@@ -83,6 +84,7 @@ def network_config(config: Config, checkpoint: Checkpoint) -> Config:
     if reads != needs:
         raise UserError(f"{source}: the network reads {needs} channels, but of the features of {config.source} it would be given "
                         f"{reads}; correct dataset.input_dim or dataset.modalities there")
+    _check_same_files(config, trained)
     return own
 
 
@@ -198,6 +200,19 @@ def chart(result: Mapping[str, Any]) -> str:
     which = f" ({', '.join(result['modalities'])})" if result["modalities"] else ""
     title = f"Corrupted features{which}, {Path(result['config']).stem}"
     return line_chart(panels, title, "severity (0: clean)", "average mAP (%)")
+
+
+def _check_same_files(config: Config, trained: Config) -> None:
+    """What is known of files that both configurations name must be the same in both."""
+    folder = config.dataset.feat_folder
+    keys = ("feat_stride", "num_frames") if folder and folder == trained.dataset.feat_folder else ()
+    said = [(key, getattr(config.dataset, key), getattr(trained.dataset, key)) for key in keys]
+    said += [(f"modalities.{name}", *(list(c.dataset.modalities[name]) for c in (config, trained)))
+             for name in moved_channels(config, trained, trained.model.modalities or ())]
+    for key, ours, its in said:
+        if ours != its:
+            raise UserError(f"{config.source}: dataset.{key}: {ours}, but {trained.source} has {its} for the same files, "
+                            f"{folder}; correct it, or name other files")
 
 
 def _check_grid(dataset: TalDataset, reference: TalDataset, path: Path, first: Path) -> None:

@@ -76,6 +76,10 @@ class CachedTeachers:
     def _compute(self, teacher: Teacher, folder: Path, request: Request, missing: set[str], device: torch.device) -> None:
         config = dataclasses.replace(self.config, model=teacher.config.model)  # its streams, its padding
         dataset = TalDataset(config, config.train_split, training=True)
+        if absent := sorted(missing - {video.id for video in dataset.videos}):
+            raise UserError(f"{config.source}: distill.outputs: cache: teacher {teacher.name} has no features of {absent[0]} "
+                            f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or use "
+                            "outputs: online, which leaves such videos out (dataset.missing: skip)")
         write_json_atomic(folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
                                                   "arrays": list(request.names)})
         for batch in batches(inference_loader(dataset, config)):
@@ -121,6 +125,9 @@ class CachedTeachers:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: torch.from_numpy(archive[name]) for name in request.names}
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: has been removed since training began; start again with --resume auto, which computes "
+                            "it anew") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: cannot be read as cached teacher outputs ({error}); remove the file") from error
         points = sum(-(-steps // s) for s in strides)
@@ -144,10 +151,15 @@ def _key(config: Config, teacher: Teacher, request: Request) -> str:
     digest = hashlib.sha256()
     for name, value in teacher.checkpoint.select(teacher.weights).items():
         digest.update(name.encode())
-        digest.update(value.contiguous().cpu().numpy().tobytes())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
     data = to_dict(config)["dataset"]
     paths = {k: data[k] for k in ("feat_folder", "file_prefix", "file_ext", "modalities", "feat_stride", "downsample_rate",
                                   "force_upsampling", "max_seq_len")}
     order = None if request.order is None else [config.model.modalities, config.model.hallucinated]
-    digest.update(json.dumps([to_dict(teacher.config)["model"], paths, order, request.names], sort_keys=True).encode())
+    network = to_dict(teacher.config)["model"]
+    if teacher.config.model.use_abs_pe:  # the table of positions is as long as its sequences
+        network["max_seq_len"] = teacher.config.dataset.max_seq_len
+    if teacher.config.test_cfg.precision != "fp32":
+        network["precision"] = teacher.config.test_cfg.precision
+    digest.update(json.dumps([network, paths, order, request.names], sort_keys=True).encode())
     return f"{teacher.name}_{digest.hexdigest()[:16]}"

@@ -127,6 +127,19 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
                             f"dataset.modalities does not declare{nearest(name, declared)}; declare it there, with its channels")
         same(f"dataset.modalities.{name}", f"{student.modality_dim(name)} channels", f"{teacher.modality_dim(name)} channels",
              "one modality has one width")
+    for name in moved_channels(student, teacher, teacher.model.modalities or ()):
+        same(f"dataset.modalities.{name}", list(student.dataset.modalities[name]), list(teacher.dataset.modalities[name]),
+             f"both read {student.dataset.feat_folder}; correct the wrong one, or name the teacher's channels in a configuration "
+             "of its own (config)")
+
+
+def moved_channels(first: Config, second: Config, names: Sequence[str]) -> list[str]:
+    """Those of `names` that two configurations find at different channels of the same dataset.feat_folder."""
+    if first.dataset.feat_folder != second.dataset.feat_folder:
+        return []
+    ranges = [{n: m for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality)}
+              for config in (first, second)]
+    return [name for name in names if all(name in r for r in ranges) and ranges[0][name] != ranges[1][name]]
 
 
 def _check_gate(student: Config, teacher: Config, where: str) -> None:
@@ -229,7 +242,7 @@ class OnlineTeachers:
 
     def __init__(self, config: Config, teachers: Sequence[Teacher], read: tuple[str, ...] | None,
                  used: Collection[tuple[str, str]]):
-        self.config, self.teachers = config, tuple(teachers)
+        self.teachers = tuple(teachers)
         self._columns = [Columns(config, read, t.reads) for t in teachers]
         self._orders = [InputOrder(config, t) if (t.name, "inputs") in used else None for t in teachers]
 
@@ -238,12 +251,6 @@ class OnlineTeachers:
         """What every teacher says about a batch that holds its streams."""
         return [say(teacher, columns(batch.feats), batch.mask, order)
                 for teacher, columns, order in zip(self.teachers, self._columns, self._orders, strict=True)]
-
-    @torch.no_grad()
-    def inputs_of(self, teacher: Teacher, batch: Batch) -> Tensor:
-        """The input of a teacher's backbone for a batch, in the student's channel order (B, T, C_in)."""
-        columns = self._columns[self.teachers.index(teacher)]
-        return InputOrder(self.config, teacher)(teacher.model.trace(columns(batch.feats), batch.mask)[1].inputs)
 
 
 def say(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: InputOrder | None) -> TeacherOutputs:

@@ -97,7 +97,7 @@ def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv, sizes: Sequence[in
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
-    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and x_BTC.dtype == conv.weight.dtype:
+    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias, tuple(sizes) or (x_BTC.shape[1],))
     if len(sizes) > 1:
         return torch.cat([conv_time(part, conv) for part in x_BTC.split(tuple(sizes), dim=1)], dim=1)

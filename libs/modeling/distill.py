@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.core.checks import TERMS
+from libs.core.checks import TERMS, teacher_names
+from libs.core.errors import UserError
 from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
 from libs.modeling.losses import diou_loss
 from libs.modeling.model import Features, LevelOutputs
@@ -72,7 +73,7 @@ def resolve(config: Config) -> DistillConfig:
     """The distill section with every open value filled in from its preset, and `terms` of every teacher complete.
 
     The weight of a term and a teacher is the product of `distill.weight`, the term's weight and the teacher's factor.  A student
-    that hallucinates nothing has no `inputs` term.
+    that hallucinates nothing has no `inputs` term; UserError where a teacher's terms ask for one.
     """
     distill = config.distill
     preset = C2MS if distill.preset == "c2ms" else CORRECTED
@@ -87,6 +88,10 @@ def resolve(config: Config) -> DistillConfig:
         teachers.append(dataclasses.replace(teacher, terms={term: float(given.get(term, 0.0)) for term in TERMS}))
     filled = {term: _fill(getattr(distill, term), preset[term]) for term in TERMS}
     if config.model.hallucinator == "none":
+        for name, teacher in zip(teacher_names(distill), distill.teachers, strict=True):
+            if (teacher.terms or {}).get("inputs") and filled["inputs"].weight:
+                raise UserError(f"{config.source}: distill.teachers: {name}: terms: inputs: compares hallucinated with real "
+                                "modalities, but model.hallucinator is none; take it out, or choose a hallucinator")
         filled["inputs"] = dataclasses.replace(filled["inputs"], weight=0.0)
     return dataclasses.replace(
         distill, teachers=tuple(teachers), weight=common if distill.weight is None else distill.weight,

@@ -45,7 +45,10 @@ class HeadTower(nn.Module):
             here = tuple(n for n in here if n)
             for conv, norm in zip(self.head, self.norm, strict=True):
                 x = F.relu(norm(conv(x, m, here)))
-            return last(x, m, here)
+            if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
+                return last(x, m, here)
+            with torch.autocast(x.device.type, enabled=False):  # boundaries and scores deserve all their digits
+                return last(x.float(), m, here)
 
         return over_time(layers, x_BPC, mask_BP, halo=self.halo)
 

@@ -1,6 +1,7 @@
 """The localization network: a pure function from features (B, T, C) and their mask (B, T) to `LevelOutputs`."""
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ class LocPointTransformer(nn.Module):
         super().__init__()
         model = config.model
         levels = model.backbone_arch[2] + 1
+        self.train_precision, self.test_precision = config.train_cfg.precision, config.test_cfg.precision
         self.strides = tuple(model.scale_factor ** i for i in range(model.fpn_start_level, levels))
         self.ranges = model.regression_range
         self.hallucinator_name = "rgb2flow" if model.hallucinator == "rgb2flow" else "hallucinator"  # published name
@@ -58,15 +60,23 @@ class LocPointTransformer(nn.Module):
 
     def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
-        return self._heads(*self._pyramid(feats_BTC, mask_BT)[2:])
+        with self._precision(feats_BTC):
+            return self._heads(*self._pyramid(feats_BTC, mask_BT)[2:])
 
     def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
 
         T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
         """
-        inputs, stem, levels, mask, sizes = self._pyramid(feats_BTC, mask_BT)
-        return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
+        with self._precision(feats_BTC):
+            inputs, stem, levels, mask, sizes = self._pyramid(feats_BTC, mask_BT)
+            return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
+
+    def _precision(self, feats_BTC: Tensor) -> AbstractContextManager:
+        """Mixed precision as train_cfg or test_cfg asks for; outputs are float32 in any case."""
+        if (self.train_precision if self.training else self.test_precision) != "bf16":
+            return nullcontext()
+        return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
     def _pyramid(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
         """Input of the backbone before its fusion, stem feature, FPN levels one after the other (B, P, C), mask (B, P), sizes."""

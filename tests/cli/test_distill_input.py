@@ -78,6 +78,13 @@ CASES = {
     "inputs without a hallucinator": (
         {}, {}, ("model.hallucinator=none", "model.hallucinated=[]", "distill.inputs.weight=1.0"),
         ["distill.inputs.weight", "model.hallucinator is none", "set the weight to 0"]),
+    "inputs of one teacher without a hallucinator": (
+        {}, {"distill": {"teachers": [{"checkpoint": "x", "terms": {"cls": 1.0, "inputs": 5.0}}]}},
+        ("model.hallucinator=none", "model.hallucinated=[]"),
+        ["distill.teachers: teacher: terms: inputs", "model.hallucinator is none", "take it out"]),
+    "a modality at other channels of the same files": (
+        {"dataset": {"modalities": {"rgb": [3, 6], "flow": [0, 3]}}, "model": {"modalities": ["rgb", "flow"]}}, {}, (),
+        ["teacher: dataset.modalities.rgb", "has [3, 6], the student [0, 3]", "correct the wrong one"]),
     "inputs that the teacher does not see": (
         {"model": {"modalities": ["rgb"]}}, {}, (),
         ["distill.inputs", "sees 'flow'", "the backbone of teacher does not", "factor of inputs to 0"]),
@@ -107,6 +114,7 @@ CASES = {
     "cache with crop_align of a finer level": (
         {}, {}, ("distill.outputs=cache", "dataset.crop_align=2"), ["dataset.crop_align", "2", "use 4"]),
     "cache with c2ms": ({}, merged(CACHE, {"distill": {"preset": "c2ms"}}), (), ["distill.outputs", "c2ms", "outputs: online"]),
+    "cache without a folder": ({}, CACHE, ("distill.cache_folder=''",), ["distill.cache_folder: is empty", "name a folder"]),
     "cache with one unmasked term": (
         {}, merged(CACHE, {"distill": {"cls": {"mask": False}}}), (), ["distill.outputs", "cls", "mask: false"]),
     "cache with blended videos": ({}, CACHE, ("distill.mixup=0.3",), ["distill.mixup", "0.3", "cannot be cached", "mixup: 0"]),
@@ -137,6 +145,7 @@ ENTRIES = {
     "unknown weights": ({"weights": "best"}, ["distill.teachers", "weights: 'best'", "ema or raw"]),
     "negative factor": ({"terms": {"cls": -1.0}}, ["distill.teachers", "terms", "-1"]),
     "no checkpoint": ({"checkpoint": ""}, ["distill.teachers", "checkpoint is empty"]),
+    "a name that is in use": ({"name": "loss"}, ["distill.teachers: name: 'loss'", "cls_loss", "choose another name"]),
     "a name with a slash": ({"name": "a/b"}, ["distill.teachers", "'a/b'", "letters"]),
     "a missing configuration": ({"config": "gone.yaml"}, ["distill.teachers: teacher", "gone.yaml"]),
 }

@@ -91,6 +91,14 @@ def test_bad_input(made, capsys, tmp_path, extra, fragment):
     assert not (tmp_path / "out").exists()
 
 
+def test_results_are_shown_even_if_they_cannot_be_written(made, capsys, tmp_path):
+    config, two, _ = made
+    (tmp_path / "file").write_text("")
+    code, out, err = run(capsys, config, two, "-o", tmp_path / "file", "--corruptions", "blur", "--severities", "1")
+    assert "file/robustness.json: cannot be written" in one_error(code, err)
+    assert "relative drop" in out
+
+
 def test_bad_checkpoints(made, capsys, tmp_path):
     config, two, _ = made
     assert "no such checkpoint" in one_error(*run(capsys, config, two, tmp_path / "gone.pth.tar")[::2])

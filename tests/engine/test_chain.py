@@ -136,8 +136,8 @@ def test_what_changes_no_number_is_no_change(folder):
     folder.stage("student", "teacher")
     chain = folder.load()
     for run in chain.runs.values():
-        folder.finish(run, devices="cpu", output_folder="./elsewhere", loader__num_workers="1", test_cfg__batch_size="7",
-                      distill__cache_folder="./c", train_cfg__head_empty_cls="[1]")
+        folder.finish(run, devices="cpu", output_folder="./elsewhere", loader__num_workers="1", loader__cache="ram",
+                      test_cfg__batch_size="7", distill__cache_folder="./c", train_cfg__head_empty_cls="[1]")
     assert list(chain.plan(["student", "teacher"])) == ["teacher_seed0", "student_seed0"]
     assert [run.changes() for run in chain.runs.values()] == [[], []]
     folder.stage("student", "teacher", train_cfg={"head_empty_cls": [2]})  # said by the file: compared
@@ -204,6 +204,15 @@ def test_folders_that_are_no_chain(folder, tmp_path):
     folder.stage("b", output_folder="./other")
     with pytest.raises(UserError, match=r"b\.yaml: output_folder: \./other, but .*a\.yaml writes to .*/ckpt"):
         folder.load()
+
+
+@pytest.mark.parametrize("output", ["a/b", "../a", "a/", "/"])
+def test_names_of_runs_that_are_paths(folder, output):
+    """Their runs would share one name, and all but one of them be lost."""
+    folder.stage("a")
+    folder.stage("b")
+    with pytest.raises(UserError, match=f"--output {output}: .*; leave / out"):
+        load_chain(folder.path, [0], output)
 
 
 def test_results_by_stage_and_seed(folder, capsys):

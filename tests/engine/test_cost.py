@@ -154,6 +154,7 @@ def test_percentiles_and_table(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"length": 0}, "--length 0: a sequence has at least 1 step; leave --length out for dataset.max_seq_len (48)"),
+    ({"length": 10**30}, f"--length {10**30}: no machine has the memory for so long a sequence"),
     ({"runs": 0}, "--runs 0: a latency needs at least 1 forward pass"),
     ({"device": "gpu"}, "tiny.yaml: devices: 'gpu' is not a device"),
     ({"device": "cuda:99"}, "tiny.yaml: devices: 'cuda:99', but"),

@@ -4,65 +4,26 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import distill_cases
 import pytest
 import torch
-from distill_cases import RGB_ONLY, save_teacher, student, two_stream, weights_equal
-from helpers import run_script, write_data
+from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
+from helpers import run_script
 from test_resume import identical, stop_in_epoch, unplaced
 
 import eval as eval_script
 from libs.core.config import dump_yaml
-from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.core.errors import UserError
 from libs.engine import fit as fit_module
 from libs.engine.checkpoint import load_checkpoint, load_weights
 from libs.engine.fit import FitOptions, fit
-from libs.engine.objective import blend, distillation
-from libs.engine.teachers import load_teachers, streams_to_read
-from libs.engine.trainer import Trainer, seed_everything
-from libs.modeling.distill import resolve
+from libs.engine.objective import blend
 from libs.modeling.losses import DetectionLoss
 from libs.modeling.model import build_model
 
-CPU = torch.device("cpu")
 NARROW = {"embd_dim": 6, "fpn_dim": 6, "head_dim": 6}  # than the teachers: projections are learned
-EVERY_TERM = {"stem": {"weight": 1.0}, "pyramid": {"weight": 1.0}, "inputs": {"weight": 1.0}}
 NO_DROPS = {"dropout": 0.0, "droppath": 0.0, "input_dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(data, tmp_path_factory):
-    """A two-stream transformer of width 8."""
-    folder = tmp_path_factory.mktemp("teacher")
-    return save_teacher(two_stream(data, folder), folder / "transformer.pth.tar", seed=1)
-
-
-@pytest.fixture(scope="module")
-def conv_teacher(data, tmp_path_factory):
-    """A two-stream convolutional network of width 8."""
-    folder = tmp_path_factory.mktemp("teacher")
-    return save_teacher(two_stream(data, folder, model={"backbone_type": "conv"}), folder / "conv.pth.tar", seed=2)
-
-
-class Setup:
-    """What fit() makes of a configuration before its first step, and the batches of the first epoch."""
-
-    def __init__(self, config):
-        seed_everything(config.init_rand_seed)
-        self.config, self.settings = config, resolve(config)
-        self.teachers = load_teachers(config, self.settings, CPU)
-        read = streams_to_read(config, self.teachers)
-        loader, sampler = training_loader(TalDataset(config, config.train_split, True, read), config,
-                                          teachers=[t.config for t in self.teachers])
-        self.model = build_model(config)
-        self.objective = distillation(self.model, config, self.settings, self.teachers, read)
-        self.trainer = Trainer(self.objective, config, len(sampler))
-        self.batches = list(batches(loader))
+data, teacher, conv_teacher = distill_cases.data, distill_cases.teacher, distill_cases.conv_teacher
 
 
 def test_published_total_of_real_models(data, teacher, conv_teacher, tmp_path):
@@ -71,7 +32,6 @@ def test_published_total_of_real_models(data, teacher, conv_teacher, tmp_path):
     model = {"backbone_type": "conv_dw", **RGB_ONLY}
     config = student(data, tmp_path, [teacher, conv_teacher], distill={"preset": "c2ms", "stage": "multi_teacher"}, model=model)
     setup = Setup(config)
-    setup.model.eval()
     batch = setup.batches[0]
     assert batch.feats.shape == (2, 72, 6)  # padded to max_seq_len
     losses = setup.objective(batch)
@@ -108,7 +68,6 @@ def kl_sum(student_logits, teacher_logits):
 def test_offsets_count_at_ground_truth_positives(data, teacher, tmp_path):
     """No score exceeds a threshold of 1, so only positives are left, weighted by the teacher's best score."""
     setup = Setup(student(data, tmp_path, [teacher], distill={"offsets": {"score_thresh": 1.0, "loss": "mse"}}))
-    setup.model.eval()
     batch, criterion = setup.batches[0], DetectionLoss(setup.config)
     with torch.no_grad():
         own, its = setup.model(batch.feats, batch.mask), setup.teachers[0].model(batch.feats, batch.mask)
@@ -233,8 +192,31 @@ def test_other_projections_are_refused_on_resume(data, teacher, tmp_path, capsys
     first = student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW, distill={"pyramid": {"weight": 1}})
     fit(first, tmp_path / "run", CPU, FitOptions())
     config = student(data, tmp_path, [teacher], model=RGB_ONLY | NARROW, distill={"pyramid": {"weight": 0}}, opt={"epochs": 2})
-    with pytest.raises(fit_module.UserError, match=r"epoch_001\.pth\.tar: optimizer: holds \d+ parameters where this model has"):
+    with pytest.raises(UserError, match=r"epoch_001\.pth\.tar: optimizer: holds \d+ parameters where this model has"):
         fit(config, tmp_path / "run", CPU, FitOptions(resume="auto"))
+
+
+def test_projections_to_another_teacher_are_refused_on_resume(data, teacher, tmp_path):
+    def config(name, epochs):
+        sections = {"model": RGB_ONLY | NARROW, "distill": {"pyramid": {"weight": 1}}, "opt": {"epochs": epochs}}
+        return student(data, tmp_path, [{"name": name, "checkpoint": str(teacher)}], **sections)
+
+    fit(config("first", 1), tmp_path / "run", CPU, FitOptions())
+    message = (r"tiny\.yaml: distill\.teachers: .* are \{'first_pyramid.weight': \[8, 6\].* "
+               r"\{'second_pyramid.weight': \[8, 6\].*resume with")
+    with pytest.raises(UserError, match=message):
+        fit(config("second", 2), tmp_path / "run", CPU, FitOptions(resume="auto"))
+
+
+def test_a_plain_run_goes_on_with_a_teacher_and_back(data, teacher, tmp_path, capsys):
+    """Not exact, and said so."""
+    plain = two_stream(data, tmp_path, model=RGB_ONLY)
+    fit(plain, tmp_path / "run", CPU, FitOptions())
+    fit(student(data, tmp_path, [teacher], model=RGB_ONLY, opt={"epochs": 2}), tmp_path / "run", CPU, FitOptions(resume="auto"))
+    assert "the continuation is not exact" in capsys.readouterr().err
+    fit(two_stream(data, tmp_path, model=RGB_ONLY, opt={"epochs": 3}), tmp_path / "run", CPU, FitOptions(resume="auto"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["cls_teacher" in row for row in rows] == [False] * 3 + [True] * 3 + [False] * 3
 
 
 class Stop(Exception):

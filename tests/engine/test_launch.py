@@ -97,7 +97,7 @@ def test_a_failing_program_ends_the_sequence_with_its_last_words(tmp_path):
     assert log.read_text() == "fine\n" + "".join(f"{i}\n" for i in range(9))
 
 
-@pytest.mark.parametrize("content", ["[1]", "{}", '{"average_mAP": "high"}', '{"average_mAP": null}'])
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"average_mAP": "high"}', '{"average_mAP": null}', '{"average_mAP": NaN}'])
 def test_results_of_another_kind(tmp_path, content):
     file = tmp_path / "eval" / "epoch_002_ema" / "results.json"
     file.parent.mkdir(parents=True)

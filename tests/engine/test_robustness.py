@@ -175,6 +175,9 @@ def test_what_a_checkpoint_keeps_and_what_the_configuration_says(data, tmp_path)
     ({"dataset": {"num_classes": 4}}, "dataset.num_classes: 4, but .*tiny.yaml has 3"),
     ({"dataset": {"input_dim": 7}}, "reads 7 channels, .* given 6; correct dataset.input_dim"),
     ({"dataset": {"modalities": {"rgb": [0, 2]}}, "model": {"modalities": ["rgb"]}}, "reads 2 channels, .* given 4"),
+    ({"dataset": {"modalities": {"rgb": [2, 6], "flow": [0, 2]}}, "model": {"modalities": ["rgb"]}},
+     r"tiny.yaml: dataset.modalities.rgb: \[0, 4\], but .*b/epoch_001.pth.tar: .* has \[2, 6\] for the same files, .*features;"),
+    ({"dataset": {"feat_stride": 10}}, "tiny.yaml: dataset.feat_stride: 5.0, but .* has 10.0 for the same files, .*features;"),
     ({"dataset": {"modalities": {"rbg": [0, 2]}}, "model": {"modalities": ["rbg"]}}, "'rbg' is not declared"),
     ({"dataset": {"downsample_rate": 2}}, "another feature grid .* v0: 15 steps of 10 frames, there 30 steps of 5"),
     ({"model": {"n_head": 4}}, "is another network than .*epoch_001.pth.tar, but checkpoints of one name")], ids=str)

@@ -4,11 +4,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import distill_cases
 import numpy as np
 import pytest
 import torch
-from distill_cases import RGB_ONLY, save_teacher, student, two_stream, weights_equal
-from helpers import TRAINING, VALIDATION, Data, data_config, write_data
+from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
+from helpers import TRAINING, VALIDATION, Data, data_config, merged
 from test_resume import identical, unplaced
 
 from libs.core.config import dump_yaml
@@ -17,49 +18,13 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
 from libs.engine.checkpoint import load_checkpoint
 from libs.engine.fit import FitOptions, fit
-from libs.engine.objective import distillation
 from libs.engine.predict import predict
 from libs.engine.teacher_cache import CachedTeachers
-from libs.engine.teachers import Columns, load_teachers, streams_to_read
-from libs.modeling.distill import resolve
+from libs.engine.teachers import Columns
 from libs.modeling.model import build_model
 
-CPU = torch.device("cpu")
-EVERY_TERM = {"stem": {"weight": 1.0}, "pyramid": {"weight": 1.0}, "inputs": {"weight": 1.0}}
 CROPS = {"crop_ratio": [0.6, 0.9], "crop_align": 4}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    return save_teacher(two_stream(data, folder), folder / "transformer.pth.tar", seed=1)
-
-
-@pytest.fixture(scope="module")
-def conv_teacher(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    return save_teacher(two_stream(data, folder, model={"backbone_type": "conv"}), folder / "conv.pth.tar", seed=2)
-
-
-class Setup:
-    """The objective of a configuration and the batches of its first epoch, as fit() makes them."""
-
-    def __init__(self, config):
-        torch.manual_seed(0)
-        settings = resolve(config)
-        self.teachers = load_teachers(config, settings, CPU)
-        cached = settings.outputs == "cache"
-        self.read = config.model.modalities if cached else streams_to_read(config, self.teachers)
-        train_set = TalDataset(config, config.train_split, True, self.read)
-        self.objective = distillation(build_model(config), config, settings, self.teachers, self.read).eval()
-        self.videos = [v.id for v in train_set.videos]
-        self.made = self.objective.said.prepare(self.videos, CPU) if cached else 0
-        self.batches = list(batches(training_loader(train_set, config, teachers=[t.config for t in self.teachers])[0]))
+data, teacher, conv_teacher = distill_cases.data, distill_cases.teacher, distill_cases.conv_teacher
 
 
 def both(data, folder, entries, **sections):
@@ -178,6 +143,52 @@ def test_a_stale_cache_is_refused(data, teacher, tmp_path):
                "the features have changed, remove the folder")
     with pytest.raises(UserError, match=message):
         fit(config, tmp_path / "other", CPU, FitOptions())
+
+
+@pytest.mark.parametrize("sections", [({"dataset": {"max_seq_len": 32}}, {"dataset": {"max_seq_len": 64}}),
+                                      ({"test_cfg": {"precision": "bf16"}}, {"test_cfg": {"precision": "fp32"}})], ids=str)
+def test_settings_that_change_what_equal_weights_say(data, tmp_path, sections):
+    """The length of the table of positions (long videos stretch it), the precision: other outputs, so other files."""
+    made = []
+    for different in sections:
+        its = two_stream(data, tmp_path, **merged({"model": {"use_abs_pe": True}}, different))
+        file = save_teacher(its, tmp_path / "teacher.pth.tar", seed=3)
+        setup = Setup(student(data, tmp_path, [file], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
+        made.append((setup.made, setup.objective.said.folders[0]))
+    assert made[0] != made[1]
+    assert [count for count, _ in made] == [6, 6]
+
+
+def test_a_teacher_of_other_precision_is_cached_too(data, teacher, tmp_path):
+    content = torch.load(teacher, weights_only=True)
+    content["state_dict_ema"] = {k: v.bfloat16() for k, v in content["state_dict_ema"].items()}
+    torch.save(content, tmp_path / "half.pth.tar")
+    online, cached = both(data, tmp_path, [tmp_path / "half.pth.tar"])
+    assert cached.made == 6
+    for a, b in zip(online.batches, cached.batches, strict=True):
+        assert online.objective(a).final.item() == pytest.approx(cached.objective(b).final.item(), rel=1e-5)
+
+
+def test_a_video_that_the_teacher_cannot_see_stops_before_training(data, tmp_path):
+    dataset = {"modalities": {"rgb": [0, 3], "flow": {"folder": str(tmp_path / "flow"), "dim": 3}}, "missing": "skip",
+               "crop_align": 4}
+    (tmp_path / "flow").mkdir()
+    for video in TRAINING.keys() - {"t2", "t4"}:
+        np.save(tmp_path / "flow" / f"{video}.npy", np.load(data.features / f"{video}.npy")[:, 3:])
+    its = two_stream(data, tmp_path, dataset=dataset, model={"modalities": ["rgb", "flow"]})
+    file = save_teacher(its, tmp_path / "teacher.pth.tar")
+    config = student(data, tmp_path, [file], dataset=dataset, model=RGB_ONLY, distill={"outputs": "cache"})
+    message = r"distill\.outputs: cache: teacher teacher has no features of t2 \(2 of the videos .*use outputs: online"
+    with pytest.warns(UserWarning, match="2 of 6"), pytest.raises(UserError, match=message):
+        Setup(config)
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+
+
+def test_a_cache_file_that_goes_is_named(data, teacher, tmp_path):
+    setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
+    (setup.objective.said.folders[0] / "t0.npz").unlink()
+    with pytest.raises(UserError, match=r"t0\.npz: has been removed since training began; .*--resume auto"):
+        [setup.objective.said(batch) for batch in setup.batches]
 
 
 def test_a_damaged_cache_file_is_named(data, teacher, tmp_path):

@@ -13,7 +13,7 @@ from golden.model import batch_of
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.engine.objective import DistillationObjective, distillation
-from libs.engine.teachers import Teacher, streams_to_read
+from libs.engine.teachers import Columns, InputOrder, Teacher, say, streams_to_read
 from libs.modeling.distill import TeacherSpec, class_term, feature_term, offset_term, resolve
 from libs.modeling.model import build_model
 
@@ -79,6 +79,7 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
               compare("stem_mse", feature_term(features.stem, said[-1].stem, batch.mask, settings.stem), data["stem_mse"],
                       **RELATIVE)]
     first = objective.said.teachers[0]
-    reads = objective.said.inputs_of(first, batch)  # whatever the stage uses
-    mse = feature_term(features.inputs, reads, batch.mask, settings.inputs)
+    columns = Columns(config, streams_to_read(config, objective.said.teachers), first.reads)
+    its = say(first, columns(batch.feats), batch.mask, InputOrder(config, first))  # its inputs, whatever the stage uses
+    mse = feature_term(features.inputs, its.inputs, batch.mask, settings.inputs)
     return [*checks, compare("feature_mse", mse, data["feature_mse"], atol=1e-12, **RELATIVE)]

@@ -1,0 +1,40 @@
+"""The machine that a measurement was made on: processor, cores, threads, GPU, versions."""
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Machine(NamedTuple):
+    """Processor and GPU by name (None: no GPU, or none in use), cores of the machine, threads that torch uses, versions."""
+
+    processor: str
+    cores: int
+    threads: int
+    gpu: str | None
+    torch: str
+    python: str
+
+    def line(self) -> str:
+        """All of it in one line."""
+        gpu = "" if self.gpu is None else f", {self.gpu}"
+        return f"{self.processor}, {self.cores} cores, {self.threads} threads{gpu}, torch {self.torch}, Python {self.python}"
+
+
+def this_machine(device: str | None = None) -> Machine:
+    """What this process runs on; the GPU is that of `device` (cuda or cuda:N; cpu: none, and none is touched), None: torch's
+    current one, if there is any."""
+    gpu = torch.cuda.get_device_name(device) if device != "cpu" and torch.cuda.is_available() else None
+    return Machine(_processor(), os.cpu_count() or 1, torch.get_num_threads(), gpu, str(torch.__version__),
+                   platform.python_version())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
