@@ -25,9 +25,10 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     N = -(-T // Q)
     W = Q + 2 * half
     tail = N * Q - T
-    q = F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)).reshape(B * N, Q, H, D).transpose(1, 2)
-    k, v = (overlapping_blocks(x.flatten(2), Q, half, N).view(B * N, W, H, D).transpose(1, 2) for x in (k_BTHD, v_BTHD))
-    valid = overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).view(B * N, 1, 1, W)
+    q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
+    k, v = (overlapping_blocks(x.flatten(2), Q, half, N).flatten(0, 1).unflatten(2, (H, D)).transpose(1, 2)
+            for x in (k_BTHD, v_BTHD))
+    valid = overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).reshape(B * N, 1, 1, W)
     offset_QW = (torch.arange(W, device=q.device) - half) - torch.arange(Q, device=q.device).unsqueeze(1)
     # a padded query keeps itself as a key, so that no row is empty (an empty softmax is NaN, also in its gradient)
     allowed = ((offset_QW.abs() <= half) & valid) | (offset_QW == 0)
@@ -41,9 +42,13 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
 def overlapping_blocks(x_BTC: Tensor, size: int, half: int, count: int) -> Tensor:
     """Blocks of `size` steps with `half` more on either side: (B, T, C) -> (B, count, size + 2 half, C), zeros outside.
 
-    Needs size >= 2 half.  Two slices of one padded tensor: unfolding would cost a slow scatter in the backward pass.
+    Needs size >= 2 half.  Without gradients a view of one padded tensor, whose blocks overlap in memory; else two slices of it,
+    since unfolding would cost a slow scatter in the backward pass.
     """
     B, T, C = x_BTC.shape
+    if not torch.is_grad_enabled():
+        rows = F.pad(x_BTC, (0, 0, half, count * size + half - T))
+        return rows.unfold(1, size + 2 * half, size).transpose(2, 3)
     rows = F.pad(x_BTC, (0, 0, half, (count + 1) * size - half - T)).view(B, count + 1, size, C)
     return torch.cat((rows[:, :-1], rows[:, 1:, :2 * half]), dim=2)
 
