@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.core.checks import teacher_names
-from libs.core.config import load_config
+from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
 from libs.engine.checkpoint import Checkpoint, changed_settings, checkpoint_name, epochs_of, load_checkpoint
@@ -25,6 +25,7 @@ from libs.engine.teachers import RUN, with_run_name
 
 IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
            "distill.cache_folder")  # change no number
+EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change what an evaluation gives
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,15 @@ class StageRun:
         run_commands(self.commands, log_of(self.folder), threads, self.label)
 
     def average_mAP(self) -> float:
-        """Average mAP in percent; UserError if it is not evaluated."""
-        return 100 * read_results(self.last, self.weights)["average_mAP"]
+        """Average mAP in percent; UserError if it is not evaluated, or was with other settings than these."""
+        results, file = read_results(self.last, self.weights), results_file(self.last, self.weights)
+        used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
+        changed = {k: v for k, v in config_diff(used, self.config).items() if k.startswith(EVALUATED) and k not in IGNORED}
+        if changed:
+            text = "; ".join(f"{key}: {old!r}, not {new!r}" for key, (old, new) in changed.items())
+            raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {text}; remove it to evaluate "
+                            "again")
+        return 100 * results["average_mAP"]
 
     def changes(self) -> list[str]:
         """What its configuration says otherwise than its newest checkpoint; [] if nothing or if there is no checkpoint."""

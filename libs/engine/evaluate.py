@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from libs.core.config import to_dict
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
@@ -73,6 +74,6 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
         note(f"warning: {dataset.unreachable_segments} ground-truth segments lie in videos without features: counted as missed")
     scores = score(detections, dataset)
     write_json_atomic(folder / "results.json", {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
-                                                **scores.as_dict()})
+                                                **scores.as_dict(), "config": to_dict(config)})
     print(scores.table(), flush=True)
     return scores

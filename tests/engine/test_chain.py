@@ -287,3 +287,18 @@ def test_markdown():
     assert "71.00 ± 1.41" in lines[2]
     assert "2 threads" in text
     assert "one sequence of 48 feature vectors" in text
+
+
+def test_an_evaluation_with_other_settings_is_no_score_of_the_chain(published):
+    run = published.load().runs["teacher_seed0"]
+    published.finish(run)
+    file = run.folder / "eval" / "epoch_002_ema" / "results.json"
+    for setting, message in (("test_cfg.nms_sigma=0.1", r"test_cfg\.nms_sigma: 0\.1, not 0\.5; remove it"),
+                             ("loader.num_workers=1", None), ("test_cfg.batch_size=3", None)):
+        used = load_config(run.config.source, [*run.overrides, setting])
+        file.write_text(json.dumps({"average_mAP": 0.5, "config": to_dict(used)}))
+        if message is None:
+            assert run.average_mAP() == 50
+        else:
+            with pytest.raises(UserError, match=message):
+                run.average_mAP()
