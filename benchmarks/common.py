@@ -1,15 +1,32 @@
-"""What every benchmark reports beside its numbers: the machine, the versions, the unit G and the peak memory."""
+"""What every benchmark shares: the machine line, the unit G, timing, peak memory, tables and JSON.
+
+    parser = arguments(__doc__)                                  --device, --json, --g-runs, and what the script adds
+    row = {"case": "typical", **timing(seconds_of(call, device, 7), g, reference_g=8.3)}
+    report("network", [row], args, g_seconds=g)      prints a markdown table, writes {"machine", "title", "rows", ...}
+"""
 from __future__ import annotations
 
+import argparse
+import ctypes
+import multiprocessing
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
+from libs.core.errors import UserError
+from libs.utils.io import write_json_atomic
 from libs.utils.machine import this_machine
+
+Result = TypeVar("Result")
 
 
 def machine() -> str:
@@ -17,17 +34,48 @@ def machine() -> str:
     return this_machine().line()
 
 
-def median_seconds(call: Callable[[], object], runs: int, warmup: int = 1) -> float:
-    """Median wall-clock time of `runs` calls after `warmup` unmeasured ones."""
-    times = []
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark: --device, --json, --g-runs."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write all numbers here")
+    parser.add_argument("--g-runs", type=int, default=10, metavar="N", help="products that measure G (10)")
+    return parser
+
+
+def device_of(name: str) -> torch.device:
+    """The device of `--device`; UserError where this machine has no such one."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such kind of device; use cpu, cuda or cuda:N") from error
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
+
+
+def synchronize(device: torch.device | None = None) -> None:
+    """Wait for the GPU (None: torch's current one, if there is any)."""
+    if torch.cuda.is_available() and (device is None or device.type == "cuda"):
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(call: Callable[[], object], device: torch.device | None, runs: int, warmup: int = 1) -> list[float]:
+    """Wall-clock seconds of `runs` calls after `warmup` unmeasured ones, GPU work finished (device None: torch's current GPU)."""
+    seconds = []
     for i in range(warmup + runs):
+        synchronize(device)
         started = time.perf_counter()
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize(device)
         if i >= warmup:
-            times.append(time.perf_counter() - started)
-    return statistics.median(times)
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def median_seconds(call: Callable[[], object], runs: int, warmup: int = 1) -> float:
+    """Median wall-clock time of `runs` calls after `warmup` unmeasured ones."""
+    return statistics.median(seconds_of(call, None, runs, warmup))
 
 
 def unit_g(runs: int = 10) -> float:
@@ -36,7 +84,94 @@ def unit_g(runs: int = 10) -> float:
     return median_seconds(lambda: a @ b, runs)
 
 
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+    return low, middle, high
+
+
+def timing(seconds: Sequence[float], g: float, reference_g: float | None = None) -> dict[str, Any]:
+    """Columns of one row: median and quartiles in seconds, G, runs; with `reference_g` also the reference's G and the ratio."""
+    low, middle, high = spread(seconds)
+    row = {"median_s": middle, "q1_s": low, "q3_s": high, "G": middle / g, "runs": len(seconds)}
+    return row if reference_g is None else row | {"reference_G": reference_g, "ratio": reference_g / row["G"]}
+
+
+def markdown(title: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A markdown table: a column per key in order of appearance, numbers to four digits, empty where a row lacks the key."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [f"\n{title}\n", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    return "\n".join(lines + [f"| {' | '.join(_cell(row.get(name)) for name in names)} |" for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def save(args: argparse.Namespace, title: str, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """With --json: write machine, title, device, rows and `more`.  UserError where the file cannot be written."""
+    if args.json:
+        write_json_atomic(args.json, {"machine": machine(), "title": title, "device": args.device, "rows": list(rows), **more})
+
+
+def report(title: str, rows: Sequence[dict[str, Any]], args: argparse.Namespace, **more: Any) -> None:
+    """Print the rows as a markdown table and, with --json, write them."""
+    print(markdown(title, rows), flush=True)
+    save(args, title, rows, **more)
+
+
 def peak_gib() -> float:
     """Peak resident memory of this process so far, GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+class Memory(NamedTuple):
+    """Bytes held before a call, and how far the peak during the call rose above them."""
+
+    before: int
+    rise: int
+
+
+def memory_of(call: Callable[[], object], device: torch.device) -> Memory:
+    """Peak memory of one call.  CPU: resident memory of this process (Linux); CUDA: what torch allocated.
+
+    Memory that was freed but is still held is given back first, so that it does not hide a rise.  A process that did bigger
+    things before may still hold some: use `in_fresh_process`.  Raises UserError on a system that cannot tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronize(device)
+        return Memory(before, torch.cuda.max_memory_allocated(device) - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS (Linux, proc(5))
+        before = _status("VmRSS")
+    except (OSError, AttributeError) as error:
+        raise UserError(f"/proc/self/clear_refs: the peak of resident memory cannot be reset here ({error}); measure on Linux "
+                        "with glibc, or with --device cuda") from error
+    call()
+    return Memory(before, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) * 1024
+
+
+def in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
+    """`function(*args)` in a new process, so that nothing of what came before shows in its memory; UserErrors come through."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise UserError(f"{function.__name__}{args}: the process was killed, as a rule for lack of memory; make the case "
+                            "smaller or free some memory") from error

@@ -54,6 +54,7 @@ def test_from_nothing_to_the_table_and_again(folder, capsys, tmp_path, started):
 
     results = {stage: tmp_path / "ckpt" / f"{stage}_seed3" / "eval" / "epoch_001_ema" / "results.json"
                for stage in ("teacher", "student_alone")}
+    measured = json.loads(results["teacher"].read_text())
     for stage, value in (("teacher", 0.75), ("student_alone", 0.5)):
         results[stage].write_text(json.dumps({**json.loads(results[stage].read_text()), "average_mAP": value}))
     code, out, _ = run(capsys, *argv, "--json", tmp_path / "out.json")
