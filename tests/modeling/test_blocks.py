@@ -43,6 +43,29 @@ def test_convolution_over_time(kernel, stride, groups, T):
         assert torch.allclose(g, w, atol=1e-4)
 
 
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("sizes", [(16, 8, 4, 2, 1), (1,), (1, 1, 1), (7, 2)])
+def test_sequences_behind_one_another_are_convolved_apart(sizes, kernel, separable):
+    layer = MaskedConv1D(8, 6, kernel, separable=separable)
+    x = features(T=sum(sizes)).requires_grad_()
+    mask = torch.rand(2, sum(sizes), generator=torch.Generator().manual_seed(1)) < 0.7
+    got = layer(x, mask, sizes)
+    want = torch.cat([layer(part, m) for part, m in zip(x.split(sizes, 1), mask.split(sizes, 1), strict=True)], 1)
+    assert torch.allclose(got, want, atol=1e-6)
+    weight, leaves = torch.randn_like(want), [x, *layer.parameters()]
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), leaves) for out in (got, want)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_dense_weights_keep_their_values_and_lie_tap_by_tap():
+    torch.manual_seed(3)
+    ours = MaskedConv1D(8, 6, 3).conv.weight
+    torch.manual_seed(3)
+    assert torch.equal(ours, nn.Conv1d(8, 6, 3).weight)
+    assert [tap.stride() for tap in ours.unbind(2)] == [(24, 1)] * 3  # matrices that products read without a copy
+
+
 def test_masked_convolution_masks_its_output_and_starts_without_bias():
     conv = MaskedConv1D(8, 4, 3, 2)
     nn.init.constant_(conv.conv.bias, 3.0)
