@@ -15,8 +15,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from common import machine, seconds_of, unit_g
-from torch.utils.flop_counter import FlopCounterMode
+from common import G_FLOPS, flops_of, input_width, machine, seconds_of, unit_g
 
 from libs.core.config import load_config
 from libs.core.errors import run_main
@@ -26,16 +25,6 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE_G = 8.3  # the first release on a CPU, float32
-G_FLOPS = 2 * 2304 * 2048 * 2048
-
-
-def flops_of(config: Config, steps: int) -> int:
-    """FLOPs of the network's products for one video of `steps` steps."""
-    with torch.device("meta"):
-        model, x, mask = build_model(config).eval(), torch.zeros(1, steps, _width(config)), torch.ones(1, steps, dtype=torch.bool)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x, mask)
-    return counter.get_total_flops()
 
 
 def measure(config: Config, precision: str, steps: int, device: torch.device, runs: int) -> dict:
@@ -44,15 +33,10 @@ def measure(config: Config, precision: str, steps: int, device: torch.device, ru
     set_products(precision, device, config.source, "test_cfg.precision")
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
-    x, mask = torch.randn(1, steps, _width(config), device=device), torch.ones(1, steps, dtype=torch.bool, device=device)
+    x, mask = torch.randn(1, steps, input_width(config), device=device), torch.ones(1, steps, dtype=torch.bool, device=device)
     with torch.inference_mode():
         seconds = seconds_of(lambda: model(x, mask), device, runs)
     return {"precision": precision, "steps": steps, "flops": flops_of(config, steps), "seconds": seconds}
-
-
-def _width(config: Config) -> int:
-    dims = config.model_input_dim
-    return sum(dims) if isinstance(dims, tuple) else dims
 
 
 def main() -> None:

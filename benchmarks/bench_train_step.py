@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench_forward import G_FLOPS, flops_of
-from common import machine, peak_gib, unit_g
+from common import G_FLOPS, flops_of, machine, peak_gib, unit_g
 from planted_thumos import prepare
 
 from libs.core.config import load_config

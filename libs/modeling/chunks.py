@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK = 2304  # output steps per piece, all videos of a batch together: shorter pieces cost time
+WHOLE, CHUNK = 4608, 1152  # output steps, all videos of a batch together: up to so many at once, beyond that so many per piece
 
 Layer = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -21,7 +21,7 @@ def over_time(layer: Layer, x_BTC: Tensor, mask_BT: Tensor, stride: int = 1, hal
     B, T = mask_BT.shape
     size = max(CHUNK // B, 1)
     whole = halo is None or torch.is_grad_enabled() or x_BTC.device.type != "cpu" or torch.compiler.is_compiling()
-    if whole or 1.5 * size > T or size < 8 * halo:
+    if whole or B * T <= WHOLE or size < 8 * halo:
         return layer(x_BTC, mask_BT, 0)
     out = None
     for start in range(0, T, size):

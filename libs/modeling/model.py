@@ -90,8 +90,10 @@ class LocPointTransformer(nn.Module):
         fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
         maps, masks = self.backbone(fused_BTC, mask_BT)
         levels, masks = self.neck(maps, masks)
+        stem = maps[0]
+        maps.clear()  # else two pyramids are alive beside the one that is made of them
         sizes = tuple(x.shape[1] for x in levels)
-        return feats_BTC, maps[0], torch.cat(levels, dim=1), torch.cat(masks, dim=1), sizes
+        return feats_BTC, stem, torch.cat(levels, dim=1), torch.cat(masks, dim=1), sizes
 
     def _heads(self, levels_BPC: Tensor, mask_BP: Tensor, sizes: tuple[int, ...]) -> LevelOutputs:
         points = make_points(sizes, self.strides, self.ranges, levels_BPC.device)

@@ -23,6 +23,7 @@ def test_pieces_fit_together(steps, monkeypatch):
     whole = running_sum(x, mask, 0)
     calls = []
     monkeypatch.setattr(chunks, "CHUNK", 64)  # 32 steps of two videos
+    monkeypatch.setattr(chunks, "WHOLE", 95)
 
     def layer(*args):
         calls.append(args[1].shape[1])
@@ -48,6 +49,7 @@ def test_network_in_pieces(name, monkeypatch):
     with torch.no_grad():
         whole = model(x, mask)
         monkeypatch.setattr(chunks, "CHUNK", 96)  # 48 steps of two videos, not a divisor of anything
+        monkeypatch.setattr(chunks, "WHOLE", 96)
         pieces = model(x, mask)
     assert torch.equal(pieces.mask, whole.mask)
     scale = whole.logits.abs().max() + whole.offsets.abs().max()
@@ -61,6 +63,7 @@ def test_the_network_is_cut(monkeypatch):
     model.backbone.stem[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
     model.cls_head.cls_head.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[1]))
     monkeypatch.setattr(chunks, "CHUNK", 48)
+    monkeypatch.setattr(chunks, "WHOLE", 72)
     with torch.no_grad():
         model(*padded_batch([250], 256, channels(config)))
     assert len(seen) > 10

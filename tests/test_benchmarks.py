@@ -1,0 +1,198 @@
+"""The scripts in benchmarks/ start, run with tiny settings, and write JSON that other programs can read."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CHANNELS, CLASSES, one_error, run_script, tiny_config
+
+from libs.core.config import dump_yaml, load_config
+from libs.core.errors import UserError
+from libs.core.files import read_text
+from libs.datasets.dataset import TalDataset
+from libs.modeling.model import build_model
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    """The modules that the scripts share lie beside them."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A tiny configuration; the scripts make the data."""
+    path = tmp_path / "tiny.yaml"
+    data = {"json_file": "none.json", "feat_folder": "none", "feat_stride": 16, "num_frames": 16}
+    path.write_text(dump_yaml(tiny_config(str(path), dataset=data)))
+    return path
+
+
+def in_process(capsys, name: str, *argv: object) -> str:
+    """Run a script in this process, also what it would run in others; its standard output."""
+    from common import Memory
+    main = runpy.run_path(str(FOLDER / name), run_name="benchmark")["main"]
+    main.__globals__["in_fresh_process"] = lambda function, *args: function(*args)
+    main.__globals__["memory_of"] = lambda call, device: (call(), Memory(1000, 500))[1]
+    code, out, err = run_script(capsys, main, name, *map(str, argv))
+    assert code == 0, err
+    return out
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a written JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert {"machine", "rows"} <= set(content)
+    assert content["rows"]
+    return content["rows"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_how_to_use_it(capsys, name):
+    code, out, err = run_script(capsys, runpy.run_path(str(FOLDER / name), run_name="benchmark")["main"], name, "--help")
+    assert (code, err) == (0, "")
+    assert f"python benchmarks/{name}" in out
+
+
+@pytest.mark.parametrize("name", ["bench_memory.py", "bench_test_set.py", "bench_scaling.py", "bench_epochs.py"])
+def test_a_device_that_is_not_there_is_one_error(capsys, name):
+    main = runpy.run_path(str(FOLDER / name), run_name="benchmark")["main"]
+    code, _, err = run_script(capsys, main, name, "--device", "cuda:99")
+    assert "--device cuda:99" in one_error(code, err)
+
+
+def test_whole_test_set(capsys, tmp_path, tiny):
+    out = in_process(capsys, "bench_test_set.py", "--config", tiny, "--videos", 5, "--batch-sizes", 1, 2, "--g-runs", 1,
+                     "--json", tmp_path / "t.json")
+    first, second = read(tmp_path / "t.json")
+    assert (first["videos"], first["batch_size"], second["batch_size"]) == (5, 1, 2)
+    assert first["segments"] == second["segments"] > 0
+    assert first["median_s"] > 0
+    assert "| batch_size | precision | videos |" in out
+
+
+def test_all_epochs(capsys, tmp_path, tiny):
+    in_process(capsys, "bench_epochs.py", "--config", tiny, "--videos", 4, "--epochs", 2, "--g-runs", 1, "--json",
+               tmp_path / "e.json")
+    row, = read(tmp_path / "e.json")
+    assert (row["videos"], row["epochs"], row["steps"], row["cache"], row["bucket"]) == (4, 2, 4, "device", 16)
+    assert row["first_loss"] > 0
+
+
+def test_memory(capsys, tmp_path, tiny):
+    in_process(capsys, "bench_memory.py", "--config", tiny, "--steps", 48, 96, "--training-steps", 48, "--precisions", "fp32",
+               "--runs", 1, "--json", tmp_path / "m.json")
+    rows = read(tmp_path / "m.json")
+    assert [(row["work"], row["steps"]) for row in rows] == [("inference", 48), ("inference", 96), ("training", 48)]
+    assert all(row["peak_GB"] == pytest.approx(row["before_GB"] + row["rise_GB"]) for row in rows)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is measured on Linux")
+def test_peak_of_a_call():
+    from common import memory_of
+    cpu = torch.device("cpu")
+    assert memory_of(lambda: None, cpu).rise < 20e6
+    assert 180e6 < memory_of(lambda: torch.ones(50_000_000).sum(), cpu).rise < 240e6
+    assert memory_of(lambda: torch.ones(5_000_000).sum(), cpu).rise < 40e6  # the peak before it is forgotten
+
+
+def test_a_process_of_its_own():
+    from common import in_fresh_process
+    assert in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match=r"^nowhere\.txt: no such text; check the path$"):
+        in_fresh_process(read_text, "nowhere.txt", "text")
+    with pytest.raises(UserError, match=r"^_exit\(1,\): the process was killed, as a rule for lack of memory"):
+        in_fresh_process(os._exit, 1)
+
+
+def test_scaling(capsys, tmp_path, tiny):
+    sizes = ["--steps", 64, 128, "--candidates", 50, 100, "--classes", 3, "--videos", 4, 8, "--per-video", 10]
+    in_process(capsys, "bench_scaling.py", "--config", tiny, *sizes, "--runs", 1, "--short-runs", 1, "--g-runs", 1,
+               "--plot", tmp_path / "s.svg", "--json", tmp_path / "s.json")
+    found: dict[tuple[str, str], list[int]] = {}
+    for row in read(tmp_path / "s.json"):
+        assert row["median_s"] > 0
+        found.setdefault((row["work"], row["against"]), []).append(row["size"])
+    assert found == {("network", "steps"): [64, 128], ("decode + NMS", "candidates"): [50, 100], ("decode + NMS", "classes"): [3],
+                     ("evaluator", "videos"): [4, 8], ("evaluator", "classes"): [3], ("evaluator", "predictions per video"): [10]}
+    assert (tmp_path / "s.svg").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_exponent_is_the_slope():
+    exponents = runpy.run_path(str(FOLDER / "bench_scaling.py"), run_name="benchmark")["exponents"]
+    rows = [{"work": "network", "against": "steps", "size": n, "median_s": 3.0 * n ** 2, "rise_GB": 0.1 * n} for n in (1, 2, 8)]
+    row, = exponents(rows)
+    assert row["exponent of time"] == pytest.approx(2)
+    assert row["exponent of memory"] == pytest.approx(1)
+
+
+def test_stand_in_has_the_lengths_of_thumos14():
+    from planted_thumos import DURATIONS, VIDEOS, stand_in
+    database = stand_in(VIDEOS["validation"], VIDEOS["test"])["database"]
+    for subset, mean in (("validation", 209.0), ("test", 216.8)):  # of THUMOS14
+        videos = [v for v in database.values() if v["subset"] == subset]
+        durations = [v["duration"] for v in videos]
+        assert len(videos) == VIDEOS[subset]
+        assert np.mean(durations) == pytest.approx(mean, rel=0.03)
+        assert DURATIONS[subset][0] <= min(durations) <= max(durations) <= DURATIONS[subset][-1]
+        assert np.mean([len(v["annotations"]) for v in videos]) == pytest.approx(15.5, rel=0.05)
+        for video in videos:
+            assert all(0 <= a["segment"][0] < a["segment"][1] <= video["duration"] + 3 for a in video["annotations"])
+
+
+def test_prepared_data_can_be_read(tmp_path, tiny):
+    from planted_thumos import prepare
+    path, overrides = prepare(tmp_path, None, 3, 2, tiny)
+    config = load_config(path, overrides)
+    training, test = TalDataset(config, config.train_split, training=True), TalDataset(config, config.val_split, training=False)
+    assert (len(training), len(test)) == (3, 2)
+    assert test[0].feats.shape == (test.lengths()[0], CHANNELS)
+
+
+def test_chosen_videos_of_an_annotation_file(tmp_path, tiny):
+    from planted_thumos import prepare, stand_in
+    (tmp_path / "all.json").write_text(json.dumps(stand_in(6, 5, CLASSES)))
+    (tmp_path / "data").mkdir()
+    path, overrides = prepare(tmp_path / "data", tmp_path / "all.json", 2, 3, tiny)
+    config = load_config(path, overrides)
+    assert len(TalDataset(config, config.train_split, training=True)) == 2
+    assert len(TalDataset(config, config.val_split, training=False)) == 3
+    with pytest.raises(UserError, match=r"all\.json: subset test has 5 videos, 6 are asked for"):
+        prepare(tmp_path / "data", tmp_path / "all.json", 2, 6, tiny)
+
+
+def test_no_room_on_the_disk(tmp_path, tiny, monkeypatch):
+    import planted_thumos
+    monkeypatch.setattr(planted_thumos.shutil, "disk_usage", lambda _: argparse.Namespace(free=100))
+    with pytest.raises(UserError, match="set TMPDIR to a folder with more room"):
+        planted_thumos.prepare(tmp_path, None, 2, 2, tiny)
+    assert not (tmp_path / "features").exists()
+
+
+def test_untrained_network_answers_with_many_candidates():
+    from planted_thumos import ABOVE, answer_like_trained
+    config = tiny_config(test_cfg={"pre_nms_topk": 10**6, "pre_nms_thresh": 0.001, "duration_thresh": 0.0})
+    torch.manual_seed(0)
+    model = build_model(config).train()
+    found = answer_like_trained(model, config, torch.device("cpu"), 64)
+    assert found == pytest.approx(ABOVE * (64 + 32 + 16) * CLASSES, rel=0.15)  # some have no length
+    assert model.training
+
+
+def test_table_and_timing():
+    from common import markdown, timing
+    row = timing([1.0, 2.0, 3.0, 4.0, 5.0], g=0.5, reference_g=12.0)
+    assert row == {"median_s": 3.0, "q1_s": 2.0, "q3_s": 4.0, "G": 6.0, "runs": 5, "reference_G": 12.0, "ratio": 2.0}
+    lines = markdown("title", [{"a": 1, "b": 0.123456}, {"a": None, "c": 12345.6}]).splitlines()
+    assert lines[1:] == ["title", "", "| a | b | c |", "|---|---|---|", "| 1 | 0.1235 |  |", "|  |  | 12,346 |"]
