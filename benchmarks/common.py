@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from libs.core.errors import UserError
