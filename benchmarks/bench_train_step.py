@@ -8,7 +8,7 @@
 A step is everything between two batches: waiting for data, forward, backward, clipping, AdamW, weight average.  Variants:
 `padded`: every batch to 2304 steps, as published; `fp32`: as short as the outputs allow; `bucket`: loader.bucket 16 and
 loader.cache; `+bf16` and `+tf32` add a precision.  Prints one markdown table with seconds and G (see benchmarks/common.py),
-FLOPs of the valid steps and the share that they reach of the rate of one G.
+FLOPs of the valid steps and the share that they reach of the rate of one G, which is measured before and after each variant.
 """
 from __future__ import annotations
 
@@ -89,26 +89,27 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     print(machine(), flush=True)
-    g = unit_g()
-    rate = G_FLOPS / g
-    print(f"G = {g * 1e3:.1f} ms, {rate / 1e9:.0f} GFLOP/s", flush=True)
-    rows = []
+    rows, g = [], unit_g()
     with tempfile.TemporaryDirectory() as name:
         source, base = prepare(Path(name), args.annotations, args.videos, 1)
         for variant in args.variants:
             rows.append(measure(source, base + args.set, variant, device, args.steps, 2))
-            print(f"{variant}: {statistics.median(rows[-1]['seconds']):.3f} s", flush=True)
+            before, g = g, unit_g()
+            rows[-1]["g_seconds"] = (before + g) / 2
+            median = statistics.median(rows[-1]["seconds"])
+            print(f"{variant}: {median:.3f} s, G {before * 1e3:.1f} and {g * 1e3:.1f} ms", flush=True)
     print("\n| variant | mean s | median s | quartiles s | steps | G (mean) | reference G | ratio | padding | peak GiB | "
           "share of the rate of G |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         mean, (low, median, high) = statistics.mean(row["seconds"]), statistics.quantiles(row["seconds"], n=4)
+        g = row["g_seconds"]
         row |= {"mean_s": mean, "median_s": median, "G": mean / g}
         padding = 1 - sum(row["valid_steps"]) / sum(row["computed_steps"])
         print(f"| {row['variant']} | {mean:.3f} | {median:.3f} | {low:.3f}-{high:.3f} | {len(row['seconds'])} | {row['G']:.1f} | "
               f"{REFERENCE_G} | {REFERENCE_G / row['G']:.2f} | {100 * padding:.0f} % | {row['peak_gib']:.2f} | "
-              f"{statistics.mean(row['flops']) / mean / rate:.2f} |")
+              f"{statistics.mean(row['flops']) / mean * g / G_FLOPS:.2f} |")
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "g_seconds": g, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
