@@ -8,8 +8,6 @@ padding.  Prints the machine, markdown tables (seconds, G as in benchmarks/commo
 """
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, peak_gib, unit_g
+from common import arguments, device_of, machine, peak_gib, save, unit_g
 
 from libs.core.config import load_config
 from libs.core.errors import run_main
@@ -187,17 +185,15 @@ def table(title: str, seconds: dict[str, list[float]], g: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--annotations", type=Path, help="thumos14.json, for the share of padding")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--videos", type=int, default=16, help="training videos of the loaders")
     parser.add_argument("--channels", type=int, default=2048)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--step-ms", type=float, default=100.0, help="length of the steps that wait for data")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write all numbers here")
     args = parser.parse_args()
-    device, rng = torch.device(args.device), np.random.default_rng(0)
+    device, rng = device_of(args.device), np.random.default_rng(0)
     print(machine(), flush=True)
     drawn = np.clip(rng.lognormal(5.0, 0.7, 200), 30, 1600).tolist()  # seconds; close to THUMOS14
     with tempfile.TemporaryDirectory() as name:
@@ -207,7 +203,7 @@ def main() -> None:
         many = write(folder / "many", database(drawn[:args.videos]), args.channels)
         document = read_json(args.annotations, "annotation file") if args.annotations else database(drawn)
         lengths = write(folder / "lengths", document, 1)
-        g = unit_g()
+        g = unit_g(args.g_runs)
         print(f"G = {g * 1e3:.1f} ms; the reference's reading: " + ", ".join(f"{n} steps {v} G" for n, v in REFERENCE_G.items()))
         timings = {"one video": one_video(two, device, args.runs),
                    "training sample": samples(many, folder / "many" / "features", device, args.epochs),
@@ -219,9 +215,7 @@ def main() -> None:
     for row in rows:
         print(f"| {row['rule']} ({row['videos']} videos) | {100 * row['padding']:.1f} % | {row['steps']:.0f} |")
     print(f"\npeak memory {peak_gib():.2f} GiB")
-    if args.json:
-        result = {"machine": machine(), "device": str(device), "g_s": g, "seconds": timings, "padding": rows}
-        args.json.write_text(json.dumps({**result, "peak_gib": peak_gib()}, indent=1))
+    save(args, "reading features", rows, g_seconds=g, seconds=timings, peak_gib=peak_gib())
 
 
 if __name__ == "__main__":

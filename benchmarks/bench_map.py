@@ -9,17 +9,12 @@ JSON.  Everything here runs on the CPU; `--device` is accepted by every benchmar
 """
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import machine, peak_gib, unit_g
+from common import arguments, machine, peak_gib, report, seconds_of, timing, unit_g
 
 from libs.core.errors import run_main
 from libs.utils.metrics import evaluate_detections
@@ -73,31 +68,22 @@ def generate(size: Size, seed: int = 0) -> tuple[Detections, GroundTruth]:
     return found, GroundTruth.from_arrays(names[gt_video], start, start + length, gt_label)
 
 
-def timed(call: Callable[[], object], runs: int) -> list[float]:
-    """Seconds of `runs` calls after one unmeasured call."""
-    call()
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
 def measure(size: Size, runs: int) -> list[dict]:
     """One entry per step: evaluation from columns in memory, making the columns, reading each kind of file."""
     found, truth = generate(size)
     columns = [getattr(found, name) for name in COLUMNS]
     score = evaluate_detections(found, truth, size.tious)
-    entries = [{"work": "mAP and recall", "seconds": timed(lambda: evaluate_detections(found, truth, size.tious), runs),
-                "reference_g": size.reference_g, "average_mAP": score.average_mAP},
-               {"work": "official protocol", "seconds": timed(lambda: evaluate_thumos14(found, truth, size.tious), runs)},
-               {"work": "columns from arrays", "seconds": timed(lambda: Detections.from_arrays(*columns), runs)}]
+    works = {"mAP and recall": lambda: evaluate_detections(found, truth, size.tious),
+             "official protocol": lambda: evaluate_thumos14(found, truth, size.tious),
+             "columns from arrays": lambda: Detections.from_arrays(*columns)}
+    entries = [{"work": work, "seconds": seconds_of(call, None, runs)} for work, call in works.items()]
+    entries[0] |= {"reference_g": size.reference_g, "average_mAP": score.average_mAP}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("pkl", "csv", "json"):
             path = Path(folder) / f"predictions.{kind}"
             write_predictions(path, found)
-            entries.append({"work": f"read .{kind}", "seconds": timed(lambda path=path: read_predictions(path), min(runs, 3))})
+            seconds = seconds_of(lambda path=path: read_predictions(path), None, min(runs, 3))
+            entries.append({"work": f"read .{kind}", "seconds": seconds})
     about = (f"{size.videos} videos, {len(found)} predictions, {len(truth)} segments, {size.classes} classes, "
              f"{len(size.tious)} tIoU")
     print(f"{size.name} size: {about}; average mAP {100 * score.average_mAP:.2f} %", flush=True)
@@ -105,27 +91,16 @@ def measure(size: Size, runs: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--device", default="cpu", help="the evaluator runs on the CPU whatever is given")
-    parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     print(machine(), flush=True)
-    g = unit_g()
-    print(f"G = {g * 1e3:.1f} ms", flush=True)
+    g = unit_g(args.g_runs)
+    print(f"G = {g * 1e3:.1f} ms; the evaluator runs on the CPU", flush=True)
     entries = [entry for size in SIZES for entry in measure(size, args.runs)]
-    print("\n| size | work | median s | spread s | runs | G | reference G | ratio |\n|---|---|---|---|---|---|---|---|")
-    for entry in entries:
-        seconds = entry["seconds"]
-        median = statistics.median(seconds)
-        entry |= {"median_s": median, "G": median / g}
-        reference = entry.get("reference_g")
-        ratio = f"{reference:g} | {reference / entry['G']:.0f}" if reference else " | "
-        print(f"| {entry['size']} | {entry['work']} | {median:.4f} | {min(seconds):.4f}-{max(seconds):.4f} | {len(seconds)} | "
-              f"{entry['G']:.2f} | {ratio} |")
-    if args.json:
-        content = {"machine": machine(), "g_seconds": g, "peak_gib": peak_gib(), "entries": entries}
-        args.json.write_text(json.dumps(content, indent=1))
+    rows = [{"size": entry["size"], "work": entry["work"], **timing(entry["seconds"], g, entry.get("reference_g"))}
+            for entry in entries]
+    report("mAP and recall", rows, args, g_seconds=g, peak_gib=peak_gib(), entries=entries)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ REFERENCE_GB = {("inference", 2304): 0.95, ("inference", 12535): 1.30, ("trainin
 
 def samples(config: Config, steps: int, videos: int) -> list[Sample]:
     """Videos of noise, (steps, input_dim) each, with a segment in about every hundred steps."""
-    data, random = config.dataset, torch.Generator().manual_seed(0)
-    width = sum(data.input_dim) if isinstance(data.input_dim, tuple) else data.input_dim
+    data, width, random = config.dataset, config.file_channels, torch.Generator().manual_seed(0)
     grid, count = regular_grid(data.feat_stride, data.num_frames, 30.0), max(steps // 100, 1)
     starts = torch.rand(videos, count, generator=random) * 0.9 * steps
     return [Sample(f"v{i}", torch.randn(steps, width, generator=random), grid, 1e8, torch.stack([t, t + 0.05 * steps], dim=1),

@@ -9,20 +9,16 @@ regress about the same boundaries.  Prints one markdown table with seconds and G
 """
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import machine, peak_gib, unit_g
+from common import arguments, device_of, machine, peak_gib, report, seconds_of, timing, unit_g
 
 from libs.core.config import load_config
 from libs.core.errors import run_main
-from libs.core.schema import Config, TestConfig
+from libs.core.schema import Config
+from libs.engine.predict import nms_settings
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.modeling.points import make_points
@@ -81,32 +77,11 @@ def _video(case: Case, points: torch.Tensor, classes: int, random: torch.Generat
     return logits, torch.where((strength.amax(dim=1) > 0)[:, None], regressed + 0.15 * noise, stray).clamp(min=0)
 
 
-def timed(call: Callable[[], object], device: torch.device, runs: int) -> list[float]:
-    """Seconds of `runs` calls after five unmeasured ones, GPU work finished."""
-    seconds = []
-    for _ in range(5 + runs):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds[5:]
-
-
-def nms_setting(config: TestConfig) -> dict[str, object]:
-    """Keywords of `nms_of_batch`."""
-    return {"method": config.nms_method, "iou_threshold": config.iou_threshold, "min_score": config.min_score,
-            "max_seg_num": config.max_seg_num, "sigma": config.nms_sigma, "multiclass": config.multiclass_nms,
-            "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting}
-
-
 def measure(case: Case, config: Config, device: torch.device, runs: int) -> list[dict]:
     """Entries for decoding, NMS and both together, seconds per video."""
     outputs = generate(case, config)
     outputs = LevelOutputs(*(t.to(device) for t in outputs[:4]), outputs.level_sizes)
-    setting = nms_setting(config.test_cfg)
+    setting = nms_settings(config.test_cfg)
     found = decode_batch(outputs, config.test_cfg)
     kept = nms.nms_of_batch(*found, **setting)
     print(f"{case.name}: {case.videos} x {case.steps} steps, {case.above} scores above 0.001 per video, "
@@ -115,32 +90,23 @@ def measure(case: Case, config: Config, device: torch.device, runs: int) -> list
              "decode + NMS": lambda: nms.nms_of_batch(*decode_batch(outputs, config.test_cfg), **setting)}
     reference = dict(zip(works, (*case.reference_g, sum(case.reference_g)), strict=True)) if case.reference_g else {}
     return [{"case": case.name, "work": work, "device": str(device), "candidates": len(found.scores), "videos": case.videos,
-             "seconds": [s / case.videos for s in timed(call, device, runs)], "reference_g": reference.get(work)}
+             "seconds": [s / case.videos for s in seconds_of(call, device, runs, warmup=5)], "reference_g": reference.get(work)}
             for work, call in works.items()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "thumos_i3d.yaml")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    config, device = load_config(args.config), torch.device(args.device)
+    config, device = load_config(args.config), device_of(args.device)
     print(machine(), flush=True)
-    g = unit_g()
+    g = unit_g(args.g_runs)
     print(f"G = {g * 1e3:.1f} ms; times are per video", flush=True)
     entries = [entry for case in CASES for entry in measure(case, config, device, args.runs)]
-    print("\n| case | work | median ms | spread ms | runs | G | reference G | ratio |\n|---|---|---|---|---|---|---|---|")
-    for entry in entries:
-        seconds, reference = entry["seconds"], entry["reference_g"]
-        entry |= {"median_s": statistics.median(seconds), "G": statistics.median(seconds) / g}
-        ratio = f"{reference:g} | {reference / entry['G']:.0f}" if reference else " | "
-        print(f"| {entry['case']} | {entry['work']} | {1e3 * entry['median_s']:.3f} | {1e3 * min(seconds):.3f}-"
-              f"{1e3 * max(seconds):.3f} | {len(seconds)} | {entry['G']:.4f} | {ratio} |")
-    if args.json:
-        content = {"machine": machine(), "g_seconds": g, "peak_gib": peak_gib(), "entries": entries}
-        args.json.write_text(json.dumps(content, indent=1))
+    rows = [{"case": entry["case"], "work": entry["work"], **timing(entry["seconds"], g, entry["reference_g"])}
+            for entry in entries]
+    report("decoding and NMS", rows, args, g_seconds=g, peak_gib=peak_gib(), entries=entries)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from planted_thumos import ROOT, THUMOS, answer_like_trained
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import Config
+from libs.engine.predict import nms_settings
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs, build_model
 from libs.modeling.points import make_points
@@ -49,8 +50,7 @@ def network(path: Path, overrides: list[str], steps: int, name: str, runs: int) 
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
     answer_like_trained(model, config, device, 8 * model.coarsest_stride)  # also the first call, which costs memory for good
-    width = sum(config.dataset.input_dim) if isinstance(config.dataset.input_dim, tuple) else config.dataset.input_dim
-    x, mask = torch.randn(1, steps, width).to(device), torch.ones(1, steps, dtype=torch.bool, device=device)
+    x, mask = torch.randn(1, steps, config.file_channels).to(device), torch.ones(1, steps, dtype=torch.bool, device=device)
 
     @torch.inference_mode()
     def run() -> None:
@@ -82,10 +82,7 @@ def post(config: Config, classes: int, candidates: int, device: torch.device) ->
     """Decoding + NMS of one video with so many candidates, no cap per level."""
     test = dataclasses.replace(config.test_cfg, pre_nms_topk=candidates, pre_nms_thresh=0.001)
     out = outputs(config, TYPICAL["steps"], classes, candidates, device)
-    return lambda: nms_of_batch(
-        *decode_batch(out, test), method=test.nms_method, iou_threshold=test.iou_threshold, min_score=test.min_score,
-        max_seg_num=test.max_seg_num, sigma=test.nms_sigma, multiclass=test.multiclass_nms, voting_thresh=test.voting_thresh,
-        multiclass_voting=test.multiclass_voting)
+    return lambda: nms_of_batch(*decode_batch(out, test), **nms_settings(test))
 
 
 def evaluator(videos: int, classes: int, per_video: int) -> Callable[[], object]:

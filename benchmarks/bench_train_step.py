@@ -12,22 +12,21 @@ FLOPs of the valid steps and the share that they reach of the rate of one G, whi
 """
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from common import G_FLOPS, flops_of, machine, peak_gib, unit_g
+from common import G_FLOPS, arguments, device_of, machine, peak_gib, report, synchronize, timing, unit_g
 from planted_thumos import prepare
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
-from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
+from libs.engine.cost import count
 from libs.engine.objective import DetectionObjective
 from libs.engine.precision import set_products
 from libs.engine.trainer import Trainer, seed_everything
@@ -38,8 +37,18 @@ SETTINGS = {"fp32": [], "padded": ["loader.padding=max_seq_len"], "bucket": ["lo
             "tf32": ["train_cfg.precision=tf32"], "bf16": ["train_cfg.precision=bf16"]}
 
 
-def measure(source: Path, base: list[str], variant: str, device: torch.device, steps: int, warmup: int) -> dict:
-    """Seconds of `steps` training steps after `warmup` ones, and the FLOPs of their valid steps (backward: twice forward)."""
+class Measured(NamedTuple):
+    """Of every step: seconds, valid and computed feature vectors; FLOPs per feature vector; peak memory so far."""
+
+    seconds: list[float]
+    valid: list[int]
+    computed: list[int]
+    flops: float
+    peak_gib: float
+
+
+def measure(source: Path, base: list[str], variant: str, device: torch.device, steps: int, warmup: int) -> Measured:
+    """`steps` training steps after `warmup` ones; FLOPs: those of the forward pass three times (backward: twice forward)."""
     unknown = [part for part in variant.split("+") if part not in SETTINGS]
     if unknown:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; combine {', '.join(SETTINGS)} with +, e.g. bucket+bf16")
@@ -55,8 +64,7 @@ def measure(source: Path, base: list[str], variant: str, device: torch.device, s
         sampler.epoch = trainer.epoch
         for batch in batches(loader):
             trainer.step(batch.to(device))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronize(device)
             now = time.perf_counter()
             seconds.append(now - started)
             valid.append(int(batch.mask.sum()))
@@ -66,50 +74,38 @@ def measure(source: Path, base: list[str], variant: str, device: torch.device, s
                 break
         trainer.epoch += 1
     trainer.raise_if_not_finite()
-    unit = flops_per_step(config)
-    return {"variant": variant, "seconds": seconds[warmup:], "valid_steps": valid[warmup:], "computed_steps": computed[warmup:],
-            "flops": [3 * unit * n for n in valid[warmup:]], "peak_gib": peak_gib() if device.type == "cpu"
-            else torch.cuda.max_memory_allocated(device) / 2**30}
-
-
-def flops_per_step(config: Config) -> float:
-    """FLOPs of the forward pass per feature vector."""
-    return flops_of(config, config.dataset.max_seq_len) / config.dataset.max_seq_len
+    longest = config.dataset.max_seq_len
+    peak = peak_gib() if device.type == "cpu" else torch.cuda.max_memory_allocated(device) / 2**30
+    return Measured(seconds[warmup:], valid[warmup:], computed[warmup:], 3 * count(config, longest).flops / longest, peak)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--annotations", type=Path, default=None)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--variants", nargs="+", default=["padded", "fp32", "bucket"])
     parser.add_argument("--videos", type=int, default=64, help="training videos that are written (64: two pools of 16 batches)")
     parser.add_argument("--steps", type=int, default=16, help="per variant, after two that are not counted")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override configuration keys")
-    parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = device_of(args.device)
     print(machine(), flush=True)
-    rows, g = [], unit_g()
+    rows, g = [], unit_g(args.g_runs)
     with tempfile.TemporaryDirectory() as name:
         source, base = prepare(Path(name), args.annotations, args.videos, 1)
         for variant in args.variants:
-            rows.append(measure(source, base + args.set, variant, device, args.steps, 2))
-            before, g = g, unit_g()
-            rows[-1]["g_seconds"] = (before + g) / 2
-            median = statistics.median(rows[-1]["seconds"])
-            print(f"{variant}: {median:.3f} s, G {before * 1e3:.1f} and {g * 1e3:.1f} ms", flush=True)
-    print("\n| variant | mean s | median s | quartiles s | steps | G (mean) | reference G | ratio | padding | peak GiB | "
-          "share of the rate of G |\n|---|---|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        mean, (low, median, high) = statistics.mean(row["seconds"]), statistics.quantiles(row["seconds"], n=4)
-        g = row["g_seconds"]
-        row |= {"mean_s": mean, "median_s": median, "G": mean / g}
-        padding = 1 - sum(row["valid_steps"]) / sum(row["computed_steps"])
-        print(f"| {row['variant']} | {mean:.3f} | {median:.3f} | {low:.3f}-{high:.3f} | {len(row['seconds'])} | {row['G']:.1f} | "
-              f"{REFERENCE_G} | {REFERENCE_G / row['G']:.2f} | {100 * padding:.0f} % | {row['peak_gib']:.2f} | "
-              f"{statistics.mean(row['flops']) / mean * g / G_FLOPS:.2f} |")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
+            found = measure(source, base + args.set, variant, device, args.steps, 2)
+            before, g = g, unit_g(args.g_runs)
+            rows.append(row_of(variant, found, (before + g) / 2))
+            print(f"{variant}: {rows[-1]['median_s']:.3f} s, G {before * 1e3:.1f} and {g * 1e3:.1f} ms", flush=True)
+    report("training step", rows, args)
+
+
+def row_of(variant: str, found: Measured, g: float) -> dict[str, Any]:
+    """Columns of a variant; steps differ in length, so G, ratio and share are those of the mean."""
+    mean = statistics.mean(found.seconds)
+    return {"variant": variant, "mean_s": mean, **timing(found.seconds, g), "G": mean / g, "reference_G": REFERENCE_G,
+            "ratio": REFERENCE_G / (mean / g), "padding_%": 100 * (1 - sum(found.valid) / sum(found.computed)),
+            "peak_GiB": found.peak_gib, "share of the rate of G": statistics.mean(found.valid) * found.flops / mean * g / G_FLOPS}
 
 
 if __name__ == "__main__":

@@ -21,11 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from libs.core.errors import UserError
-from libs.core.schema import Config
-from libs.modeling.model import build_model
 from libs.utils.io import write_json_atomic
 from libs.utils.machine import this_machine
 
@@ -179,19 +176,3 @@ def in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
         except BrokenProcessPool as error:
             raise UserError(f"{function.__name__}{args}: the process was killed, as a rule for lack of memory; make the case "
                             "smaller or free some memory") from error
-
-
-def flops_of(config: Config, steps: int) -> int:
-    """FLOPs of the network's products for one video of `steps` steps."""
-    with torch.device("meta"):
-        model, mask = build_model(config).eval(), torch.ones(1, steps, dtype=torch.bool)
-        x = torch.zeros(1, steps, input_width(config))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x, mask)
-    return counter.get_total_flops()
-
-
-def input_width(config: Config) -> int:
-    """Channels that the network reads."""
-    dims = config.model_input_dim
-    return sum(dims) if isinstance(dims, tuple) else dims

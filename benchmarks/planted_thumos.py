@@ -82,10 +82,10 @@ def prepare(folder: Path, annotations: Path | None, train: int, test: int, confi
     """
     paths = [f"dataset.json_file={folder / 'annotations.json'}", f"dataset.feat_folder={folder / 'features'}",
              "train_split=[validation]", "val_split=[test]"]
-    settings = load_config(config, [*overrides, *paths]).dataset
+    loaded = load_config(config, [*overrides, *paths])
+    settings, width = loaded.dataset, loaded.file_channels
     document = chosen(annotations, train, test) if annotations else stand_in(train, test, settings.num_classes)
     write_json_atomic(folder / "annotations.json", document)
-    width = sum(settings.input_dim) if isinstance(settings.input_dim, tuple) else settings.input_dim
     steps = {name: expected_length(v["duration"], v["fps"], settings.feat_stride, settings.num_frames)
              for name, v in document["database"].items() if v["subset"] != "left out"}
     needed, free = 4 * width * sum(steps.values()), shutil.disk_usage(folder).free
@@ -114,8 +114,7 @@ def answer_like_trained(model: nn.Module, config: Config, device: torch.device, 
     Class logits get a spread of 2 and a bias with which a share ABOVE of the scores passes 0.001; segments are some strides long.
     """
     steps = steps or config.dataset.max_seq_len
-    width = sum(config.dataset.input_dim) if isinstance(config.dataset.input_dim, tuple) else config.dataset.input_dim
-    feats = torch.randn(1, steps, width, generator=torch.Generator().manual_seed(0)).to(device)
+    feats = torch.randn(1, steps, config.file_channels, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.ones(1, steps, dtype=torch.bool, device=device)
     training = model.training
     model.eval()

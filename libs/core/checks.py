@@ -80,7 +80,7 @@ def _channels(config: Config, fail: Callable) -> None:
     data, chosen = config.dataset, config.model.modalities
     if isinstance(data.input_dim, tuple) and not data.input_dim:
         fail("dataset.input_dim", "is an empty list; write the number of channels of the feature files")
-    width = sum(_tuple(data.input_dim))
+    width = config.file_channels
     ranges = {n: m for n, m in (data.modalities or {}).items() if not isinstance(m, FolderModality)}
     for name, (low, high) in ranges.items():
         if not low < high <= width:

@@ -251,10 +251,20 @@ class Config:
         return sum(self.modality_dim(name) for name in self.model.modalities)
 
     @property
+    def model_channels(self) -> int:
+        """Channels that the model reads, all inputs together."""
+        return sum(_tuple(self.model_input_dim))
+
+    @property
+    def file_channels(self) -> int:
+        """Channels of dataset.feat_folder's files, all folders together."""
+        return sum(_tuple(self.dataset.input_dim))
+
+    @property
     def backbone_input_dim(self) -> Ints:
         """Channels that the backbone sees: what the model reads, then what it hallucinates."""
         made_up = sum(self.modality_dim(name) for name in self.model.hallucinated)
-        return self.model_input_dim if not made_up else sum(_tuple(self.model_input_dim)) + made_up
+        return self.model_input_dim if not made_up else self.model_channels + made_up
 
     @property
     def level_windows(self) -> tuple[int, ...]:

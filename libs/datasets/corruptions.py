@@ -129,8 +129,7 @@ def streams_of(config: Config) -> dict[str, Columns]:
         ends = np.cumsum([config.modality_dim(name) for name in config.model.modalities]).tolist()
         return {name: np.arange(end - config.modality_dim(name), end)
                 for name, end in zip(config.model.modalities, ends, strict=True)}
-    dims = config.dataset.input_dim
-    width = sum(dims) if isinstance(dims, tuple) else dims
+    width = config.file_channels
     declared = config.dataset.modalities or {}
     streams = {name: np.arange(*entry) for name, entry in declared.items() if not isinstance(entry, FolderModality)}
     if not streams:

@@ -44,7 +44,7 @@ class StreamReader:
         self._data = data = config.dataset
         self.resampled = data.force_upsampling or data.feat_stride <= 0
         if names is None:
-            store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, sum(_tuple(data.input_dim)))
+            store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, config.file_channels)
             self._parts = [_Part(store, None)]
             self._grid_store, self.channels = store, store.width
             return

@@ -123,7 +123,7 @@ def count(config: Config, length: int | None = None) -> Count:
     length = full_length(config, length)
     with torch.device("meta"):
         model = build_model(config).eval()
-        inputs = torch.empty(1, length, _channels(config)), torch.empty(1, length, dtype=torch.bool)
+        inputs = torch.empty(1, length, config.model_channels), torch.empty(1, length, dtype=torch.bool)
     # attention as matrix products, whatever fused kernel a version of torch would choose and may not know how to count
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs)
@@ -155,7 +155,7 @@ def measure(config: Config, length: int | None = None, device: str | None = None
     times, peak = _in_own_process({"config": to_dict(config), "source": config.source, "length": length, "device": device,
                                    "runs": runs, "threads": threads})
     low, median, high = np.percentile(times, (10, 50, 90)).tolist()
-    return Cost(config=config.source, length=length, channels=_channels(config), device=device, threads=threads,
+    return Cost(config=config.source, length=length, channels=config.model_channels, device=device, threads=threads,
                 machine=machine.gpu or machine.processor, runs=runs, params=params, flops=flops, parts=parts,
                 latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
 
@@ -170,7 +170,7 @@ def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[li
     """Times in ms of `runs` forward passes in this process, and its peak memory in bytes (see `Cost`)."""
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
-    x_BTC = torch.randn(1, length, _channels(config), device=device)
+    x_BTC = torch.randn(1, length, config.model_channels, device=device)
     mask_BT = torch.ones(1, length, dtype=torch.bool, device=device)
     with torch.inference_mode():
         times = [_forward_ms(model, x_BTC, mask_BT) for _ in range(WARMUP + runs)]
@@ -235,11 +235,6 @@ def _resident_peak() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _channels(config: Config) -> int:
-    width = config.model_input_dim
-    return sum(width) if isinstance(width, tuple) else width
 
 
 def _percent(part: int, whole: int) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,15 +32,19 @@ class VideoDetections:
     labels: Tensor
 
 
+def nms_settings(config: TestConfig) -> dict[str, Any]:
+    """What `nms_of_batch` is to do, as its keywords."""
+    return {"method": config.nms_method, "iou_threshold": config.iou_threshold, "min_score": config.min_score,
+            "max_seg_num": config.max_seg_num, "sigma": config.nms_sigma, "multiclass": config.multiclass_nms,
+            "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting}
+
+
 def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
     """Decode a batch, suppress (in grid units), convert to seconds and clamp to [0, duration].
 
     `videos`: feature grid and duration in seconds of each video of the batch.
     """
-    *kept, counts = nms_of_batch(
-        *decode_batch(outputs, config), method=config.nms_method, iou_threshold=config.iou_threshold,
-        min_score=config.min_score, max_seg_num=config.max_seg_num, sigma=config.nms_sigma, multiclass=config.multiclass_nms,
-        voting_thresh=config.voting_thresh, multiclass_voting=config.multiclass_voting)
+    *kept, counts = nms_of_batch(*decode_batch(outputs, config), **nms_settings(config))
     parts = zip(*(t.cpu().split(counts.tolist()) for t in kept), videos, strict=True)
     return [VideoDetections(grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s), scores, labels)
             for segments, scores, labels, (grid, duration_s) in parts]

@@ -187,12 +187,10 @@ def streams_to_read(config: Config, teachers: Sequence[Teacher]) -> tuple[str, .
 def all_streams(config: Config) -> tuple[str, ...]:
     """The declared channel ranges that make up all channels of the files, in channel order; UserError if they do not."""
     ranges = sorted((m, n) for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality))
-    dims = config.dataset.input_dim
-    total = sum(dims) if isinstance(dims, tuple) else dims
     borders = [0, *(m[1] for m, _ in ranges)]
-    if [m[0] for m, _ in ranges] != borders[:-1] or borders[-1] != total:
+    if [m[0] for m, _ in ranges] != borders[:-1] or borders[-1] != config.file_channels:
         raise UserError(f"{config.source}: dataset.modalities: a model that reads all channels learns from, or teaches, one that "
-                        f"reads some, so the ranges must make up all {total} channels without gaps; declare them")
+                        f"reads some, so the ranges must make up all {config.file_channels} channels without gaps; declare them")
     return tuple(name for _, name in ranges)
 
 

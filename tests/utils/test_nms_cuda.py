@@ -40,6 +40,14 @@ def built(tmp_path_factory):
     return target
 
 
+def settings(limits):
+    """Keywords of `batched_nms` in every combination that takes another path."""
+    for method, multiclass, voting, limit, low in itertools.product(("soft", "hard"), (True, False), (True, False), limits,
+                                                                    (0.0, 0.03)):
+        yield {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
+               "min_score": low}
+
+
 def assert_same_as_fallback(library, device, kind, n, seed):
     """Every operation on `device` with `library`, against the fallback on the CPU: picks and scores exactly, votes to 1e-6."""
     inputs = candidates(kind, n, seed)
@@ -61,10 +69,7 @@ def assert_same_as_fallback(library, device, kind, n, seed):
         want = nms.vote(segments[:20], segments, scores, 0.5)
     with nms.using(library):
         torch.testing.assert_close(nms.vote(there[0][:20], *there[:2], 0.5).cpu(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
-    choices = (("soft", "hard"), (True, False), (True, False), (7, 400), (0.0, 0.03))
-    for method, multiclass, voting, limit, low in itertools.product(*choices):
-        setting = {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
-                   "min_score": low}
+    for setting in settings(limits=(7, 400)):
         with nms.using("torch fallback"):
             want = nms.batched_nms(*inputs, **setting)
         with nms.using(library):
@@ -79,10 +84,7 @@ def assert_batches_same_as_fallback(library, device, sizes, kind):
     parts = [candidates(kind, n, seed=i, classes=6) for i, n in enumerate(sizes)]
     inputs = *(torch.cat(column) for column in zip(*parts, strict=True)), torch.tensor(sizes)
     there = [t.to(device) for t in inputs]
-    choices = (("soft", "hard"), (True, False), (True, False), (5, 30, 400), (0.0, 0.03))
-    for method, multiclass, voting, limit, low in itertools.product(*choices):
-        setting = {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
-                   "min_score": low}
+    for setting in settings(limits=(5, 30, 400)):
         with nms.using("torch fallback"):
             want = nms.nms_of_batch(*inputs, **setting)
         with nms.using(library):
