@@ -19,7 +19,7 @@ from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
 from libs.engine.cost import count
-from libs.engine.precision import set_products
+from libs.engine.precision import low_weights, set_products
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def measure(config: Config, precision: str, steps: int, device: torch.device, ru
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
     x, mask = torch.randn(1, steps, config.model_channels, device=device), torch.ones(1, steps, dtype=torch.bool, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), low_weights(model, precision):
         return seconds_of(lambda: model(x, mask), device, runs)
 
 

@@ -24,7 +24,7 @@ from libs.datasets.dataset import Sample
 from libs.datasets.grid import regular_grid
 from libs.datasets.loader import Batch, make_batch
 from libs.engine.objective import DetectionObjective
-from libs.engine.precision import set_products
+from libs.engine.precision import low_weights, set_products
 from libs.engine.predict import detections_of_batch
 from libs.engine.trainer import Trainer
 from libs.modeling.model import build_model
@@ -61,8 +61,9 @@ def inference(config: Config, steps: int, device: torch.device) -> tuple[Memory,
     def run(batch: Batch) -> None:
         detections_of_batch(model(batch.feats, batch.mask), config.test_cfg, [(s.grid, s.duration_s) for s in batch.samples])
 
-    run(short)
-    return memory_of(lambda: run(batch), device), batch.feats.nbytes
+    with low_weights(model, config.test_cfg.precision):
+        run(short)
+        return memory_of(lambda: run(batch), device), batch.feats.nbytes
 
 
 def training(config: Config, steps: int, device: torch.device) -> tuple[Memory, int]:

@@ -31,6 +31,7 @@ from libs.engine.objective import DetectionObjective
 from libs.engine.precision import set_products
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.model import build_model
+from libs.utils.machine import keep_freed_memory
 
 REFERENCE_G = 61  # the first release on a CPU, float32, every batch padded to 2304 steps
 SETTINGS = {"fp32": [], "padded": ["loader.padding=max_seq_len"], "bucket": ["loader.bucket=16", "loader.cache=device"],
@@ -54,6 +55,7 @@ def measure(source: Path, base: list[str], variant: str, device: torch.device, s
         raise UserError(f"--variants: {unknown[0]!r} is unknown; combine {', '.join(SETTINGS)} with +, e.g. bucket+bf16")
     config = load_config(source, base + [text for part in variant.split("+") for text in SETTINGS[part]])
     seed_everything(config.init_rand_seed)
+    keep_freed_memory()
     set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     dataset = TalDataset(config, config.train_split, training=True)
     loader, sampler = training_loader(dataset, config, pin=device.type == "cuda", device=device)

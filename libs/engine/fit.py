@@ -23,6 +23,7 @@ from libs.engine.teachers import load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
+from libs.utils.machine import keep_freed_memory
 from libs.utils.metrics import Scores
 
 BEST = "best.pth.tar"
@@ -43,6 +44,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one."""
     resume = _resume_file(folder, options)
     seed_everything(config.init_rand_seed)
+    keep_freed_memory()
     set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     settings = resolve(config)
     teachers = load_teachers(config, settings, device)

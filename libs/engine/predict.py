@@ -13,6 +13,7 @@ from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, inference_loader
+from libs.engine.precision import low_weights
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
@@ -62,12 +63,13 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     model.eval()
     found: dict[str, VideoDetections] = {}
     try:
-        ahead = ((batch.samples, _run(model, batch.to(device)))
-                 for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
-        for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
-            done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
-            found.update(zip((s.video_id for s in samples), done, strict=True))
-            progress(len(found), len(dataset))
+        with low_weights(model, config.test_cfg.precision):
+            ahead = ((batch.samples, _run(model, batch.to(device)))
+                     for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
+            for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
+                done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
+                found.update(zip((s.video_id for s in samples), done, strict=True))
+                progress(len(found), len(dataset))
     finally:
         model.train(was_training)
     detections = as_detections(found, [v.id for v in dataset.videos])

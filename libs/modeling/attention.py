@@ -35,8 +35,17 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     if bias_HW is not None:
         bias = bias_HW[:, (offset_QW + half).clamp(0, window - 1)]  # (H, Q, W)
         allowed = torch.where(allowed, bias, torch.full((), float("-inf"), dtype=bias.dtype, device=bias.device))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    # fused attention of small blocks is twice as slow as plain products in its bfloat16 backward pass on CPUs
+    plain = q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled()
+    out = (plain_attention if plain else F.scaled_dot_product_attention)(q, k, v, attn_mask=allowed)
     return out.transpose(1, 2).reshape(B, N * Q, H, D)[:, :T]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    """`F.scaled_dot_product_attention`, step by step; scores are softmaxed in float32."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.float().softmax(-1).to(v.dtype) @ v
 
 
 def overlapping_blocks(x_BTC: Tensor, size: int, half: int, count: int) -> Tensor:

@@ -75,7 +75,8 @@ class Backbone(nn.Module):
             parts = x_BTC.split(self.input_dims, dim=-1)
             x_BTC = torch.cat([proj(part, mask_BT) for proj, part in zip(self.proj, parts, strict=True)], dim=-1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
-            x_BTC = over_time(lambda x, m, _, conv=conv, norm=norm: F.relu(norm(conv(x, m))), x_BTC, mask_BT, halo=self.embd_halo)
+            x_BTC = over_time(lambda x, m, _, conv=conv, norm=norm: F.relu(norm(conv(x, m)), inplace=True), x_BTC, mask_BT,
+                              halo=self.embd_halo)
         if hasattr(self, "position"):
             T, table = x_BTC.shape[1], self.position
             if table.shape[0] < T:  # longer than in training: the table is stretched

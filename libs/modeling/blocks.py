@@ -99,10 +99,16 @@ def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv, sizes: Sequence[in
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
     if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias, tuple(sizes) or (x_BTC.shape[1],))
-    if len(sizes) > 1:
-        return torch.cat([conv_time(part, conv) for part in x_BTC.split(tuple(sizes), dim=1)], dim=1)
-    return _as_sequence(F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, stride), (0, kernel // 2), 1,
-                                 conv.groups))
+    if len(sizes) > 1:  # one call for all, with as many zeros between two sequences as the kernel reaches over
+        gap = x_BTC.new_zeros(x_BTC.shape[0], kernel // 2, x_BTC.shape[2])
+        parts = [part for sequence in x_BTC.split(tuple(sizes), dim=1) for part in (sequence, gap)][:-1]
+        out = conv_time(torch.cat(parts, dim=1), conv)
+        return torch.cat(out.split([part.shape[1] for part in parts], dim=1)[::2], dim=1)
+    # a depthwise convolution with a stride has a slow backward pass on CPUs: all steps, then every stride-th, is faster
+    all_steps = stride > 1 and conv.groups > 1 and x_BTC.device.type == "cpu" and torch.is_grad_enabled()
+    out = F.conv2d(_as_image(x_BTC), conv.weight.unsqueeze(2), conv.bias, (1, 1 if all_steps else stride), (0, kernel // 2), 1,
+                   conv.groups)
+    return _as_sequence(out[..., ::stride] if all_steps else out)
 
 
 class ShiftedProducts(torch.autograd.Function):
@@ -170,6 +176,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, channels, 1))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        if x_BTC.device.type == "cpu" and x_BTC.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+            x_BTC = x_BTC.to(torch.get_autocast_dtype("cpu"))  # what follows is a product in that type: half the memory traffic
         return F.layer_norm(x_BTC, (x_BTC.shape[-1],), self.weight.flatten(), self.bias.flatten(), 1e-5)
 
 
@@ -193,12 +201,39 @@ class AffineDropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        x = x_BTC * self.scale.flatten()
+        x, kept = x_BTC * self.scale.flatten().to(x_BTC.dtype), self.kept(x_BTC)
+        return x if kept is None else x * kept.to(x.dtype)
+
+    def kept(self, x_BTC: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied by, 0 or 1 / (1 - drop_prob): (B, 1, 1) float32; None if nothing is dropped."""
         if not self.training or self.drop_prob == 0:
-            return x
+            return None
         keep = 1.0 - self.drop_prob
-        kept = torch.rand((x.shape[0], 1, 1), dtype=x.dtype, device=x.device) < keep
-        return x * (kept / keep).to(x.dtype)
+        return (torch.rand((x_BTC.shape[0], 1, 1), device=x_BTC.device) < keep) / keep
+
+
+def add_branch(skip_BTC: Tensor, hidden_BTD: Tensor, last: nn.Conv1d, dropout: nn.Dropout, path: nn.Module,
+               mask_BT: Tensor) -> Tensor:
+    """`skip + path(dropout(last(hidden))) * mask`, the end of a residual branch: (B, T, C).
+
+    `last`: a 1x1 convolution; `path`: an `AffineDropPath` or an identity.  With gradients its factors go into the weights of
+    `last`, which saves passes over features; without them `skip` is overwritten.
+    """
+    factor = mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
+    if not torch.is_grad_enabled():
+        return skip_BTC.addcmul_(path(dropout(pointwise(hidden_BTD, last))), factor)
+    weight, bias = last.weight.squeeze(-1), last.bias
+    if isinstance(path, AffineDropPath):
+        scale = path.scale.flatten()
+        weight, bias = weight * scale.unsqueeze(1), bias * scale
+        kept = path.kept(hidden_BTD)
+        factor = factor if kept is None else factor * kept.to(factor.dtype)
+    return torch.addcmul(skip_BTC, dropout(F.linear(hidden_BTD, weight, bias)), factor)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU; overwrites its argument where no gradient is asked for."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class ConvAttention(nn.Module):
@@ -224,16 +259,21 @@ class ConvAttention(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C), zero at padded steps."""
-        q = pointwise(self.query_norm(self.query_conv(x_BTC, mask_BT)), self.query)
-        k = pointwise(self.key_norm(self.key_conv(x_BTC, mask_BT)), self.key)
-        v = pointwise(self.value_norm(self.value_conv(x_BTC, mask_BT)), self.value)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
-        if self.window > 1:
-            bias = self.rel_pe[0, 0] if hasattr(self, "rel_pe") else None
-            out = band_attention(q, k, v, mask_BT, self.window, bias)
-        else:
-            out = global_attention(q, k, v, mask_BT)
-        return self.dropout(pointwise(out.flatten(2), self.proj)) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+        out = self.dropout(pointwise(self.mix(x_BTC, mask_BT), self.proj))
+        return out * mask_BT.unsqueeze(-1).to(out.dtype)
+
+    def mix(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """As `forward`, before the last projection and without meaning at padded steps.
+
+        Their queries, keys and values are not masked: no valid step looks at them.
+        """
+        q, k, v = (pointwise(norm(conv_time(x_BTC, conv.conv)), dense).unflatten(-1, (self.heads, -1)) for conv, norm, dense in (
+            (self.query_conv, self.query_norm, self.query), (self.key_conv, self.key_norm, self.key),
+            (self.value_conv, self.value_norm, self.value)))
+        if self.window <= 1:
+            return global_attention(q, k, v, mask_BT).flatten(2)
+        bias = self.rel_pe[0, 0] if hasattr(self, "rel_pe") else None
+        return band_attention(q, k, v, mask_BT, self.window, bias).flatten(2)
 
 
 class TransformerBlock(nn.Module):
@@ -253,11 +293,13 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C)."""
-        m = mask_BT.unsqueeze(-1).to(x_BTC.dtype)
         skip = max_pool_time(x_BTC, self.stride) if self.stride > 1 else x_BTC
-        h = skip * m + self.drop_path_attn(self.attn(self.ln1(x_BTC), mask_BT))
-        hidden = self.mlp[2](self.mlp[1](pointwise(self.ln2(h), self.mlp[0])))
-        return h + self.drop_path_mlp(self.mlp[4](pointwise(hidden, self.mlp[3])) * m)
+        # the sum of all branches keeps float32, whatever precision products have
+        skip = skip * mask_BT.unsqueeze(-1).to(torch.promote_types(x_BTC.dtype, torch.float32))
+        mixed = self.attn.mix(self.ln1(x_BTC), mask_BT)
+        h = add_branch(skip, mixed, self.attn.proj, self.attn.dropout, self.drop_path_attn, mask_BT)
+        hidden = self.mlp[2](gelu(pointwise(self.ln2(h), self.mlp[0])))
+        return add_branch(h, hidden, self.mlp[3], self.mlp[4], self.drop_path_mlp, mask_BT)
 
 
 class ConvBlock(nn.Module):
@@ -275,7 +317,7 @@ class ConvBlock(nn.Module):
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C); stride 1 leaves padded steps unmasked."""
         skip = x_BTC if self.downsample is None else self.downsample(x_BTC, mask_BT)
-        return F.relu(self.conv2(F.relu(self.conv1(x_BTC, mask_BT)), mask_BT) + skip)
+        return F.relu(self.conv2(F.relu(self.conv1(x_BTC, mask_BT), inplace=True), mask_BT) + skip, inplace=True)
 
 
 class MaxPoolBlock(nn.Module):

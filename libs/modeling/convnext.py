@@ -5,10 +5,10 @@ window.  Unlike the published blocks it masks its input: padding never leaks int
 """
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from libs.modeling.blocks import AffineDropPath, LayerNorm, MaskedConv1D, max_pool_time, pointwise
+from libs.modeling.blocks import AffineDropPath, LayerNorm, MaskedConv1D, add_branch, gelu, max_pool_time, pointwise
 
 
 class ConvNextBlock(nn.Module):
@@ -25,10 +25,10 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C), zero at padded steps."""
-        m = mask_BT.unsqueeze(-1).to(x_BTC.dtype)
+        m = mask_BT.unsqueeze(-1).to(torch.promote_types(x_BTC.dtype, torch.float32))
         if self.stride > 1:
             skip = max_pool_time(x_BTC, self.stride) * m
         else:
             skip = x_BTC = x_BTC * m
-        hidden = self.mlp[2](F.gelu(pointwise(self.norm(self.conv(x_BTC, mask_BT)), self.mlp[0])))
-        return skip + self.drop_path(self.mlp[4](pointwise(hidden, self.mlp[3])) * m)
+        hidden = self.mlp[2](gelu(pointwise(self.norm(self.conv(x_BTC, mask_BT)), self.mlp[0])))
+        return add_branch(skip, hidden, self.mlp[3], self.mlp[4], self.drop_path, mask_BT)

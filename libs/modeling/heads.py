@@ -44,7 +44,7 @@ class HeadTower(nn.Module):
             here = [max(min(end, first + m.shape[1]) - max(end - size, first), 0) for end, size in zip(ends, sizes, strict=True)]
             here = tuple(n for n in here if n)
             for conv, norm in zip(self.head, self.norm, strict=True):
-                x = F.relu(norm(conv(x, m, here)))
+                x = F.relu(norm(conv(x, m, here)), inplace=True)
             if x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type):
                 return last(x, m, here)
             with torch.autocast(x.device.type, enabled=False):  # boundaries and scores deserve all their digits

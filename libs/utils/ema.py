@@ -22,8 +22,7 @@ class WeightAverage:
     def update(self) -> None:
         """Take one step towards the model's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        torch._foreach_mul_(self._values, decay)
-        torch._foreach_add_(self._values, [s.detach() for s in self._sources], alpha=1 - decay)
+        torch._foreach_lerp_(self._values, [s.detach() for s in self._sources], 1 - decay)  # one pass over memory
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
