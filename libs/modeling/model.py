@@ -61,7 +61,8 @@ class LocPointTransformer(nn.Module):
     def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
         with self._precision(feats_BTC):
-            return self._heads(*self._pyramid(feats_BTC, mask_BT)[2:])
+            _, maps, masks = self._backbone(feats_BTC, mask_BT)
+            return self._heads(*self._levels(maps, masks))
 
     def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
@@ -69,7 +70,9 @@ class LocPointTransformer(nn.Module):
         T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
         """
         with self._precision(feats_BTC):
-            inputs, stem, levels, mask, sizes = self._pyramid(feats_BTC, mask_BT)
+            inputs, maps, masks = self._backbone(feats_BTC, mask_BT)
+            stem = maps[0]
+            levels, mask, sizes = self._levels(maps, masks)
             return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
 
     def _precision(self, feats_BTC: Tensor) -> AbstractContextManager:
@@ -78,8 +81,8 @@ class LocPointTransformer(nn.Module):
             return nullcontext()
         return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
-    def _pyramid(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
-        """Input of the backbone before its fusion, stem feature, FPN levels one after the other (B, P, C), mask (B, P), sizes."""
+    def _backbone(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Input of the backbone before its fusion, one feature map per level, their masks."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_dropout.p > 0:
@@ -88,12 +91,12 @@ class LocPointTransformer(nn.Module):
         if hallucinator is not None:
             feats_BTC = torch.cat([feats_BTC, hallucinator(feats_BTC, mask_BT)], dim=-1)
         fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
-        maps, masks = self.backbone(fused_BTC, mask_BT)
+        return feats_BTC, *self.backbone(fused_BTC, mask_BT)
+
+    def _levels(self, maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """FPN levels one after the other (B, P, C), mask (B, P), sizes.  Empties `maps`: no two pyramids beside their sum."""
         levels, masks = self.neck(maps, masks)
-        stem = maps[0]
-        maps.clear()  # else two pyramids are alive beside the one that is made of them
-        sizes = tuple(x.shape[1] for x in levels)
-        return feats_BTC, stem, torch.cat(levels, dim=1), torch.cat(masks, dim=1), sizes
+        return torch.cat(levels, dim=1), torch.cat(masks, dim=1), tuple(x.shape[1] for x in levels)
 
     def _heads(self, levels_BPC: Tensor, mask_BP: Tensor, sizes: tuple[int, ...]) -> LevelOutputs:
         points = make_points(sizes, self.strides, self.ranges, levels_BPC.device)

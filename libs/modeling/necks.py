@@ -60,14 +60,16 @@ class IdentityNeck(nn.Module):
     def forward(self, feats: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level.
 
+        Empties `feats`: without gradients the memory of each level is free as soon as the next one begins.
         With the published gate T must be at least dataset.max_seq_len, else ValueError.
         """
         kept, masks = feats[self.start:], masks[self.start:]
-        if self.seblocks is not None:
-            kept = [gate(x) for gate, x in zip(self.seblocks, kept, strict=True)]
-        kept = [norm(x) for norm, x in zip(self.fpn_norms, kept, strict=True)]
-        if self.gates is not None:
-            kept = [gate(x, m) for gate, x, m in zip(self.gates, kept, masks, strict=True)]
+        feats.clear()
+        for i, norm in enumerate(self.fpn_norms):
+            x = kept[i] if self.seblocks is None else self.seblocks[i](kept[i])
+            x = kept[i] = norm(x)
+            if self.gates is not None:
+                kept[i] = self.gates[i](x, masks[i])
         return kept, masks
 
 
@@ -83,9 +85,10 @@ class FPN(nn.Module):
         self.fpn_norms = nn.ModuleList(LayerNorm(out) if with_ln else nn.Identity() for _ in kept)
 
     def forward(self, feats: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level."""
+        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level; empties `feats`."""
         masks = masks[self.start:]
         laterals = [conv(x, m) for conv, x, m in zip(self.lateral_convs, feats[self.start:], masks, strict=True)]
+        feats.clear()
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + laterals[i].repeat_interleave(self.scale_factor, dim=1)
         convs = zip(self.fpn_convs, self.fpn_norms, laterals, masks, strict=True)

@@ -16,6 +16,6 @@ def make_points(level_sizes: Sequence[int], strides: Sequence[int], ranges: Sequ
     levels = []
     for size, stride, (low, high) in zip(level_sizes, strides, ranges, strict=True):
         t = torch.arange(size, dtype=torch.float32, device=device) * stride
-        rest = torch.tensor((low, high, stride), dtype=torch.float32, device=device).expand(size, 3)
-        levels.append(torch.cat((t.unsqueeze(1), rest), dim=1))
+        # filled on the device: copying numbers to a GPU would make the host wait
+        levels.append(torch.stack((t, *(torch.full_like(t, value) for value in (low, high, stride))), dim=1))
     return torch.cat(levels)
