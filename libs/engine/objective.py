@@ -129,10 +129,10 @@ class DistillationObjective(DetectionObjective):
         """As of plain training; teachers that drop paths draw random numbers."""
         grid = self.model.grid(batch.mask)
         targets = self.criterion.assign(grid, batch.segments, batch.labels, batch.present)
-        labelled = sum(sample.labelled for sample in batch.samples)
-        said = self.said(batch)
+        videos, without = len(batch.mask), sum(not sample.labelled for sample in batch.samples)
+        said = self.distillation.compared(self.said(batch))
         return Prepared(targets, said, {
-            **self.criterion.sums(targets, _labelled_only(grid.mask, batch), len(batch.samples), labelled),
+            **self.criterion.sums(targets, _labelled_only(grid.mask, batch), videos, videos - without),
             **self.distillation.sums(grid, batch.mask, targets.classes.sum(-1) > 0, said)})
 
     @property

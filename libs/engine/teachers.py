@@ -241,16 +241,14 @@ class OnlineTeachers:
     def __init__(self, config: Config, teachers: Sequence[Teacher], read: tuple[str, ...] | None,
                  used: Collection[tuple[str, str]]):
         self.teachers = tuple(teachers)
-        self._unused = [[n for n in ("stem", "pyramid") if (t.name, n) not in used] for t in teachers]
         self._columns = [Columns(config, read, t.reads) for t in teachers]
         self._orders = [InputOrder(config, t) if (t.name, "inputs") in used else None for t in teachers]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[TeacherOutputs]:
         """What every teacher says about a batch that holds its streams."""
-        return [say(teacher, columns(batch.feats), batch.mask, order)._replace(**dict.fromkeys(unused))
-                for teacher, columns, order, unused
-                in zip(self.teachers, self._columns, self._orders, self._unused, strict=True)]
+        return [say(teacher, columns(batch.feats), batch.mask, order)
+                for teacher, columns, order in zip(self.teachers, self._columns, self._orders, strict=True)]
 
 
 def say(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: InputOrder | None) -> TeacherOutputs:

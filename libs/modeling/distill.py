@@ -225,6 +225,11 @@ class DistillationLoss(nn.Module):
         """Whether any teacher's `term` counts."""
         return any(self.weight(teacher, term) > 0 for teacher in self.teachers)
 
+    def compared(self, said: Sequence[TeacherOutputs]) -> list[TeacherOutputs]:
+        """What teachers have said, without the features that no term compares (they are large)."""
+        return [t._replace(**{term: None for term in ("stem", "pyramid", "inputs") if term not in self.terms(teacher)})
+                for teacher, t in zip(self.teachers, said, strict=True)]
+
     @torch.no_grad()
     def sums(self, grid: LevelOutputs | PointGrid, mask_BT: Tensor, positive_BP: Tensor,
              said: Sequence[TeacherOutputs]) -> Sums:

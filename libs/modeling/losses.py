@@ -132,8 +132,13 @@ class DetectionLoss(nn.Module):
         reg = torch.where(positive, diou_loss(pred, wanted), 0.0).sum() / normalizer
         return Losses(cls + self._weight(cls.detach(), reg.detach(), everywhere) * reg, {"cls_loss": cls, "reg_loss": reg})
 
+    @property
+    def balances(self) -> bool:
+        """Whether the weight of the regression loss follows the losses (train_cfg.loss_weight <= 0)."""
+        return self.loss_weight <= 0
+
     def _weight(self, cls: Tensor, reg: Tensor, everywhere: Callable[[Tensor], Tensor] | None) -> float | Tensor:
-        if self.loss_weight > 0:
+        if not self.balances:
             return self.loss_weight
         if everywhere is not None:
             cls, reg = everywhere(torch.stack([cls, reg])).unbind()
