@@ -38,8 +38,8 @@ def run_processes(count: int, main: Callable[[], int | None], *argv: str, each: 
     common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with tempfile.TemporaryDirectory() as folder:
         logs = [(Path(folder, f"out{rank}"), Path(folder, f"err{rank}")) for rank in range(count)]
-        running = [CONTEXT.Process(target=_process, args=({**common, "RANK": rank, "LOCAL_RANK": rank}, main, argv, each, logs[rank]))
-                   for rank in range(count)]
+        running = [CONTEXT.Process(target=_process, args=({**common, "RANK": r, "LOCAL_RANK": r}, main, argv, each, logs[r]))
+                   for r in range(count)]
         try:
             for process in running:
                 process.start()
