@@ -114,23 +114,23 @@ def compare(one: Path, other: Path) -> None:
         assert x == {k: v if isinstance(v, str) else pytest.approx(v, rel=2e-4, abs=1e-6) for k, v in y.items()}
 
 
-@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (3, 1), (2, 3)])
-def test_processes_equal_one(work, whole, processes, accumulation):
+@pytest.mark.parametrize(("processes", "accumulation", "names"), [
+    (2, 1, ["plain", "auto weight", "corrected", "c2ms"]), (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["auto weight"])])
+def test_processes_equal_one(work, whole, processes, accumulation, names):
     folder, configs = work
-    names = [n for n, c in configs.items() if c.loader.batch_size % (processes * accumulation) == 0]
-    assert len(names) >= 5
     paths = [write(folder, f"{processes} x {accumulation} {name}", configs[name], split(configs[name], processes, accumulation))
              for name in names]
     ends = run_processes(processes, train_all, "train_all", *paths)
     assert [e.code for e in ends] == [0] * processes, ends[0].err
     assert ends[0].err == ""
     assert f"{processes} processes, 6 videos per step, base learning rate 0.02" in ends[0].out
+    assert ends[0].out.count("average mAP") == len(names)
     assert all(e.out == e.err == "" for e in ends[1:])  # the first process alone speaks
     for name, path in zip(names, paths, strict=True):
         compare(whole[name], folder_of(path))
 
 
-@pytest.mark.parametrize("name", ["plain", "auto weight", "buckets", "corrected", "unmasked", "c2ms"])
+@pytest.mark.parametrize("name", ["auto weight", "buckets", "corrected", "unmasked", "c2ms"])
 def test_accumulation_equals_one_batch(work, whole, name):
     folder, configs = work
     path = write(folder, f"accumulated {name}", configs[name], split(configs[name], 1, 3))
