@@ -251,6 +251,9 @@ def _distillation(config: Config, fail: Callable) -> None:
     if distill.inputs.weight and model.hallucinator == "none":
         fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
              "the weight to 0, or choose a hallucinator")
+    if distill.mixup and config.loader.batch_size == 1:
+        fail("distill.mixup", f"{distill.mixup}: blends every video with another one of its forward pass, but "
+             "loader.batch_size is 1; use at least 2, or mixup: 0")
     coarsest = model.scale_factor ** model.backbone_arch[2]
     if distill.outputs == "cache":
         if config.dataset.crop_align % coarsest:
