@@ -62,6 +62,7 @@ def _process(variables: dict[str, object], main: Callable[[], int | None], argv:
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of reading processes, as it is in a program of its own on Linux
     if each is not None:
         each(int(os.environ["RANK"]))
     sys.argv = list(argv)

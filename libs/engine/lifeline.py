@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO
 
+from libs.core.errors import UserError
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 GRACE_S = 10.0  # how long a failed process waits for process 0 to show its error, and that for processes that begin late
 TICK_S = 0.1
@@ -53,7 +55,7 @@ class Lifeline:
     """The connections of process `rank` of `size`; `store` (a torch.distributed store) tells where process 0 listens.
 
     Until `close`, the end of another process ends this one at once, without cleaning up.  `errors`: where process 0 prints (and
-    another process, once process 0 has gone).
+    another process, once process 0 has gone).  UserError if process 0 cannot be reached.
     """
 
     def __init__(self, rank: int, size: int, store: Any, address: str, errors: TextIO):
@@ -70,7 +72,7 @@ class Lifeline:
         else:
             port, self._token = store.get(KEY).decode().split()
             self._server = None
-            hub = _Peer(socket.create_connection(("127.0.0.1" if local else address, int(port))), rank=0)
+            hub = _Peer(_connect(rank, "127.0.0.1" if local else address, int(port)), rank=0)
             _keep_alive(hub.connection)
             self._peers.append(hub)
             hub.send(token=self._token, rank=rank)
@@ -100,9 +102,10 @@ class Lifeline:
             while True:
                 for key, _ in waiting.select(TICK_S):
                     if key.fileobj is self._server:
-                        connection, _address = self._server.accept()
-                        _keep_alive(connection)
-                        waiting.register(connection, selectors.EVENT_READ, _Peer(connection))
+                        with contextlib.suppress(OSError):  # gone before it was let in
+                            connection, _address = self._server.accept()
+                            _keep_alive(connection)
+                            waiting.register(connection, selectors.EVENT_READ, _Peer(connection))
                     elif not self._attend(key.data):
                         waiting.unregister(key.fileobj)
                         key.fileobj.close()
@@ -179,6 +182,16 @@ def _listen(local: bool) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))
+
+
+def _connect(rank: int, address: str, port: int) -> socket.socket:
+    try:
+        connection = socket.create_connection((address, port), timeout=60)
+    except OSError as error:
+        raise UserError(f"process {rank} cannot reach process 0 at {address}, port {port} ({error}); it has ended, or the ports "
+                        "between the machines are closed: open them, see docs/distributed.md") from error
+    connection.settimeout(None)
+    return connection
 
 
 def _keep_alive(connection: socket.socket) -> None:

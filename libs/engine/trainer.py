@@ -113,6 +113,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write the state after whole epochs; continuing from it is exact, with the same number of processes."""
         states = self.world.gather(random_state())
+        self._compare_processes()
         if not self.world.first:
             return
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
@@ -155,6 +156,16 @@ class Trainer:
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
         self._restore_random_state(training)
+
+    def _compare_processes(self) -> None:
+        """One warning if weights or averages of the processes are not equal, as they must be after equal steps."""
+        if self.world.size == 1:
+            return
+        values = (*self.model.state_dict().values(), *self.average.state_dict().values())
+        sums = self.world.gather(float(torch.stack([v.detach().double().sum() for v in values]).sum()))
+        if wrong := [rank for rank, its in enumerate(sums) if its != sums[0]]:
+            note(f"warning: epoch {self.epoch}: the weights of process {wrong[0]} are not those of process 0, which are saved; "
+                 "do the processes run on different GPUs or versions?")
 
     def _check_processes(self, checkpoint: Checkpoint) -> None:
         """UserError if the run's steps were of another size, and that is due to the number of processes."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ import eval as eval_script
 import train
 from libs.core.config import dump_yaml
 from libs.core.errors import UserError
+from libs.engine import lifeline
 from libs.engine.distributed import ALONE, World, launched
+from libs.engine.lifeline import Lifeline
 from libs.engine.predict import merged as merged_detections
 from libs.engine.trainer import Trainer
 
@@ -59,6 +63,31 @@ def bug_everywhere(_rank):
     bug(1)
 
 
+def strayed(rank):
+    save = Trainer.save
+
+    def stray(self, path):
+        with torch.no_grad():
+            next(self.model.parameters())[0].add_(1e-6)
+        save(self, path)
+    if rank == 1:
+        Trainer.save = stray
+
+
+def visited(rank):
+    """Strangers at the port of process 0."""
+    listen = lifeline._listen
+
+    def watched(local):
+        server = listen(local)
+        for greeting in (b"", b"GET / HTTP/1.1\r\n\r\n", b'[1]\n', b'{"rank": 1, "token": "x"}\n', b"x" * 5000):
+            with socket.create_connection(server.getsockname()) as stranger:
+                stranger.sendall(greeting)
+        return server
+    if rank == 0:
+        lifeline._listen = watched
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
@@ -92,6 +121,16 @@ def test_a_mistake_that_all_notice_is_shown_once(data, tmp_path, argv, wanted):
     assert ends[1].err == ""
 
 
+@pytest.mark.parametrize(("each", "wanted"), [
+    (strayed, "warning: epoch 2: the weights of process 1 are not those of process 0"), (visited, "")])
+def test_a_process_that_strays_is_noticed_and_strangers_are_not(data, tmp_path, each, wanted):
+    path = write_config(tmp_path / "a.yaml", data, **SHORT)
+    ends = run_processes(2, train.main, "train.py", str(path), each=each)
+    assert [e.code for e in ends] == [0, 0], ends
+    assert ends[0].err.startswith(wanted)
+    assert ends[0].err.count("\n") == bool(wanted)
+
+
 def test_variables_of_torchrun_must_be_complete(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
@@ -103,6 +142,17 @@ def test_variables_of_torchrun_must_be_complete(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with launched() as world:
         assert world is ALONE
+
+
+def test_a_first_process_that_cannot_be_reached_is_named():
+    class Store:
+        """Where nobody listens any more."""
+
+        def get(self, _key):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                return f"{free.getsockname()[1]} token".encode()
+    with pytest.raises(UserError, match=r"^process 3 cannot reach process 0 at 127\.0\.0\.1, port \d+ \(.*refused\)"):
+        Lifeline(3, 4, Store(), "localhost", sys.stderr)
 
 
 def test_every_process_but_the_first_draws_its_own_numbers():
