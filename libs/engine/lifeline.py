@@ -32,6 +32,7 @@ class _Peer:
     connection: socket.socket
     rank: int = -1  # until it has said who it is
     done: bool = False
+    gone: bool = False
     unread: bytes = b""
     sending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -109,12 +110,16 @@ class Lifeline:
                     elif not self._attend(key.data):
                         waiting.unregister(key.fileobj)
                         key.fileobj.close()
-                if self._stop is not None and (len(self._peers) == self.size - 1 or time.monotonic() > self._stop[1]):
-                    self._leave(self._stop[0])
+                if self._stop is not None:
+                    # last of all: a connection that closes with something unread takes back what was sent
+                    all_gone = len(self._peers) == self.size - 1 and all(peer.gone for peer in self._peers)
+                    if all_gone or time.monotonic() > self._stop[1]:
+                        self._leave(self._stop[0])
 
     def _attend(self, peer: _Peer) -> bool:
         messages = peer.hear()
         if messages is None:
+            peer.gone = True
             if peer.rank > 0 and not peer.done and not self._closing:
                 self._end(1, f"error: process {peer.rank} of {self.size} has ended without a word (killed, or out of memory?); "
                              "the others end too")
@@ -149,7 +154,7 @@ class Lifeline:
                 hub.done = hub.done or "done" in message
 
     def _end(self, code: int, text: str) -> None:
-        """Process 0: show the first failure and tell the others; `_serve` ends this process when all have heard of it."""
+        """Process 0: show the first failure and tell the others; `_serve` ends this process when all have gone."""
         if not self._told.acquire(blocking=False):
             return
         self._print(text)
