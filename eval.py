@@ -4,6 +4,7 @@
     python eval.py configs/demo.yaml ckpt/demo_first
     python eval.py configs/thumos_i3d.yaml ckpt/thumos_i3d_reproduce -epoch 30 --weights raw
     python eval.py configs/thumos_i3d.yaml pretrained/epoch_034.pth.tar
+    torchrun --nproc_per_node=4 eval.py configs/thumos_i3d.yaml ckpt/thumos_i3d_reproduce --set devices=cuda
 
 Writes <checkpoint's folder>/eval/<epoch>_<weights>/: predictions.json (ActivityNet format), predictions.csv,
 eval_results.pkl (the published layout) and results.json.
@@ -14,11 +15,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import torch
-
-from libs.core.config import load_config, resolve_device
+from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.datasets.demo import ensure_demo_of
+from libs.engine.distributed import launched
 from libs.engine.evaluate import evaluate_checkpoint
 from libs.engine.run import bar
 
@@ -38,17 +38,18 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    overrides = list(args.set)
-    if args.topk is not None:
-        overrides.append(f"test_cfg.max_seg_num={args.topk}")
-    config = load_config(args.config, overrides)
-    if args.weights:
-        config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, weights=args.weights))
-    device = torch.device(resolve_device(config))
-    ensure_demo_of(config)
-    evaluate_checkpoint(config, args.ckpt, device, epoch=args.epoch, save_only=args.saveonly, output=args.output,
-                        progress=lambda total: bar(total, "videos", args.print_freq))
+    with launched() as world:
+        args = parse()
+        overrides = list(args.set)
+        if args.topk is not None:
+            overrides.append(f"test_cfg.max_seg_num={args.topk}")
+        config = load_config(args.config, overrides)
+        if args.weights:
+            config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, weights=args.weights))
+        device = world.start(config)
+        world.in_turn(lambda: ensure_demo_of(config))
+        evaluate_checkpoint(config, args.ckpt, device, epoch=args.epoch, save_only=args.saveonly, output=args.output,
+                            progress=lambda total: bar(total, "videos", args.print_freq), world=world)
 
 
 if __name__ == "__main__":

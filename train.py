@@ -5,6 +5,7 @@
     python train.py configs/thumos_i3d.yaml --output reproduce --eval-freq 5
     python train.py configs/thumos_i3d.yaml --output reproduce --resume auto
     python train.py configs/distill/demo/student.yaml --output first
+    torchrun --nproc_per_node=4 train.py configs/thumos_i3d.yaml --output four --set devices=cuda
     python train.py configs/mine.yaml --output tuned --init-from ckpt/thumos_i3d_reproduce --set opt.learning_rate=1e-5
 
 Writes ckpt/<config>_<output>/: epoch_%03d.pth.tar, config.yaml, config.txt, metrics.jsonl, logs/ (TensorBoard).
@@ -13,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
-from libs.core.config import load_config, resolve_device
+from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.datasets.demo import ensure_demo_of
+from libs.engine.distributed import launched
 from libs.engine.fit import FitOptions, fit
 from libs.engine.run import run_folder
 from libs.engine.teachers import with_run_name
@@ -44,14 +44,16 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse()
-    config = with_run_name(load_config(args.config, args.set), args.output)
-    device = torch.device(resolve_device(config))
-    ensure_demo_of(config)
-    folder = run_folder(config, args.output)
-    fit(config, folder, device, FitOptions(resume=args.resume, init_from=args.init_from, checkpoint_every=args.ckpt_freq,
-                                           print_every=args.print_freq, eval_every=args.eval_freq or 0))
-    print(f"evaluate with: python eval.py {args.config} {folder}")
+    with launched() as world:
+        args = parse()
+        config = with_run_name(load_config(args.config, args.set), args.output)
+        device = world.start(config)
+        world.in_turn(lambda: ensure_demo_of(config))
+        folder = run_folder(config, args.output)
+        options = FitOptions(resume=args.resume, init_from=args.init_from, checkpoint_every=args.ckpt_freq,
+                             print_every=args.print_freq, eval_every=args.eval_freq or 0)
+        fit(config, folder, device, options, world)
+        print(f"evaluate with: python eval.py {args.config} {folder}")
 
 
 if __name__ == "__main__":

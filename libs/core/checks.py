@@ -70,10 +70,12 @@ def _run(config: Config, fail: Callable) -> None:
         if not DEVICE.fullmatch(device):
             guess = nearest(device, ("cpu", "auto", "cuda:0"))
             fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
-    if (count := len(config.devices)) > 1:
-        fail("devices", f"names {count} devices, but one process drives one. Training on several starts one process for each: "
-             f"torchrun --nproc_per_node={count} train.py ..., which a later release brings; use one now, "
-             f"e.g. --set devices={config.devices[0]}")
+    if len(config.devices) > 1:
+        if other := [d for d in config.devices if not d.startswith("cuda:")]:
+            fail("devices", f"{other[0]!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
+                 "CPU torchrun --nproc_per_node alone says how many processes there are")
+        if len({int(d[5:]) for d in config.devices}) < len(config.devices):
+            fail("devices", f"{list(config.devices)} names a GPU twice; every process needs its own")
 
 
 def _channels(config: Config, fail: Callable) -> None:
@@ -210,6 +212,9 @@ def _training(config: Config, fail: Callable) -> None:
 
 def _schedule(config: Config, fail: Callable) -> None:
     opt = config.opt
+    if opt.lr_scaling != "none" and opt.lr_reference_batch is None:
+        fail("opt.lr_reference_batch", f"is not set, but opt.lr_scaling is {opt.lr_scaling}; write the videos per step that "
+             f"opt.learning_rate was chosen for, e.g. {config.loader.batch_size}")
     if config.total_epochs < 1:
         fail("opt.epochs", "0 epochs and no warm-up epochs: nothing would be trained; use at least 1")
     if opt.schedule_type == "multistep":
@@ -246,6 +251,9 @@ def _distillation(config: Config, fail: Callable) -> None:
     if distill.inputs.weight and model.hallucinator == "none":
         fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
              "the weight to 0, or choose a hallucinator")
+    if distill.mixup and config.loader.batch_size == 1:
+        fail("distill.mixup", f"{distill.mixup}: blends every video with another one of its forward pass, but "
+             "loader.batch_size is 1; use at least 2, or mixup: 0")
     coarsest = model.scale_factor ** model.backbone_arch[2]
     if distill.outputs == "cache":
         if config.dataset.crop_align % coarsest:

@@ -81,11 +81,13 @@ def config_diff(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     return {k: (flat_a[k], flat_b[k]) for k in flat_a if flat_a[k] != flat_b[k]}
 
 
-def resolve_device(config: Config) -> str:
-    """The torch device name of `config.devices`: "cpu" or "cuda:N".
+def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
+    """The torch device name of `config.devices`: "cpu" or "cuda:N", for process number `process` of the `processes` that
+    torchrun has started on this machine.
 
-    `auto` is the first CUDA device, or the CPU with one line on stderr that says so.  Raises UserError when a CUDA device
-    is asked for that this machine does not have.
+    `auto` is the first CUDA device, or the CPU with one line on stderr that says so.  Of several processes each gets a CUDA
+    device of its own: that of the list, or by its number.  Raises UserError when a CUDA device is asked for that this machine
+    does not have, and when devices and processes do not fit.
     """
     device = config.devices[0]
     if device == "cpu":
@@ -93,17 +95,36 @@ def resolve_device(config: Config) -> str:
     import torch  # late, so that reading a configuration needs no torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        if count:
-            return "cuda:0"
+    if device == "auto" and not count:
         note("devices: auto: no CUDA device here, running on the CPU")
         return "cpu"
-    index = int(device.partition(":")[2] or 0)
+    chosen, index = _gpu_of(config, process, processes, count)
     if index >= count:
         have = f"this machine has {count} (cuda:0 to cuda:{count - 1})" if count else "no CUDA device is available here"
         remedy = "--set devices=cpu" + (" or --set devices=cuda:0" if count else "")
-        raise UserError(f"{config.source}: devices: {device!r}, but {have}; use {remedy}")
+        raise UserError(f"{config.source}: devices: {chosen!r}, but {have}; use {remedy}")
     return f"cuda:{index}"
+
+
+def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[str, int]:
+    """The entry of `devices` that a process uses and the number of its GPU; UserError if devices and processes do not fit."""
+    device, listed = config.devices[0], len(config.devices)
+    if listed > 1:
+        if listed != processes:
+            several = f"{processes} processes" if processes > 1 else "one process"
+            raise UserError(f"{config.source}: devices: names {listed} devices, but on this machine runs {several}, and a "
+                            f"process drives one; start torchrun --nproc_per_node={listed} train.py ..., or use --set "
+                            f"devices={device}")
+        return config.devices[process], int(config.devices[process].partition(":")[2])
+    if processes == 1:
+        return device, int(device.partition(":")[2] or 0)
+    if device not in ("auto", "cuda", "cuda:0"):
+        raise UserError(f"{config.source}: devices: {device!r} is one device, but torchrun has started {processes} processes on "
+                        "this machine; use devices: cuda, which gives each its own, or list one per process")
+    if 0 < count < processes:
+        raise UserError(f"{config.source}: devices: {device!r}: torchrun has started {processes} processes on this machine, "
+                        f"which has {count} GPU{'s' * (count > 1)}; use --nproc_per_node={count}, or --set devices=cpu")
+    return device, process
 
 
 def _absorb_file(settings: Settings, path: Path, chain: tuple[Path, ...]) -> None:

@@ -28,18 +28,28 @@ def note(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def failure(error: BaseException) -> tuple[int, str | None]:
+    """The exit code of an exception that ends a script, and the line that it shows; None: its traceback."""
+    if isinstance(error, UserError):
+        return EXIT_BAD_INPUT, f"error: {error}"
+    if isinstance(error, BrokenPipeError):
+        return 141, ""  # the reader (head, less) has gone; nothing left to say
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, SystemExit):
+        return (error.code, "") if isinstance(error.code, int) else (int(error.code is not None), str(error.code or ""))
+    return 1, None
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a script's `main`; a `UserError` becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130."""
     warnings.showwarning = lambda message, category, *_args, **_kw: note(f"warning: {message}")
     try:
         code = main()
-    except UserError as error:
-        note(f"error: {error}")
-        sys.exit(EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader (head, less) has gone; nothing left to say
-        sys.exit(141)
-    except KeyboardInterrupt:
-        note("interrupted")
-        sys.exit(130)
+    except (UserError, BrokenPipeError, KeyboardInterrupt) as error:
+        code, text = failure(error)
+        if text:
+            note(text)
+        else:
+            sys.stderr.close()
     sys.exit(code or 0)

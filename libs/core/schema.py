@@ -64,7 +64,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    batch_size: int = key(8, "training videos per step", low=1)
+    batch_size: int = key(8, "training videos per process and forward pass; a step sees this many times processes times opt.accumulation_steps", low=1)
     num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
     padding: str = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)", ("shortest", "max_seq_len"))
     bucket: int = key(0, "(ours) training batches of videos of similar length: in every so many batches of an epoch videos are sorted by padded length and the batches shuffled; less padding, another order of videos; 0: off", low=0)
@@ -152,6 +152,9 @@ class OptConfig:
     momentum: float = key(0.9, "momentum of SGD", low=0, high=1)
     weight_decay: float = key(0.0, "weight decay of conv and linear weights", low=0)
     learning_rate: float = key(1e-3, "base learning rate", above=0)
+    accumulation_steps: int = key(1, "(ours) batches whose gradients make up one step, as if they were one batch", low=1)
+    lr_scaling: str = key("none", "(ours) the learning rate follows the videos per step (loader.batch_size x accumulation_steps x processes) over lr_reference_batch: not at all, in proportion, or by the square root", ("none", "linear", "sqrt"))
+    lr_reference_batch: Union[int, None] = key(None, "(ours) lr_scaling: videos per step that learning_rate was chosen for (required by linear and sqrt)", low=1)
     epochs: int = key(30, "epochs after warm-up", low=0)
     warmup: bool = key(True, "linear warm-up")
     warmup_epochs: int = key(5, "epochs of warm-up", low=0)
@@ -223,7 +226,7 @@ class Config:
 
     init_rand_seed: int = key(1234567891, "seed of everything random in training", low=0, high=2**63 - 1)
     dataset_name: str = key("epic", "data set preset")
-    devices: tuple[str, ...] = key(("cuda:0",), "one device: cuda:N, cpu or auto")
+    devices: tuple[str, ...] = key(("cuda:0",), "cuda:N, cpu or auto; under torchrun cuda (or cuda:0) gives every process of a machine its own GPU, a list names one per process")
     train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")
     val_split: tuple[str, ...] = key(("validation",), "annotation subset to evaluate on, lower case")
     unlabelled_split: tuple[str, ...] = key((), "(ours) subsets of further training videos whose annotations are not used (there may be none): only teachers speak about them; left out without teachers")
@@ -271,6 +274,10 @@ class Config:
         """Attention window of backbone levels 0 .. arch[2] (stem level first)."""
         win, levels = self.model.n_mha_win_size, self.model.backbone_arch[2] + 1
         return win if isinstance(win, tuple) else (win,) * levels
+
+    def videos_per_step(self, processes: int = 1) -> int:
+        """Training videos whose gradients make up one step."""
+        return self.loader.batch_size * self.opt.accumulation_steps * processes
 
     @property
     def total_epochs(self) -> int:

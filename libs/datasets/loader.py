@@ -7,19 +7,20 @@ arithmetic.  `Padding` gives the shortest length whose valid outputs equal those
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from libs.core.checks import max_div_factor
+from libs.core.checks import TERMS, max_div_factor
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import Sample, TalDataset, Window
@@ -28,8 +29,9 @@ from libs.datasets.dataset import Sample, TalDataset, Window
 @dataclass(frozen=True)
 class Padding:
     """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
-    margin that a video's end needs to see padding at every level, whether a position table is stretched to the length, and
-    whether to pad as far as the published program whatever the outputs need."""
+    margin that a video's end needs to see padding at every level, whether a position table is stretched to the length,
+    whether to pad as far as the published program whatever the outputs need, and whether the parts of a batch are padded alike
+    (losses that run over padding depend on it)."""
 
     max_seq_len: int
     factor: int
@@ -37,6 +39,7 @@ class Padding:
     margin: int
     stretched_positions: bool = False
     always: bool = False
+    alike: bool = False
 
     def published(self, length: int) -> int:
         """The length that the published program pads a video of `length` steps to."""
@@ -77,8 +80,9 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)
     unmasked = bool(distill.teachers) and distill.preset == "c2ms"
     always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
+    alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
-                   model.use_abs_pe and model.backbone_type == "convTransformer", always)
+                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike)
 
 
 @dataclass(frozen=True)
@@ -205,34 +209,71 @@ class EpochSampler(Sampler):
                 yield found[b]
 
     def _cut(self, videos: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        return [videos[first:first + self.batch_size] for first in range(0, len(videos), self.batch_size)]
+        return _cut(videos, self.batch_size)
 
 
-def training_loader(dataset: TalDataset, config: Config, pin: bool = False,
-                    teachers: Sequence[Config] = (), device: torch.device | None = None) -> tuple[DataLoader, EpochSampler]:
-    """Loader of training batches and its sampler (set `sampler.epoch` before each epoch).
+class Part(NamedTuple):
+    """Videos of one forward pass, (epoch, index) each, and those of the whole batch that the step is made of."""
 
+    own: list[tuple[int, int]]
+    whole: list[tuple[int, int]]
+
+
+class PartSampler(Sampler):
+    """The parts of a sampler's batches that process `rank` of `ranks` computes, `size` videos each: of every batch the parts
+    rank, rank + ranks, ..., so that neighbours, which are of similar length in bucketed batches, run side by side."""
+
+    def __init__(self, sampler: EpochSampler, size: int, rank: int, ranks: int):
+        self.sampler, self.size, self.rank, self.ranks = sampler, size, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.sampler) * (self.sampler.batch_size // (self.size * self.ranks))
+
+    def __iter__(self) -> Iterator[Part]:
+        for batch in self.sampler:
+            for own in _cut(batch, self.size)[self.rank::self.ranks]:
+                yield Part(own, batch)
+
+
+def _cut(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[first:first + size] for first in range(0, len(items), size)]
+
+
+def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teachers: Sequence[Config] = (),
+                    device: torch.device | None = None, rank: int = 0, ranks: int = 1) -> tuple[DataLoader, EpochSampler]:
+    """Loader of training batches and the sampler of a step's whole batches (set `sampler.epoch` before each epoch).
+
+    The loader gives what process `rank` of `ranks` computes: opt.accumulation_steps batches per step (see `steps`).
     `teachers`: configurations of networks that see the same batches; videos are padded as far as the widest of them needs.
     `device`: of the training, for loader.cache: device (None: what `devices` says).
-    Raises UserError when there are fewer videos than `loader.batch_size`, and as `TalDataset.keep`.
+    Raises UserError when there are fewer videos than a step needs, and as `TalDataset.keep`.
     """
-    size = config.loader.batch_size
+    own, size = config.loader.batch_size, config.videos_per_step(ranks)
     if len(dataset) < size:
-        raise UserError(f"{config.source}: loader.batch_size: {size} is more than the {len(dataset)} training videos of "
-                        f"{config.dataset.json_file}; lower it")
+        product = f"{own} x {config.opt.accumulation_steps} (opt.accumulation_steps) x {ranks} (processes) = {size}"
+        raise UserError(f"{config.source}: loader.batch_size: {own if own == size else product} is more than the {len(dataset)} "
+                        f"training videos of {config.dataset.json_file}; lower it")
     padding = padding_of(config, training=True)
     padding = dataclasses.replace(padding, margin=max(padding.margin, *(padding_of(t).margin for t in teachers), 0))
     dataset.keep(device)
     sampler = EpochSampler(len(dataset), size, config.init_rand_seed, config.loader.bucket,
                            lambda epoch, i: padding.shortest(dataset.window((epoch, i)).steps))
-    return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
+    order = sampler if own == size else PartSampler(sampler, own, rank, ranks)
+    return _loader(dataset, order, padding, config.loader.num_workers, pin), sampler
 
 
-def inference_loader(dataset: TalDataset, config: Config, pin: bool = False) -> DataLoader:
-    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`; read from files, or where they are kept."""
+def inference_loader(dataset: TalDataset, config: Config, pin: bool = False, rank: int = 0, ranks: int = 1,
+                     wanted: Collection[str] | None = None) -> DataLoader:
+    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`; read from files, or where they are kept.
+
+    `ranks` > 1: every ranks-th batch from number `rank` on, so that the loaders of all ranks give each batch once.
+    `wanted`: only batches with one of these video ids.  What is in a batch depends on neither.
+    """
     padding = padding_of(config)
     groups = group_for_inference([int(n) for n in dataset.lengths()], padding, config.test_cfg.batch_size)
-    return _loader(dataset, groups, padding, config.loader.num_workers, pin)
+    if wanted is not None:
+        groups = [group for group in groups if any(dataset.videos[i].id in wanted for i in group)]
+    return _loader(dataset, groups[rank::ranks], padding, config.loader.num_workers, pin)
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
@@ -241,6 +282,13 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def steps(loader: DataLoader, config: Config) -> Iterator[tuple[Batch, ...]]:
+    """The batches of a training loader, those of one step together."""
+    found = batches(loader)
+    while parts := tuple(itertools.islice(found, config.opt.accumulation_steps)):
+        yield parts
 
 
 @dataclass(frozen=True)
@@ -253,11 +301,15 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: list[Any]) -> Batch | UserError:
+    def __getitems__(self, indices: list[Any] | Part) -> Batch | UserError:
+        whole = None
+        if isinstance(indices, Part):
+            indices, whole = indices.own, indices.whole if self.padding.alike else None
         try:
             if isinstance(self.dataset, TalDataset):
                 windows = [self.dataset.window(i) for i in indices]
-                return read_batch(self.dataset, windows, self.padding.of_batch([w.steps for w in windows]))
+                lengths = [w.steps for w in (windows if whole is None else map(self.dataset.window, whole))]
+                return read_batch(self.dataset, windows, self.padding.of_batch(lengths))
             samples = [self.dataset[i] for i in indices]
             return make_batch(samples, self.padding.of_batch([len(s.feats) for s in samples]))
         except UserError as error:

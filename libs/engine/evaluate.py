@@ -12,6 +12,7 @@ from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.distributed import ALONE, World
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
@@ -42,8 +43,10 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
                         output: Path | None = None,
                         progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
-                        ) -> Scores | None:
+                        world: World = ALONE) -> Scores | None:
     """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
+
+    `world`: the processes that share the work; each calls this, the first one writes and gets the scores.
 
     `progress(total)` makes the callback of the inference loop.  Returns the scores, or None with `save_only`.  Raises UserError
     for every input that does not fit.
@@ -61,7 +64,9 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
           flush=True)
 
     started = time.perf_counter()
-    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)))
+    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world)
+    if not world.first:
+        return None
     seconds = time.perf_counter() - started
     names = dataset.label_names
     write_predictions_json(folder / "predictions.json", detections, names)

@@ -13,12 +13,13 @@ from torch import Tensor
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loader import steps, training_loader
 from libs.engine.checkpoint import checkpoint_name, copy_matching, epochs_of, find_checkpoint, load_checkpoint
+from libs.engine.distributed import ALONE, World
 from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
-from libs.engine.run import Run
+from libs.engine.run import Run, SilentRun
 from libs.engine.teachers import load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.distill import resolve
@@ -40,9 +41,12 @@ class FitOptions:
     eval_every: int = 0  # epochs, 0: never
 
 
-def fit(config: Config, folder: Path, device: torch.device, options: FitOptions) -> Scores | None:
-    """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one."""
-    resume = _resume_file(folder, options)
+def fit(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World = ALONE) -> Scores | None:
+    """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one.
+
+    `world`: the processes that train together; each calls this.
+    """
+    resume = _agreed(_resume_file(folder, options), world)
     seed_everything(config.init_rand_seed)
     keep_freed_memory()
     set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
@@ -55,7 +59,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     if val_set is not None:
         val_set.keep(device)
     loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers],
-                                      device=device)
+                                      device=device, rank=world.rank, ranks=world.size)
 
     config = _with_empty_classes(config, train_set)
     model = build_model(config)
@@ -69,19 +73,21 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     else:
         objective = DetectionObjective(model, config)
     objective.to(device)
-    trainer = Trainer(objective, config, iters_per_epoch=len(sampler))
-    if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device)):
+    trainer = Trainer(objective, config, len(sampler), world)
+    if not world.first:  # the first one goes on with the numbers of a run of one process
+        seed_everything(world.seed(config.init_rand_seed, 0))
+    if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device, world)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
     if resume is not None:
         trainer.resume(load_checkpoint(resume))
 
-    run = Run(folder, config, trainer.iteration)
+    run = Run(folder, config, trainer.iteration) if world.first else SilentRun(folder)
     try:
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
                 f"{parameters / 1e6:.2f} M parameters, {device}"
                 + (f", teachers: {', '.join(t.name for t in teachers)}" if teachers else "")
-                + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
+                + _of_several(trainer) + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
         scores = None
@@ -104,8 +110,8 @@ def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, 
     pending: list[dict[str, Tensor]] = []
     started, waited = time.perf_counter(), 0
     with run.progress(total, f"epoch {epoch}/{trainer.config.total_epochs}") as shown:
-        for i, batch in enumerate(batches(loader), start=1):
-            pending.append(trainer.step(batch.to(trainer.device)))
+        for i, parts in enumerate(steps(loader, trainer.config), start=1):
+            pending.append(trainer.step(*parts))
             shown.update(1)
             waited += 1
             if i % print_every == 0 or i == total:
@@ -139,7 +145,8 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
     if config.test_cfg.weights == "ema":
         model = copy.deepcopy(trainer.model)
         model.load_state_dict(trainer.average.state_dict())
-    scores = score(predict(model, val_set, config, trainer.device), val_set)
+    detections = predict(model, val_set, config, trainer.device, world=trainer.world)
+    scores = trainer.world.share(score(detections, val_set) if trainer.world.first else None)
     values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
     values["average_mAP"] = float(scores.average_mAP)
     run.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
@@ -165,6 +172,22 @@ def _resume_file(folder: Path, options: FitOptions) -> Path | None:
         found = epochs_of(folder)
         return found[-1][1] if found else None
     return find_checkpoint(options.resume)
+
+
+def _agreed(resume: Path | None, world: World) -> Path | None:
+    """The file that process 0 has found; UserError where another process does not see it."""
+    chosen = world.share(resume)
+    if not world.first and chosen is not None and not chosen.is_file():
+        raise UserError(f"{chosen}: process {world.rank} does not see this checkpoint; processes on several machines need a "
+                        "shared output_folder")
+    return chosen
+
+
+def _of_several(trainer: Trainer) -> str:
+    if trainer.videos_per_step == trainer.config.loader.batch_size:
+        return ""
+    return (f", {trainer.world.size} process{'es' * (trainer.world.size > 1)}, {trainer.videos_per_step} videos per step, base "
+            f"learning rate {trainer.schedule.base:g}")
 
 
 def _with_empty_classes(config: Config, train_set: TalDataset) -> Config:

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from libs.core.checks import TERMS
 from libs.core.errors import UserError
@@ -14,10 +14,18 @@ from libs.core.schema import Config, DistillConfig
 from libs.datasets.loader import Batch
 from libs.engine.teacher_cache import CachedTeachers
 from libs.engine.teachers import Columns, OnlineTeachers, Teacher
-from libs.modeling.distill import DistillationLoss
-from libs.modeling.losses import DetectionLoss, Losses
-from libs.modeling.model import LevelOutputs, LocPointTransformer
+from libs.modeling.distill import DistillationLoss, TeacherOutputs
+from libs.modeling.losses import DetectionLoss, Losses, Sums
+from libs.modeling.model import LocPointTransformer
 from libs.modeling.targets import Targets
+
+
+class Prepared(NamedTuple):
+    """What is known of a batch before the student sees it; `sums`: its own, or those of the whole batch that it is a part of."""
+
+    targets: Targets
+    said: Sequence[TeacherOutputs]  # one per teacher
+    sums: Sums
 
 
 class DetectionObjective(nn.Module):
@@ -28,10 +36,33 @@ class DetectionObjective(nn.Module):
         self.model = model
         self.criterion = DetectionLoss(config)
 
-    def forward(self, batch: Batch) -> Losses:
-        """Losses of a batch that lies on the model's device."""
+    def forward(self, batch: Batch, prepared: Prepared | None = None,
+                everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
+        """Losses of a batch that lies on the model's device and is a whole step's.
+
+        Of a part of one, if `prepared` is given: `prepare(batch)` with the sums of the whole batch, for a batch that `augment`
+        has returned, and after `advance`; `everywhere` as in `DetectionLoss.losses`.
+        """
         outputs = self.model(batch.feats, batch.mask)
-        return self.criterion(outputs, batch.segments, batch.labels, batch.present)
+        if prepared is None:
+            prepared = self.prepare(batch)
+            self.advance(prepared.sums)
+        return self.criterion.losses(outputs, prepared.targets, everywhere)
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch as the student is to see it."""
+        return batch
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Prepared:
+        """Targets, teachers' outputs and sums of a batch on the model's device; neither the student nor random numbers."""
+        grid = self.model.grid(batch.mask)
+        targets = self.criterion.assign(grid, batch.segments, batch.labels, batch.present)
+        return Prepared(targets, (), self.criterion.sums(targets, grid.mask, len(batch.mask), len(batch.mask)))
+
+    def advance(self, sums: Sums) -> None:
+        """What moves once per step, whatever the number of parts: the normaliser, by the sums of the whole batch."""
+        self.criterion.advance(sums)
 
     @property
     def trained(self) -> tuple[nn.Module, ...]:
@@ -73,16 +104,36 @@ class DistillationObjective(DetectionObjective):
                             f"teacher and student differ ({', '.join(extra)}); make model.embd_dim and fpn_dim equal, or set "
                             "the term's weight to 0, or use preset: corrected")
 
-    def forward(self, batch: Batch) -> Losses:
-        """Losses of a batch: `final` is det_weight x detection + the weighted terms; each term is logged before its weight."""
-        if self.mixup > 0 and self.training:
-            batch = blend(batch, self.mixup)
+    def forward(self, batch: Batch, prepared: Prepared | None = None,
+                everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
+        """Losses of a batch, or of a part: `final` is det_weight x detection + the weighted terms; each term is logged before its
+        weight."""
+        if prepared is None:
+            batch = self.augment(batch)
         outputs, features = self.model.trace(self.columns(batch.feats), batch.mask)
-        targets = self.criterion.assign(outputs, batch.segments, batch.labels, batch.present)
-        detection = self.criterion.losses(*_labelled_only(outputs, targets, batch))
-        extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, self.said(batch))
+        if prepared is None:
+            prepared = self.prepare(batch)
+            self.advance(prepared.sums)
+        targets = prepared.targets
+        detection = self.criterion.losses(outputs._replace(mask=_labelled_only(outputs.mask, batch)), targets, everywhere)
+        extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, prepared.said, prepared.sums)
         final = self.det_weight * detection.final + extra
         return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch, blended in training if distill.mixup says so."""
+        return blend(batch, self.mixup) if self.mixup > 0 and self.training else batch
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Prepared:
+        """As of plain training; teachers that drop paths draw random numbers."""
+        grid = self.model.grid(batch.mask)
+        targets = self.criterion.assign(grid, batch.segments, batch.labels, batch.present)
+        videos, without = len(batch.mask), sum(not sample.labelled for sample in batch.samples)
+        said = self.distillation.compared(self.said(batch))
+        return Prepared(targets, said, {
+            **self.criterion.sums(targets, _labelled_only(grid.mask, batch), videos, videos - without),
+            **self.distillation.sums(grid, batch.mask, targets.classes.sum(-1) > 0, said)})
 
     @property
     def trained(self) -> tuple[nn.Module, ...]:
@@ -105,14 +156,13 @@ class DistillationObjective(DetectionObjective):
         self.distillation.load_state_dict(saved)
 
 
-def _labelled_only(outputs: LevelOutputs, targets: Targets, batch: Batch) -> tuple[LevelOutputs, Targets, float]:
-    """Arguments of the detection loss with the points of unlabelled videos masked, and the share of labelled ones: what is not
-    annotated there is unknown, not background."""
+def _labelled_only(mask_BP: Tensor, batch: Batch) -> Tensor:
+    """The mask of the detection loss: without the points of unlabelled videos; what is not annotated there is unknown, not
+    background."""
     labelled = [sample.labelled for sample in batch.samples]
     if all(labelled):
-        return outputs, targets, 1.0
-    keep = torch.tensor(labelled).to(outputs.mask.device, non_blocking=True)
-    return outputs._replace(mask=outputs.mask & keep.unsqueeze(1)), targets, sum(labelled) / len(labelled)
+        return mask_BP
+    return mask_BP & torch.tensor(labelled).to(mask_BP.device, non_blocking=True).unsqueeze(1)
 
 
 def blend(batch: Batch, share: float) -> Batch:

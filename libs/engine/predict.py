@@ -13,6 +13,7 @@ from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, inference_loader
+from libs.engine.distributed import ALONE, World
 from libs.engine.precision import low_weights
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
@@ -53,10 +54,11 @@ def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Seque
 
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch.device,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> Detections:
+            progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
 
     The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch.
+    `world`: the processes that share the work; each calls this, each gets the detections of all, the same as one would get.
     """
     announce_fallback(device)
     was_training = model.training
@@ -65,17 +67,26 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     try:
         with low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device)))
-                     for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
+                     for batch in batches(inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
                 done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
                 found.update(zip((s.video_id for s in samples), done, strict=True))
-                progress(len(found), len(dataset))
+                progress(min(len(found) * world.size, len(dataset)), len(dataset))
     finally:
         model.train(was_training)
+    found = merged(world.gather(found))
     detections = as_detections(found, [v.id for v in dataset.videos])
     if config.test_cfg.ext_score_file:
         detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
     return detections
+
+
+def merged(parts: Sequence[dict[str, VideoDetections]]) -> dict[str, VideoDetections]:
+    """The detections that several processes have found; ValueError if two of them had the same video."""
+    found = {video: its for part in parts for video, its in part.items()}
+    if len(found) < sum(map(len, parts)):
+        raise ValueError("a video was evaluated by more than one process")
+    return found
 
 
 def _run(model: nn.Module, batch: Batch) -> LevelOutputs:

@@ -117,6 +117,32 @@ class Run:
         write_text_atomic(path, "".join(kept))
 
 
+class SilentRun:
+    """The run of a process that writes nothing and says nothing: the methods of `Run`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Nothing, as all of these."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def progress(self, total: int, label: str) -> contextlib.AbstractContextManager[Any]:
+        """A bar that shows nothing."""
+        return contextlib.nullcontext(_Silent())
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class _Silent:
     """A progress bar that shows nothing."""
 

@@ -28,6 +28,7 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import Batch, batches, inference_loader
+from libs.engine.distributed import ALONE, World
 from libs.engine.teachers import InputOrder, Teacher, say
 from libs.modeling.distill import TeacherOutputs
 from libs.utils.io import write_atomic, write_json_atomic
@@ -58,22 +59,26 @@ class CachedTeachers:
         self._memory: dict[Path, dict[str, Tensor]] = {}
         self._bytes = 0
 
-    def prepare(self, video_ids: Sequence[str], device: torch.device) -> int:
+    def prepare(self, video_ids: Sequence[str], device: torch.device, world: World = ALONE) -> int:
         """Compute and write what is missing for these videos of the training split; returns how many outputs were computed.
 
-        Only then are the features that a teacher reads needed.  Raises UserError as the data set does, and when the folder cannot
-        be written.
+        Only then are the features that a teacher reads needed.  `world`: the processes that share the work; each calls this.
+        Raises UserError as the data set does, and when the folder cannot be written.
         """
         made = 0
         for teacher, folder, request in zip(self.teachers, self.folders, self.requests, strict=True):
-            missing = {v for v in video_ids if not (folder / f"{v}.npz").is_file()}
-            if missing:
-                self._compute(teacher, folder, request, missing, device)
-                made += len(missing)
-        return made
+            # shared out over all processes; then, if the machines do not share the folder, over those of each machine
+            for rank, ranks in ((world.rank, world.size), (world.local_rank, world.local_size))[:1 + (world.size > 1)]:
+                missing = {v for v in video_ids if not (folder / f"{v}.npz").is_file()}
+                world.wait()  # all have looked before the first one writes
+                if missing:
+                    made += self._compute(teacher, folder, request, missing, device, rank, ranks)
+                world.wait()
+        return sum(world.gather(made))
 
     @torch.no_grad()
-    def _compute(self, teacher: Teacher, folder: Path, request: Request, missing: set[str], device: torch.device) -> None:
+    def _compute(self, teacher: Teacher, folder: Path, request: Request, missing: set[str], device: torch.device, rank: int,
+                 ranks: int) -> int:
         config = dataclasses.replace(self.config, model=teacher.config.model)  # its streams, its padding
         dataset = TalDataset(config, config.train_split, training=True)
         if absent := sorted(missing - {video.id for video in dataset.videos}):
@@ -82,15 +87,16 @@ class CachedTeachers:
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
         write_json_atomic(folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
                                                   "arrays": list(request.names)})
-        for batch in batches(inference_loader(dataset, config)):
+        made = 0
+        for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
-            if not wanted:
-                continue
             moved = batch.to(device)
             said = say(teacher, moved.feats, moved.mask, request.order)
             for b in wanted:
                 rows = {name: getattr(said, name)[b] for name in request.names}
                 self._write(folder / f"{batch.video_ids[b]}.npz", rows, batch.mask[b], teacher.model.strides)
+            made += len(wanted)
+        return made
 
     def _write(self, path: Path, rows: dict[str, Tensor], mask_T: Tensor, strides: Sequence[int]) -> None:
         arrays = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,12 @@ from libs.engine.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from libs.engine.distributed import ALONE, World
+from libs.engine.gradients import Gradients
 from libs.engine.objective import DetectionObjective
 from libs.engine.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.utils.ema import WeightAverage
-from libs.utils.schedule import make_schedule
+from libs.utils.schedule import make_schedule, rate_factor
 
 # keys that may change between a run and its continuation without a word
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
@@ -46,13 +49,18 @@ def seed_everything(seed: int) -> None:
 
 
 class Trainer:
-    """Model, optimizer, schedule, weight average and objective of a run, and the step that advances them."""
+    """Model, optimizer, schedule, weight average and objective of a run, and the step that advances them.
 
-    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int):
+    Of several processes each has its own trainer; all do the same steps with equal weights, and every method is called by all.
+    """
+
+    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int, world: World = ALONE):
         self.objective, self.model, self.config = objective, objective.model, config
-        self.device = next(self.model.parameters()).device
+        self.device, self.world = next(self.model.parameters()).device, world
+        self.gradients = Gradients(objective, self.device, world)
         self.optimizer = make_optimizer(objective.trained, config.opt)
-        self.schedule = make_schedule(config.opt, iters_per_epoch)
+        self.videos_per_step = config.videos_per_step(world.size)
+        self.schedule = make_schedule(config.opt, iters_per_epoch, rate_factor(config.opt, self.videos_per_step))
         self.average = WeightAverage(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
         self.iters_per_epoch = iters_per_epoch
         self.iteration = 0  # steps done
@@ -61,8 +69,10 @@ class Trainer:
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._recent: dict[int, tuple[str, ...]] = {}
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, *batches: Batch) -> dict[str, Tensor]:
         """Forward, backward, clip, update, average.  Returns scalars on the device: every loss term, `final_loss`, `grad_norm`.
+
+        `batches`: the opt.accumulation_steps batches of this process (see `Gradients`).
 
         A non-finite loss or gradient changes neither weights nor moments (decided on the device); `raise_if_not_finite`
         reports it.
@@ -70,18 +80,17 @@ class Trainer:
         self.objective.train()
         set_learning_rate(self.optimizer, self.schedule.at(self.iteration))
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.objective(batch)
-        losses.final.backward()
+        losses = self.gradients(batches)
         norm = clip_gradients(self._parameters(), self.config.train_cfg.clip_grad_l2norm)
-        finite = torch.isfinite(losses.final.detach()) & torch.isfinite(norm)
+        finite = torch.isfinite(losses.final) & torch.isfinite(norm)
         gate(self.optimizer, finite)
         self.optimizer.step()
         self.average.update()
         unseen = self._first_bad < 0
         self._first_bad.copy_(torch.where(unseen & ~finite, self.iteration, self._first_bad))
-        self._recent[self.iteration] = batch.video_ids
+        self._recent[self.iteration] = tuple(v for batch in batches for v in batch.video_ids)
         self.iteration += 1
-        return {**{k: v.detach() for k, v in losses.terms.items()}, "final_loss": losses.final.detach(), "grad_norm": norm}
+        return {**losses.terms, "final_loss": losses.final, "grad_norm": norm}
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for module in self.objective.trained for p in module.parameters()]
@@ -95,17 +104,22 @@ class Trainer:
         """UserError naming the videos of the first batch since the last call whose loss was not finite."""
         bad = int(self._first_bad)
         if bad >= 0:
-            videos = ", ".join(self._recent[bad])
+            videos = ", ".join(v for own in self.world.gather(self._recent[bad]) for v in own)
             raise UserError(f"the loss is not finite at iteration {bad + 1}; videos of that batch: {videos}. The weights were "
                             "not touched by it. Look at the features of these videos, or lower opt.learning_rate "
                             f"(now {self.config.opt.learning_rate:g}) or set train_cfg.clip_grad_l2norm: 1.0")
         self._recent.clear()
 
     def save(self, path: Path) -> None:
-        """Write the state after whole epochs; continuing from it is exact."""
+        """Write the state after whole epochs; continuing from it is exact, with the same number of processes."""
+        states = self.world.gather(random_state())
+        self._compare_processes()
+        if not self.world.first:
+            return
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
-                    "objective": self.objective.training_state(), "random": random_state(), "best": dict(self.best),
+                    "objective": self.objective.training_state(), "random": states[0], "best": dict(self.best),
                     "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch},
+                    "processes": {"videos_per_step": self.videos_per_step, "random_of_others": states[1:]},
                     "config": to_dict(self.config), "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
                         self.schedule.state(self.iteration, len(self.optimizer.param_groups)), training)
@@ -132,6 +146,7 @@ class Trainer:
             raise UserError(f"{checkpoint.path}: was trained with {training['iters_per_epoch']} iterations per epoch, the "
                             f"present data and loader.batch_size give {self.iters_per_epoch}; resume with the data of that run, "
                             "or start with --init-from")
+        self._check_processes(checkpoint)
         settings = sorted(changed_settings(checkpoint, self.config).items())
         if changed := [line for key, line in settings if not key.startswith(FREE_KEYS)]:
             note(f"warning: {checkpoint.path}: the configuration has changed since: {'; '.join(changed)}; "
@@ -140,4 +155,31 @@ class Trainer:
         self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
-        restore_random_state(training["random"])
+        self._restore_random_state(training)
+
+    def _compare_processes(self) -> None:
+        """One warning if weights or averages of the processes are not equal, as they must be after equal steps."""
+        if self.world.size == 1:
+            return
+        values = (*self.model.state_dict().values(), *self.average.state_dict().values())
+        sums = self.world.gather(float(torch.stack([v.detach().double().sum() for v in values]).sum()))
+        if wrong := [rank for rank, its in enumerate(sums) if its != sums[0]]:
+            note(f"warning: epoch {self.epoch}: the weights of process {wrong[0]} are not those of process 0, which are saved; "
+                 "do the processes run on different GPUs or versions?")
+
+    def _check_processes(self, checkpoint: Checkpoint) -> None:
+        """UserError if the run's steps were of another size, and that is due to the number of processes."""
+        saved = checkpoint.training.get("processes", {"videos_per_step": self.videos_per_step, "random_of_others": []})
+        before, now = 1 + len(saved["random_of_others"]), self.world.size
+        if before != now and saved["videos_per_step"] != self.videos_per_step:
+            raise UserError(f"{checkpoint.path}: was trained with {saved['videos_per_step']} videos per step, {now} "
+                            f"process{'es' * (now > 1)} with the present loader.batch_size and opt.accumulation_steps make it "
+                            f"{self.videos_per_step}; choose them so that their product stays, or start with --init-from")
+
+    def _restore_random_state(self, training: dict[str, Any]) -> None:
+        """The state of this process, or with another number of processes a new one for all but the first."""
+        states = [training["random"], *training.get("processes", {}).get("random_of_others", [])]
+        if self.world.first or len(states) == self.world.size:
+            restore_random_state(states[self.world.rank])
+        else:
+            seed_everything(self.world.seed(self.config.init_rand_seed, self.epoch))

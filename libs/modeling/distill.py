@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from libs.core.checks import TERMS, teacher_names
 from libs.core.errors import UserError
 from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
-from libs.modeling.losses import diou_loss
+from libs.modeling.losses import Sums, diou_loss
 from libs.modeling.model import Features, LevelOutputs
+from libs.modeling.points import PointGrid
 
 EPS = 1e-8
 
@@ -123,52 +124,80 @@ def sigmoid_kl(student: Tensor, teacher: Tensor, temperature: float, focus: floa
     return divergence.sum(-1)
 
 
-def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
+def class_sum(mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
+    """What `class_term` divides by, float32 (): B x levels, or the number of points that count."""
+    if term.reduction == "levels":
+        return _filled(mask_BP, len(mask_BP) * len(sizes))
+    return mask_BP.sum().to(torch.float32) if term.mask else _filled(mask_BP, mask_BP.numel())
+
+
+def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm,
+               total: Tensor | None = None) -> Tensor:
     """Scalar KL of class logits (B, P, K); `sizes` are the points per level.
 
     Reduction `levels`: per level the sum over points / B, then the mean over levels (published); `points`: the mean over points.
+    `total`, here and in the other terms: the sum to divide by where this is a part of a batch (that of the whole one); None: its
+    own.
     """
+    total = class_sum(mask_BP, sizes, term) if total is None else total
     if term.loss == "softmax_kl":
         divergence = softmax_kl(student.float(), teacher.float(), term.temperature)
     else:
         divergence = sigmoid_kl(student.float(), teacher.float(), term.temperature, term.focus)
-    weight = mask_BP.to(divergence.dtype) if term.mask else torch.ones_like(divergence)
-    weighted = torch.where(weight > 0, divergence, 0.0)
-    if term.reduction == "levels":
-        return weighted.sum() / (len(divergence) * len(sizes))
-    return weighted.sum() / weight.sum().clamp(min=1.0)
+    weighted = torch.where(mask_BP, divergence, 0.0) if term.mask else divergence
+    return weighted.sum() / total.clamp(min=1.0)
+
+
+def offset_weight(teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor, term: OffsetTerm) -> Tensor:
+    """(B, P) float32: how much a point counts in `offset_term`."""
+    weight = torch.ones_like(mask_BP, dtype=torch.float32)
+    if term.points == "confident":
+        score = torch.sigmoid(teacher_logits.float()).amax(-1)
+        weight = score * (positive_BP | (score > term.score_thresh))
+    return weight * mask_BP if term.mask else weight
+
+
+def offset_sum(weight_BP: Tensor, sizes: Sequence[int], term: OffsetTerm) -> Tensor:
+    """What `offset_term` divides by: its weights added up, float32 (), or (levels,) for reduction `levels`."""
+    if term.reduction == "points":
+        return weight_BP.sum()
+    return torch.stack([w.sum() for w in weight_BP.split(list(sizes), dim=1)])
 
 
 def offset_term(student: Tensor, teacher: Tensor, teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor,
-                sizes: Sequence[int], term: OffsetTerm) -> Tensor:
+                sizes: Sequence[int], term: OffsetTerm, total: Tensor | None = None) -> Tensor:
     """Scalar loss of offsets (B, P, 2) in level strides; `positive_BP`: points with a ground-truth segment.
 
     Points `confident`: those, and points where the teacher's best class probability exceeds `score_thresh`, both weighted by that
     probability.  Reduction `levels`: weighted mean per level, then the mean over levels; `points`: one weighted mean.
     """
-    weight = torch.ones_like(student[..., 0], dtype=torch.float32)
-    if term.points == "confident":
-        score = torch.sigmoid(teacher_logits.float()).amax(-1)
-        weight = score * (positive_BP | (score > term.score_thresh))
-    if term.mask:
-        weight = weight * mask_BP
+    weight = offset_weight(teacher_logits, positive_BP, mask_BP, term)
+    total = offset_sum(weight, sizes, term) if total is None else total
     # elsewhere a constant against itself: no gradient, and none where both agree (DIoU of two segments without length is 1)
     used = ((weight > 0) & (student != teacher).any(-1)).unsqueeze(-1)
     s, t = (torch.where(used, x.float(), 1.0) for x in (student, teacher))
     error = diou_loss(s, t) if term.loss == "diou" else (s - t).square().mean(-1)
-    if term.reduction == "points":
-        return (weight * error).sum() / weight.sum().clamp(min=EPS)
-    parts = zip((weight * error).split(list(sizes), dim=1), weight.split(list(sizes), dim=1), strict=True)
-    return torch.stack([e.sum() / w.sum().clamp(min=EPS) for e, w in parts]).mean()
+    return (offset_sum(weight * error, sizes, term) / total.clamp(min=EPS)).mean()
 
 
-def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm) -> Tensor:
-    """Scalar mean squared error of features (B, T, C), over all steps or the valid ones."""
-    error = (student.float() - teacher.float()).square()
+def feature_sum(teacher: Tensor, mask_BT: Tensor, term: FeatureTerm) -> Tensor:
+    """What `feature_term` divides by, float32 (): the number of compared values."""
     if not term.mask:
-        return error.mean()
-    error = torch.where(mask_BT.unsqueeze(-1), error, 0.0)
-    return error.sum() / (mask_BT.sum() * error.shape[-1]).clamp(min=1.0)
+        return _filled(teacher, teacher.numel())
+    return (mask_BT.sum() * teacher.shape[-1]).to(torch.float32)
+
+
+def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm, total: Tensor | None = None) -> Tensor:
+    """Scalar mean squared error of features (B, T, C), over all steps or the valid ones."""
+    total = feature_sum(teacher, mask_BT, term) if total is None else total
+    error = (student.float() - teacher.float()).square()
+    if term.mask:
+        error = torch.where(mask_BT.unsqueeze(-1), error, 0.0)
+    return error.sum() / total.clamp(min=1.0)
+
+
+def _filled(like: Tensor, value: float) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=like.device)
 
 
 class DistillationLoss(nn.Module):
@@ -188,33 +217,60 @@ class DistillationLoss(nn.Module):
         """The factor of a term and a teacher in the total loss."""
         return self.settings.weight * getattr(self.settings, term).weight * teacher.factors.get(term, 0.0)
 
+    def terms(self, teacher: TeacherSpec) -> list[str]:
+        """The terms of a teacher that count."""
+        return [term for term in TERMS if self.weight(teacher, term) != 0]
+
     def needs(self, term: str) -> bool:
         """Whether any teacher's `term` counts."""
         return any(self.weight(teacher, term) > 0 for teacher in self.teachers)
 
+    def compared(self, said: Sequence[TeacherOutputs]) -> list[TeacherOutputs]:
+        """What teachers have said, without the features that no term compares (they are large)."""
+        return [t._replace(**{term: None for term in ("stem", "pyramid", "inputs") if term not in self.terms(teacher)})
+                for teacher, t in zip(self.teachers, said, strict=True)]
+
+    @torch.no_grad()
+    def sums(self, grid: LevelOutputs | PointGrid, mask_BT: Tensor, positive_BP: Tensor,
+             said: Sequence[TeacherOutputs]) -> Sums:
+        """What every term of a batch, or of a part of one, is divided by: `<term>_<teacher>` -> a sum.  Needs no student."""
+        cfg, sizes, found = self.settings, grid.level_sizes, {}
+        for teacher, t in zip(self.teachers, said, strict=True):
+            for term in self.terms(teacher):
+                if term == "cls":
+                    value = class_sum(grid.mask, sizes, cfg.cls)
+                elif term == "offsets":
+                    value = offset_sum(offset_weight(t.logits, positive_BP, grid.mask, cfg.offsets), sizes, cfg.offsets)
+                else:
+                    value = feature_sum(getattr(t, term), grid.mask if term == "pyramid" else mask_BT, getattr(cfg, term))
+                found[f"{term}_{teacher.name}"] = value
+        return found
+
     def forward(self, outputs: LevelOutputs, features: Features, mask_BT: Tensor, positive_BP: Tensor,
-                said: Sequence[TeacherOutputs]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(weighted sum of all terms, every term by name: `<term>_<teacher>`, before any weight)."""
-        total, values = outputs.logits.new_zeros(()), {}
+                said: Sequence[TeacherOutputs], sums: Sums | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum of all terms, every term by name: `<term>_<teacher>`, before any weight).
+
+        `sums`: those of the whole batch where this is a part of one; None: its own.
+        """
+        loss, values = outputs.logits.new_zeros(()), {}
         pyramid = torch.cat(features.levels, dim=1) if self.needs("pyramid") else None
         cfg, mask_BP, sizes = self.settings, outputs.mask, outputs.level_sizes
         for teacher, t in zip(self.teachers, said, strict=True):
-            for term in TERMS:
-                if (weight := self.weight(teacher, term)) == 0:
-                    continue
+            for term in self.terms(teacher):
+                name, total = f"{teacher.name}_{term}", None if sums is None else sums[f"{term}_{teacher.name}"]
                 if term == "cls":
-                    value = class_term(outputs.logits, t.logits, mask_BP, sizes, cfg.cls)
+                    value = class_term(outputs.logits, t.logits, mask_BP, sizes, cfg.cls, total)
                 elif term == "offsets":
-                    value = offset_term(outputs.offsets, t.offsets, t.logits, positive_BP, mask_BP, sizes, cfg.offsets)
+                    value = offset_term(outputs.offsets, t.offsets, t.logits, positive_BP, mask_BP, sizes, cfg.offsets, total)
                 elif term == "stem":
-                    value = feature_term(self._project(f"{teacher.name}_stem", features.stem), t.stem, mask_BT, cfg.stem)
+                    value = feature_term(self._project(name, features.stem), t.stem, mask_BT, cfg.stem, total)
                 elif term == "pyramid":
-                    value = feature_term(self._project(f"{teacher.name}_pyramid", pyramid), t.pyramid, mask_BP, cfg.pyramid)
+                    value = feature_term(self._project(name, pyramid), t.pyramid, mask_BP, cfg.pyramid, total)
                 else:
-                    value = feature_term(features.inputs, t.inputs, mask_BT, cfg.inputs)
+                    value = feature_term(features.inputs, t.inputs, mask_BT, cfg.inputs, total)
                 values[f"{term}_{teacher.name}"] = value
-                total = total + weight * value
-        return total, values
+                loss = loss + self.weight(teacher, term) * value
+        return loss, values
 
     def _project(self, name: str, x: Tensor) -> Tensor:
         return self.projections[name](x) if name in self.projections else x

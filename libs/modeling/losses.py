@@ -4,6 +4,7 @@ Sums run over masked tensors of fixed shape, so nothing is read back from the de
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,14 +13,22 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.model import LevelOutputs
+from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets, assign_targets
 
 MOMENTUM = 0.9
 EPS = 1e-8
 
 
+Sums = dict[str, Tensor]  # what losses are divided by, each a sum over the videos of a batch, float32: () or (levels,)
+
+
 class Losses(NamedTuple):
-    """Scalars of one step; `terms` holds every logged part by name, `final` is what is minimised."""
+    """Scalars of one step; `terms` holds every logged part by name, `final` is what is minimised.
+
+    Where a step's batch lies in several parts (accumulation, several processes), a part's losses are divided by the sums of the
+    whole batch, so those of all parts add up to those of the batch.
+    """
 
     final: Tensor
     terms: dict[str, Tensor]
@@ -74,26 +83,43 @@ class DetectionLoss(nn.Module):
 
     def forward(self, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Losses:
         """Losses of a batch; each call also updates the normaliser.  Arguments as in `assign_targets`."""
-        return self.losses(outputs, self.assign(outputs, segments_BN2, labels_BN, present_BN))
+        targets = self.assign(outputs, segments_BN2, labels_BN, present_BN)
+        videos = len(labels_BN)
+        self.advance(self.sums(targets, outputs.mask, videos, videos))
+        return self.losses(outputs, targets)
 
     @torch.no_grad()
-    def assign(self, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Targets:
-        """The targets of the outputs' points."""
-        return assign_targets(outputs.points, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample,
-                              self.radius)
+    def assign(self, grid: LevelOutputs | PointGrid, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Targets:
+        """The targets of the points of some outputs, or of the outputs to come."""
+        return assign_targets(grid.points, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample, self.radius)
 
-    def losses(self, outputs: LevelOutputs, targets: Targets, labelled: float = 1.0) -> Losses:
-        """Losses of a batch with given targets; each call also updates the normaliser.
+    @torch.no_grad()
+    def sums(self, targets: Targets, mask_BP: Tensor, videos: int, labelled: int) -> Sums:
+        """What the normaliser needs to know of a batch, or of a part of one: its positives, its videos, and how many of them have
+        annotations (points of the others are masked out of `mask_BP`)."""
+        positives = ((targets.classes.sum(-1) > 0) & mask_BP).sum().to(torch.float32)
+        return {"positives": positives, "videos": torch.full_like(positives, videos),
+                "labelled": torch.full_like(positives, labelled)}
 
-        `labelled`: share of the videos that have annotations (the points of the others are masked).  The normaliser counts as if
-        all had them, and stays as it is where none has: else it would sink in batches without annotations, and the next annotated
-        video would weigh far too much.
+    @torch.no_grad()
+    def advance(self, sums: Sums) -> None:
+        """Move the normaliser by one step, with the sums of the step's whole batch; before `losses`.
+
+        It counts as if all videos had annotations, and stays as it is where none has: else it would sink in batches without
+        annotations, and the next annotated video would weigh far too much.
+        """
+        count = sums["positives"].clamp(min=1.0) / (sums["labelled"] / sums["videos"])
+        moved = MOMENTUM * self.normalizer + (1 - MOMENTUM) * count
+        self.normalizer.copy_(torch.where(sums["labelled"] > 0, moved, self.normalizer))
+
+    def losses(self, outputs: LevelOutputs, targets: Targets, everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
+        """Losses with given targets, of a batch or of a part of one, with the normaliser as `advance` left it.
+
+        `everywhere`: brings the automatic loss weight's two sums, classification and regression loss (2,), from this part to the
+        whole batch; None: this is the whole batch.
         """
         with torch.no_grad():
             positive = (targets.classes.sum(-1) > 0) & outputs.mask
-            if labelled > 0:
-                count = positive.sum().to(torch.float32).clamp(min=1.0) / labelled
-                self.normalizer.copy_(MOMENTUM * self.normalizer + (1 - MOMENTUM) * count)
             classes = targets.classes
             if self.smoothing > 0:
                 classes = classes * (1 - self.smoothing) + self.smoothing / (self.num_classes + 1)
@@ -104,6 +130,16 @@ class DetectionLoss(nn.Module):
         pred = torch.where(positive.unsqueeze(-1), outputs.offsets.float(), 1.0)
         wanted = torch.where(positive.unsqueeze(-1), targets.offsets, 1.0)
         reg = torch.where(positive, diou_loss(pred, wanted), 0.0).sum() / normalizer
-        weight = self.loss_weight if self.loss_weight > 0 else cls.detach() / reg.detach().clamp(min=0.01)
-        final = cls + weight * reg
-        return Losses(final, {"cls_loss": cls, "reg_loss": reg})
+        return Losses(cls + self._weight(cls.detach(), reg.detach(), everywhere) * reg, {"cls_loss": cls, "reg_loss": reg})
+
+    @property
+    def balances(self) -> bool:
+        """Whether the weight of the regression loss follows the losses (train_cfg.loss_weight <= 0)."""
+        return self.loss_weight <= 0
+
+    def _weight(self, cls: Tensor, reg: Tensor, everywhere: Callable[[Tensor], Tensor] | None) -> float | Tensor:
+        if not self.balances:
+            return self.loss_weight
+        if everywhere is not None:
+            cls, reg = everywhere(torch.stack([cls, reg])).unbind()
+        return cls / reg.clamp(min=0.01)

@@ -12,7 +12,7 @@ from libs.modeling.backbones import BACKBONES
 from libs.modeling.heads import ClsHead, RegHead
 from libs.modeling.modality import GatedFusion, make_hallucinator
 from libs.modeling.necks import NECKS
-from libs.modeling.points import make_points
+from libs.modeling.points import PointGrid, make_points, point_grid
 
 
 class LevelOutputs(NamedTuple):
@@ -74,6 +74,10 @@ class LocPointTransformer(nn.Module):
             stem = maps[0]
             levels, mask, sizes = self._levels(maps, masks)
             return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
+
+    def grid(self, mask_BT: Tensor) -> PointGrid:
+        """Points, their mask and the level sizes of the outputs for valid steps (B, T), without running the network."""
+        return point_grid(mask_BT, self.strides, self.ranges)
 
     def _precision(self, feats_BTC: Tensor) -> AbstractContextManager:
         """Mixed precision as train_cfg or test_cfg asks for; outputs are float32 in any case."""

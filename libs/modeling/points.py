@@ -2,9 +2,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class PointGrid(NamedTuple):
+    """Where the network will speak about a batch of B videos: its P points, fine to coarse."""
+
+    points: Tensor  # (P, 4) as of `make_points`
+    mask: Tensor  # (B, P) bool, valid points
+    level_sizes: tuple[int, ...]  # points per level
+
+
+def point_grid(mask_BT: Tensor, strides: Sequence[int], ranges: Sequence[Sequence[float]]) -> PointGrid:
+    """The points of a batch from its valid steps (B, T) alone; T must be a multiple of the last stride."""
+    masks = [mask_BT[:, ::stride] for stride in strides]
+    sizes = tuple(m.shape[1] for m in masks)
+    return PointGrid(make_points(sizes, strides, ranges, mask_BT.device), torch.cat(masks, dim=1), sizes)
 
 
 def make_points(level_sizes: Sequence[int], strides: Sequence[int], ranges: Sequence[Sequence[float]],

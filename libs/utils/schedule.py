@@ -42,9 +42,22 @@ class Schedule:
                 **common}
 
 
-def make_schedule(opt: Any, iters_per_epoch: int) -> Schedule:
-    """The schedule of `opt` (an OptConfig): warm-up off or of zero epochs means that training starts at the base rate."""
+def rate_factor(opt: Any, videos_per_step: int) -> float:
+    """What opt.lr_scaling multiplies the learning rate by, with r = videos per step / opt.lr_reference_batch.
+
+    linear: r, for SGD (Goyal et al., Accurate, large minibatch SGD, 2017); sqrt: the root of r, for Adam (Malladi et al., On the
+    SDEs and scaling rules for adaptive gradient algorithms, 2022).
+    """
+    if opt.lr_scaling == "none":
+        return 1.0
+    ratio = videos_per_step / opt.lr_reference_batch
+    return ratio if opt.lr_scaling == "linear" else math.sqrt(ratio)
+
+
+def make_schedule(opt: Any, iters_per_epoch: int, factor: float = 1.0) -> Schedule:
+    """The schedule of `opt` (an OptConfig) with `factor` times its learning rate: warm-up off or of zero epochs means that
+    training starts at the base rate."""
     warmup = opt.warmup_epochs * iters_per_epoch if opt.warmup else 0
-    return Schedule(base=opt.learning_rate, warmup=warmup, total=warmup + opt.epochs * iters_per_epoch,
+    return Schedule(base=factor * opt.learning_rate, warmup=warmup, total=warmup + opt.epochs * iters_per_epoch,
                     kind=opt.schedule_type, milestones=tuple(m * iters_per_epoch for m in opt.schedule_steps),
                     gamma=opt.schedule_gamma, eta_min=ETA_MIN if opt.warmup else 0.0)

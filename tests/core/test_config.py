@@ -249,7 +249,9 @@ def test_wrong_overrides(tmp_path: Path, override: str, part: str) -> None:
     (["val_split=[]"], ["val_split", "names no subset"]),
     (["devices=[]"], ["devices", "is empty"]),
     (["devices=gpu"], ["'gpu' is not a device", "cuda:N"]),
-    (["devices=[cuda:0,cuda:1,cuda:2]"], ["torchrun --nproc_per_node=3 train.py", "--set devices=cuda:0"]),
+    (["devices=[cuda:0,cpu]"], ["'cpu' in a list of several", "one GPU per process"]),
+    (["devices=[cuda:1,cuda:01]"], ["names a GPU twice"]),
+    (["opt.lr_scaling=sqrt"], ["opt.lr_reference_batch", "lr_scaling is sqrt", "e.g. 8"]),
     (["model.n_mha_win_size=18"], ["18 is even", "use 17 or 19"]),
     (["model.n_mha_win_size=2"], ["use 1 or 3"]),
     (["model.n_mha_win_size=[19,19,19,19,19]"], ["has 5 windows", "6 levels"]),
@@ -387,6 +389,27 @@ def test_resolve_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         resolve("cuda", 0)
     with pytest.raises(UserError, match=r"this machine has 2 \(cuda:0 to cuda:1\)"):
         resolve("cuda:2", 2)
+
+
+@pytest.mark.parametrize(("devices", "gpus", "expected"), [
+    ("cuda", 4, "cuda:1"), ("cuda:0", 4, "cuda:1"), ("auto", 3, "cuda:1"), ("auto", 0, "cpu"), ("cpu", 4, "cpu"),
+    ("[cuda:0,cuda:3,cuda:2]", 4, "cuda:3"),
+    ("cuda", 2, r"started 3 processes on this machine, which has 2 GPUs; use --nproc_per_node=2, or --set devices=cpu"),
+    ("cuda", 0, r"'cuda', but no CUDA device is available here"),
+    ("cuda:1", 4, r"'cuda:1' is one device, but torchrun has started 3 processes on this machine; use devices: cuda"),
+    ("[cuda:0,cuda:1]", 4, r"names 2 devices, but on this machine runs 3 processes.*--nproc_per_node=2"),
+    ("[cuda:0,cuda:5,cuda:2]", 4, r"'cuda:5', but this machine has 4")])
+def test_device_of_one_of_three_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str, gpus: int,
+                                          expected: str) -> None:
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = load_config(small(tmp_path), [f"devices={devices}"])
+    if expected == "cpu" or expected.startswith("cuda:"):
+        assert resolve_device(config, 1, 3) == expected
+        return
+    with pytest.raises(UserError, match=expected):
+        resolve_device(config, 1, 3)
 
 
 def test_documentation_is_current() -> None:

@@ -170,6 +170,7 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
     (["distill.preset=c2ms", "distill.stage=cross_modal", "distill.teachers=[{checkpoint: a}, {checkpoint: b}]"],
      ["stage cross_modal has 1 teacher,", "names 2 (teacher1, teacher2)"]),
     (["distill.outputs=cache", "dataset.crop_align=32", "distill.mixup=0.3"], ["distill.mixup", "cannot be cached", "mixup: 0"]),
+    (["distill.mixup=0.3", "loader.batch_size=1"], ["distill.mixup", "batch_size is 1", "at least 2"]),
     (["distill.outputs=cache"], ["dataset.crop_align", "use 32, or distill.outputs: online"]),
     (["distill.outputs=cache", "dataset.crop_align=48"], ["dataset.crop_align", "48"]),
     (["distill.outputs=cache", "dataset.crop_align=32", "distill.teacher_droppath=true"],

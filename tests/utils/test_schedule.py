@@ -6,7 +6,7 @@ import math
 import pytest
 
 from libs.core.schema import OptConfig
-from libs.utils.schedule import make_schedule
+from libs.utils.schedule import make_schedule, rate_factor
 
 
 def rates(n, iters=4, **opt):
@@ -57,3 +57,15 @@ def test_the_saved_state_has_the_published_entries():
     state = schedule.state(5, 2)
     assert (state["last_epoch"], state["warmup_epochs"], state["max_epochs"]) == (5, 8, 20)
     assert state["_last_lr"] == [schedule.at(5)] * 2
+
+
+def test_rate_scaling_follows_the_videos_per_step():
+    def factor(videos, **opt):
+        return rate_factor(OptConfig(**opt), videos)
+    assert factor(64) == 1.0
+    assert factor(64, lr_scaling="linear", lr_reference_batch=2) == 32
+    assert factor(1, lr_scaling="linear", lr_reference_batch=4) == 0.25
+    assert factor(32, lr_scaling="sqrt", lr_reference_batch=2) == 4
+    opt = OptConfig(learning_rate=0.01, warmup=False)
+    assert make_schedule(opt, 10, 4.0).at(0) == pytest.approx(0.04)
+    assert make_schedule(opt, 10) == make_schedule(opt, 10, 1.0)
