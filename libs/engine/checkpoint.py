@@ -1,7 +1,8 @@
 """Checkpoint files in the published format, and the one map between names on disk and in memory.
 
 A file is the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler} whose weight names carry the prefix `module.`;
-ours add one key, `training`, with what an exact continuation needs.  Files are read without executing pickled code.
+ours add one key, `training`, with what an exact continuation needs, and a checksum (libs/utils/seal.py).  Files are read without
+executing pickled code.
 """
 from __future__ import annotations
 
@@ -25,11 +26,16 @@ from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.engine.explain import explain_difference
 from libs.utils.io import write_atomic
+from libs.utils.seal import seal, verify
 
 PREFIX = "module."
 FORMAT_VERSION = 1
 PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
 WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is not as it was written: cut off, changed, or no checkpoint at all."""
 
 
 def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,31 +82,38 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
     content: dict[str, Any] = {"epoch": epoch, "state_dict": _on_cpu(add_prefix(weights)), "scheduler": scheduler,
                                "optimizer": _on_cpu(optimizer), "state_dict_ema": _on_cpu(add_prefix(weights_ema))}
     if training is not None:
-        content["training"] = {"format_version": FORMAT_VERSION, **training}
+        content["training"] = {"format_version": FORMAT_VERSION, "sealed": True, **training}
     buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
     torch.save(content, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+    parts = seal(buffer.getbuffer())
+    write_atomic(path, lambda file: file.writelines(parts))
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a checkpoint without executing pickled code; UserError says what is wrong with the file."""
+    """Read a checkpoint without executing pickled code, its checksum first.
+
+    Raises UserError saying what is wrong with the file: DamagedCheckpoint where it is not as it was written.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
     try:
-        with torch.serialization.safe_globals(_harmless_types()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, torch.serialization.safe_globals(_harmless_types()):
+            sealed = verify(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
-                        f"({_first_line(error)}); save it again with plain tensors and numbers") from error
+        raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
+                                f"({_first_line(error)}); save it again with plain tensors and numbers") from error
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
-        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it may be truncated: "
-                        "use another epoch or copy it again") from error
+        raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
+                                "use another epoch or copy it again") from error
     if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
-                        "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
+        raise DamagedCheckpoint(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
+                                "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
     training, epoch = content.get("training"), content.get("epoch", 0)
+    if isinstance(training, dict) and training.get("sealed") and not sealed:
+        raise DamagedCheckpoint(f"{path}: has lost the checksum that it was written with; use another epoch or copy it again")
     version = training.get("format_version", 0) if isinstance(training, dict) else 0
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(f"{path}: training.format_version: {version!r} is newer than this program's {FORMAT_VERSION}, or "
