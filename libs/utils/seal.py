@@ -40,7 +40,8 @@ def verify(file: IO[bytes]) -> bool:
     """Read a whole file from its start, then rewind it: True if it is sealed and every byte is as it was written.
 
     Without a seal, as published files are, the zip records' own CRC-32 are checked (torch.load does not), and the answer is
-    False.  Files that are no zip archives (the legacy layout) have nothing to check: False, too.  ValueError says what is damaged.
+    False.  Files that are no zip archives (the legacy layout) have nothing to check: False, too.  ValueError says
+    what is damaged.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
@@ -48,7 +49,7 @@ def verify(file: IO[bytes]) -> bool:
     file.seek(0)
     record = RECORD.search(tail)
     if record is None:
-        _check_records(file)
+        _check_records(file, size)
         file.seek(0)
         return False
     found = DIGEST.fullmatch(tail, record.end())
@@ -67,14 +68,14 @@ def verify(file: IO[bytes]) -> bool:
     return True
 
 
-def _check_records(file: IO[bytes]) -> None:
+def _check_records(file: IO[bytes], size: int) -> None:
     """Compare the stored records of a zip archive with their CRC-32; 0 stands for "none", as torch can be told to write."""
     if file.read(4) != b"PK\x03\x04":
         return
     try:
         with zipfile.ZipFile(file) as archive:
             records = [r for r in archive.infolist() if r.compress_type == zipfile.ZIP_STORED and r.CRC != 0]
-            if sum(r.file_size for r in records) > os.fstat(file.fileno()).st_size:
+            if sum(r.file_size for r in records) > size:
                 raise ValueError("its records overlap")  # would be read again and again
             for record in records:
                 with archive.open(record) as content:  # raises BadZipFile at the end of a record whose CRC-32 differs

@@ -13,7 +13,7 @@ import eval as eval_script
 import train
 from libs.utils.predictions import read_predictions
 
-FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json"}
+FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json", "environment.json"}
 
 
 @pytest.fixture(scope="module")
