@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -174,14 +173,14 @@ def run_scripts_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     commands: list[list[str]] = []
     lock = threading.Lock()
 
-    def here(command, stdout, stderr, env, check):
+    def here(_programs, command, output, _environment):
         scripts = {"train.py": train.main, "eval.py": eval_script.main}
         name = command[1].rsplit("/", 1)[1]
         with lock:  # sys.argv and the captured output are one for all threads
             code, out, err = run_script(capsys, scripts[name], name, *command[2:])
             commands.append([name, *command[2:]])
-        stdout.write(out + err)
-        stdout.flush()
-        return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(launch.subprocess, "run", here)
+        output.write(out + err)
+        output.flush()
+        return code
+    monkeypatch.setattr(launch.Programs, "run", here)
     return commands

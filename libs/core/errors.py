@@ -61,11 +61,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has gone; nothing left to say
         sys.exit(141)
-    except KeyboardInterrupt:
-        note("interrupted")
+    except KeyboardInterrupt as stop:
+        note(str(stop) or "interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except Terminated:
-        note("terminated")
+    except Terminated as stop:
+        note(str(stop) or "terminated")
         sys.exit(EXIT_TERMINATED)
     sys.exit(code or 0)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import os
 import pickle
 import random
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,24 @@ def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
     """Every checkpoint that `--resume auto` may go on from, whole or not: those of epochs, by epoch, and interrupted.pth.tar."""
     middle = Path(folder) / INTERRUPTED
     return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and its checksum (of a published one: the CRC-32 of its records) says that it is as written."""
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    return _verified(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _verified(path: Path, _changed_ns: int, _size: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return verify(file) or zipfile.is_zipfile(file)
+    except (OSError, ValueError):
+        return False
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
