@@ -65,6 +65,8 @@ def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started
     run(capsys, *argv, "--set", "test_cfg.min_score=0.5")  # other results, the same weights
     assert [c[0] for c in started[4:]] == ["eval.py", "eval.py"]
     (folder / "epoch_002.pth.tar").write_bytes(before[:-9])
+    assert "no checkpoint there is whole" in one_error(*run(capsys, *argv)[::2])
+    (folder / "epoch_002.pth.tar").unlink()
     assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
     assert [c[0] for c in started[6:]] == ["train.py", "eval.py", "eval.py"]
     assert (folder / "epoch_002.pth.tar").read_bytes() == before
