@@ -47,7 +47,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # e.g. SIGHUP under nohup
+                # nohup has SIGHUP ignored, and it must stay so; a script's background jobs have SIGINT ignored, but who sends it
+                # to one means it
+                if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
                     self._before[number] = signal.signal(number, self._asked)
         return self
 
