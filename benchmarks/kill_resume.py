@@ -3,10 +3,11 @@
 
     python benchmarks/kill_resume.py --kills 50 --stops 10 --damage 10
 
-A small run on the demo data (in a temporary folder) is started again and again with --resume auto, and gets a SIGKILL in the middle
-of a step, of saving, of logging, of evaluating, or while it starts; SIGTERM instead for --stops of the starts; after --damage of the
-kills the newest checkpoint is cut, zeroed in a page, or has a bit flipped.  A finished run must have the bytes of the undisturbed
-one in every checkpoint and in metrics.jsonl, the same TensorBoard points, each once, and no file too many; then the next begins.
+A small run on the demo data (in a temporary folder) is started again and again with --resume auto, and gets a SIGKILL in the
+middle of a step, of saving, of logging, of evaluating, or while it starts; SIGTERM instead for --stops of the starts; after
+--damage of the kills the newest checkpoint is cut, zeroed in a page, or has a bit flipped.  A finished run must have the bytes of
+the undisturbed one in every checkpoint and in metrics.jsonl, the same TensorBoard points, each once, and no file too many; then
+the next begins.
 
 The runs are real processes, forked from this one so that torch is imported once.  They run the product as it is, except that time
 passes between the system calls of a write, so that kills fall there too; where a process is, it tells through shared memory.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import mmap
 import os
@@ -27,11 +27,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard  # noqa: F401 - so that the forked processes have it
+import torch.utils.tensorboard  # so that the forked processes have it
 from common import report
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -186,9 +187,9 @@ def differences(ours: Path, whole: Path) -> list[str]:
     if names[0] != names[1]:
         wrong.append(f"files: {sorted(names[0] ^ names[1])}")
     for name in sorted(names[0] & names[1]):
-        if name.endswith(".pth.tar") or name in ("metrics.jsonl", "config.yaml", "config.txt"):
-            if (ours / name).read_bytes() != (whole / name).read_bytes():
-                wrong.append(name)
+        compared = name.endswith(".pth.tar") or name in ("metrics.jsonl", "config.yaml", "config.txt")
+        if compared and (ours / name).read_bytes() != (whole / name).read_bytes():
+            wrong.append(name)
     if points(ours) != points(whole):
         wrong.append("TensorBoard points")
     return wrong
@@ -203,10 +204,7 @@ def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with _chdir(folder):
         loaded = load_config(config, [*SMALL, *options])
         ensure_demo_of(loaded)
-    for place in ("data",):  # relative paths of the configuration: one copy for all
-        if (folder / place).is_dir():
-            (folder / "whole" / place).symlink_to(folder / place)
-    gc.freeze()
+    _share_data(folder, folder / "whole")
     if code := waited(start(config, folder / "whole", marks, 0, options, 0)):
         raise UserError(f"the undisturbed run failed ({code}): {(folder / 'whole' / 'log').read_text()[-500:]}")
     whole = folder / "whole" / run_folder(loaded, "x")
@@ -215,14 +213,12 @@ def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rng.shuffle(kinds)
     hurt = set(rng.sample(range(len(kinds)), min(args.damage, len(kinds))))
     result = {"kills": Counter(), "stops": Counter(), "damage": Counter(), "fallbacks": 0, "runs": 0, "losses": [], "starts": 0}
-    targets, strikes, pending = [], 0, 0
+    targets, strikes, pending, unfinished = [], 0, 0, True
     while strikes < len(kinds) or result["runs"] == 0 or unfinished:
         place = folder / f"run{result['runs']}"
         if not place.is_dir():
             place.mkdir()
-            for name in ("data",):
-                if (folder / name).is_dir():
-                    (place / name).symlink_to(folder / name)
+            _share_data(folder, place)
         ours = place / run_folder(loaded, "x")
         log_before = (place / "log").read_text() if (place / "log").exists() else ""
         result["starts"] += 1
@@ -265,8 +261,14 @@ def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result
 
 
+def _share_data(folder: Path, place: Path) -> None:
+    """The configuration's paths are relative: one copy of the data for all."""
+    if (folder / "data").is_dir():
+        (place / "data").symlink_to(folder / "data")
+
+
 @contextlib.contextmanager
-def _chdir(folder: Path):
+def _chdir(folder: Path) -> Iterator[None]:
     before = os.getcwd()
     os.chdir(folder)
     try:

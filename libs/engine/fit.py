@@ -13,7 +13,7 @@ from torch import Tensor
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loader import batches, close, training_loader
 from libs.engine.checkpoint import Checkpoint, copy_matching, find_checkpoint, load_checkpoint, newest_checkpoint
 from libs.engine.determinism import strict_determinism
 from libs.engine.environment import record_start
@@ -113,6 +113,7 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
         with Interruption(options.save_minutes) as asked:
             return _epochs(trainer, loader, val_set, options, run, Saver(run, trainer, asked, options.keep))
     finally:
+        close(loader)
         run.close()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.datasets.loader import Batch, batches, inference_loader
+from libs.datasets.loader import Batch, batches, close, inference_loader
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
@@ -61,15 +61,16 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     was_training = model.training
     model.eval()
     found: dict[str, VideoDetections] = {}
+    loader = inference_loader(dataset, config, pin=device.type == "cuda")
     try:
-        ahead = ((batch.samples, _run(model, batch.to(device)))
-                 for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
+        ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
         for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
             done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
             found.update(zip((s.video_id for s in samples), done, strict=True))
             progress(len(found), len(dataset))
     finally:
         model.train(was_training)
+        close(loader)
     detections = as_detections(found, [v.id for v in dataset.videos])
     if config.test_cfg.ext_score_file:
         detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
