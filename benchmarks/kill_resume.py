@@ -5,9 +5,9 @@
 
 A small run on the demo data (in a temporary folder) is started again and again with --resume auto, and gets a SIGKILL in the
 middle of a step, of saving, of logging, of evaluating, or while it starts; SIGTERM instead for --stops of the starts; after
---damage of the kills the newest checkpoint is cut, zeroed in a page, or has a bit flipped.  A finished run must have the bytes of
-the undisturbed one in every checkpoint and in metrics.jsonl, the same TensorBoard points, each once, and no file too many; then
-the next begins.
+--damage of the kills the newest checkpoint is cut, zeroed in a page, or has a bit flipped.  A finished run must have every value
+of the undisturbed one's checkpoints to the last bit, the bytes of its metrics.jsonl, the same TensorBoard points, each once, and
+no file too many; then the next begins.
 
 The runs are real processes, forked from this one so that torch is imported once.  They run the product as it is, except that time
 passes between the system calls of a write, so that kills fall there too; where a process is, it tells through shared memory.
@@ -89,14 +89,14 @@ def marked(owner: Any, name: str, phase: str, marks: Marks) -> None:
     setattr(owner, name, wrapper)
 
 
-def slowed(owner: Any, name: str, seconds: float) -> None:
+def slowed(owner: Any, name: str, seconds: float, rng: random.Random) -> None:
     """Let time pass before and after a system call."""
     function = getattr(owner, name)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(random.random() * seconds)
+        time.sleep(rng.random() * seconds)
         result = function(*args, **kwargs)
-        time.sleep(random.random() * seconds)
+        time.sleep(rng.random() * seconds)
         return result
     setattr(owner, name, wrapper)
 
@@ -112,15 +112,15 @@ def start(config: Path, folder: Path, marks: Marks, seed: int, options: list[str
         handle = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        random.seed(seed)
+        rng = random.Random(seed)  # not the global one, which is a part of the run's state
         for owner, name, phase in ((trainer_module.Trainer, "step", "step"), (trainer_module.Trainer, "save", "saving"),
                                    (fit_module, "_log", "logging"), (fit_module, "_record", "logging"), (Run, "sync", "logging"),
                                    (fit_module, "_evaluate", "evaluating")):
             marked(owner, name, phase, marks)
         if pace:
             for name in ("fsync", "replace", "unlink", "chmod"):
-                slowed(io.os, name, pace)
-        sys.argv = ["train.py", str(config), "--output", "x", "--resume", "auto", *ARGUMENTS, "--set", *SMALL, *options]
+                slowed(io.os, name, pace, rng)
+        sys.argv = ["train.py", str(config), "--output", "x", "--resume", "auto", *ARGUMENTS, "--set", *options]
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     except SystemExit as end:
         sys.stdout.flush()
@@ -180,6 +180,24 @@ def points(folder: Path) -> list[tuple[int, str, float]]:
     return sorted(found)
 
 
+def unlike(a: Any, b: Any, where: str = "") -> str | None:
+    """The first place where two values of checkpoints differ, in a bit or in type; None if they do not."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        return None if same else where
+    if type(a) is not type(b):
+        return where
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return where
+        return next((found for key in a if (found := unlike(a[key], b[key], f"{where}/{key}"))), None)
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return where
+        return next((found for i, pair in enumerate(zip(a, b, strict=True)) if (found := unlike(*pair, f"{where}[{i}]"))), None)
+    return None if a == b else where
+
+
 def differences(ours: Path, whole: Path) -> list[str]:
     """What a finished run left otherwise than the undisturbed one."""
     wrong = []
@@ -187,8 +205,10 @@ def differences(ours: Path, whole: Path) -> list[str]:
     if names[0] != names[1]:
         wrong.append(f"files: {sorted(names[0] ^ names[1])}")
     for name in sorted(names[0] & names[1]):
-        compared = name.endswith(".pth.tar") or name in ("metrics.jsonl", "config.yaml", "config.txt")
-        if compared and (ours / name).read_bytes() != (whole / name).read_bytes():
+        if name.endswith(".pth.tar"):  # their bytes depend on which strings share memory, too
+            found = unlike(*(torch.load(folder / name, weights_only=True) for folder in (ours, whole)), name)
+            wrong += [found] if found else []
+        elif name in ("metrics.jsonl", "config.yaml", "config.txt") and (ours / name).read_bytes() != (whole / name).read_bytes():
             wrong.append(name)
     if points(ours) != points(whole):
         wrong.append("TensorBoard points")
@@ -198,11 +218,11 @@ def differences(ours: Path, whole: Path) -> list[str]:
 def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All strikes, run after run; counts of what was done and found."""
     rng, marks = random.Random(args.seed), Marks()
-    options = [f"opt.epochs={args.epochs}"]
+    options = [*args.set, f"opt.epochs={args.epochs}"]
     config = args.config.resolve()
     (folder / "whole").mkdir()
     with _chdir(folder):
-        loaded = load_config(config, [*SMALL, *options])
+        loaded = load_config(config, options)
         ensure_demo_of(loaded)
     _share_data(folder, folder / "whole")
     if code := waited(start(config, folder / "whole", marks, 0, options, 0)):
@@ -280,6 +300,7 @@ def _chdir(folder: Path) -> Iterator[None]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="what to train (configs/demo.yaml)")
+    parser.add_argument("--set", nargs="+", default=SMALL, metavar="KEY=VALUE", help=f"settings ({' '.join(SMALL)})")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="SIGKILLs (50)")
     parser.add_argument("--stops", type=int, default=10, metavar="N", help="SIGTERMs (10)")
     parser.add_argument("--damage", type=int, default=10, metavar="N", help="damaged checkpoints (10)")

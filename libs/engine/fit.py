@@ -111,7 +111,10 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
         with Interruption(options.save_minutes) as asked:
-            return _epochs(trainer, loader, val_set, options, run, Saver(run, trainer, asked, options.keep))
+            saver = Saver(run, trainer, asked, options.keep)
+            if options.resume == "auto":
+                saver.tidy(resume and resume.path)
+            return _epochs(trainer, loader, val_set, options, run, saver)
     finally:
         close(loader)
         run.close()

@@ -21,6 +21,11 @@ class Saver:
     def __init__(self, run: Run, trainer: Trainer, asked: Interruption, keep: int | None = None):
         self.run, self.trainer, self.asked, self.keep = run, trainer, asked, keep
 
+    def tidy(self, resumed_from: Path | None) -> None:
+        """Remove what a killed run did not come to remove, if the newest epoch's file is what was resumed from."""
+        if resumed_from == self.run.folder / checkpoint_name(self.trainer.epoch):
+            self._remove_older()
+
     def after_step(self) -> None:
         """At the end of every step: save if it is time to, and if asked to stop, save and raise Stopped."""
         wish = self.asked.wish()

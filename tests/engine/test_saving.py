@@ -207,6 +207,18 @@ def test_keep_leaves_the_newest_and_the_best(data, whole, tmp_path):
     assert sorted(p.name for p in folder.glob("*.tar")) == ["best.pth.tar", "epoch_002.pth.tar", "epoch_003.pth.tar"]
 
 
+def test_what_a_killed_run_did_not_come_to_remove(data, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saver, "_remove_older", lambda self: None)
+        run(data, tmp_path, checkpoint_every=1, keep=1)
+    (folder / "interrupted.pth.tar").write_bytes((folder / "epoch_001.pth.tar").read_bytes())
+    run(data, tmp_path, resume=str(folder / "epoch_003.pth.tar"), keep=1)
+    assert (folder / "interrupted.pth.tar").exists()  # a named one may be older than the others on purpose
+    run(data, tmp_path, keep=1)
+    assert sorted(p.name for p in folder.glob("*.tar")) == ["best.pth.tar", "epoch_003.pth.tar"]
+
+
 def test_keep_removes_nothing_before_a_newer_one_is_written_and_nothing_later(data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     run(data, tmp_path, checkpoint_every=1)
