@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils.tensorboard  # so that the forked processes have it
+import torch._dynamo  # an optimizer's first step and a run import these two: here, once for all forked processes
+import torch.utils.tensorboard
 from common import report
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
