@@ -14,7 +14,7 @@ from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, close, training_loader
-from libs.engine.checkpoint import Checkpoint, copy_matching, find_checkpoint, load_checkpoint, newest_checkpoint
+from libs.engine.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
 from libs.engine.determinism import strict_determinism
 from libs.engine.environment import record_start
 from libs.engine.interrupt import Interruption
@@ -95,25 +95,28 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
     trainer = Trainer(objective, config, iters_per_epoch=len(sampler))
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
+    source = resume.path if resume is not None else None
     if resume is not None:
         trainer.resume(resume)
+        del resume  # its memory
+        _mention_later(folder, trainer.epoch, options)
 
     lock.take(create=True)
     run = Run(folder, config, *trainer.logged)
     try:
-        record_start(folder, config, device, resume and resume.path, trainer.iteration)
+        record_start(folder, config, device, source, trainer.iteration)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
                 f"{parameters / 1e6:.2f} M parameters, {device}"
                 + (f", teachers: {', '.join(t.name for t in teachers)}" if teachers else "")
-                + (f", resumed after epoch {trainer.epoch}" if resume is not None else "")
+                + (f", resumed after epoch {trainer.epoch}" if source is not None else "")
                 + (f" and {trainer.steps} iterations" if trainer.steps else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
         with Interruption(options.save_minutes) as asked:
             saver = Saver(run, trainer, asked, options.keep)
             if options.resume == "auto":
-                saver.tidy(resume and resume.path)
+                saver.tidy(source)
             return _epochs(trainer, loader, val_set, options, run, saver)
     finally:
         close(loader)
@@ -215,6 +218,13 @@ def _resumed(folder: Path, options: FitOptions) -> Checkpoint | None:
     if options.init_from:
         raise UserError("--resume and --init-from exclude each other: one goes on with a run, the other starts a new one")
     return newest_checkpoint(folder) if options.resume == "auto" else load_checkpoint(find_checkpoint(options.resume))
+
+
+def _mention_later(folder: Path, epoch: int, options: FitOptions) -> None:
+    later = [path for e, path in epochs_of(folder) if e > epoch]
+    if later and options.resume != "auto":
+        note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run has "
+             "written its own; remove them if they are not wanted")
 
 
 def _with_empty_classes(config: Config, train_set: TalDataset) -> Config:

@@ -219,7 +219,7 @@ def test_what_a_killed_run_did_not_come_to_remove(data, whole, tmp_path, monkeyp
     assert sorted(p.name for p in folder.glob("*.tar")) == ["best.pth.tar", "epoch_003.pth.tar"]
 
 
-def test_keep_removes_nothing_before_a_newer_one_is_written_and_nothing_later(data, tmp_path, monkeypatch):
+def test_keep_removes_nothing_before_a_newer_one_is_written_and_nothing_later(data, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     run(data, tmp_path, checkpoint_every=1)
     present = []
@@ -229,7 +229,9 @@ def test_keep_removes_nothing_before_a_newer_one_is_written_and_nothing_later(da
         present.append((path.name, sorted(p.name for p in folder.glob("epoch_*"))))
         save(self, path)
     monkeypatch.setattr(Trainer, "save", watched)
+    capsys.readouterr()
     run(data, tmp_path, resume=str(folder / "epoch_001.pth.tar"), checkpoint_every=1, keep=1)
+    assert f"note: {folder}: holds later checkpoints, up to epoch_003.pth.tar" in capsys.readouterr().err
     assert dict(present)["epoch_002.pth.tar"] == ["epoch_001.pth.tar", "epoch_002.pth.tar", "epoch_003.pth.tar"]
     assert dict(present)["epoch_003.pth.tar"] == ["epoch_002.pth.tar", "epoch_003.pth.tar"]
     assert [p.name for p in folder.glob("epoch_*")] == ["epoch_003.pth.tar"]
