@@ -223,8 +223,8 @@ def _resumed(folder: Path, options: FitOptions) -> Checkpoint | None:
 def _mention_later(folder: Path, epoch: int, options: FitOptions) -> None:
     later = [path for e, path in epochs_of(folder) if e > epoch]
     if later and options.resume != "auto":
-        note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run has "
-             "written its own; remove them if they are not wanted")
+        note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run "
+             "has written its own; remove them if they are not wanted")
 
 
 def _with_empty_classes(config: Config, train_set: TalDataset) -> Config:
