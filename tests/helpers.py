@@ -128,6 +128,20 @@ def show_every_term(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def identical(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two checkpoints differ, to the last bit."""
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return [f"{where}: keys"]
+        return [d for k in a for d in identical(a[k], b[k], f"{where}/{k}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: length"]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in identical(x, y, f"{where}[{i}]")]
+    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) else a == b and type(a) is type(b)
+    return [] if same else [where]
+
+
 def padded_batch(lengths: list[int], total: int, channels: int = CHANNELS, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random features (B, total, C), zero behind each length, and their mask; a video depends on its own number only."""
     feats = torch.zeros(len(lengths), total, channels)

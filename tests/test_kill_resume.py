@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_killed_and_resumed_runs_lose_nothing(tmp_path):
     config = write_config(tmp_path / "tiny.yaml", write_data(tmp_path), output_folder="./ckpt")
-    options = {"--config": config, "--kills": 4, "--stops": 1, "--damage": 1, "--epochs": 4, "--seed": 3,
+    options = {"--config": config, "--kills": 4, "--stops": 1, "--damage": 1, "--epochs": 3, "--seed": 3,
                "--set": "train_cfg.dropout=0.2", "--json": tmp_path / "out.json"}
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_resume.py"), *(str(x) for pair in options.items() for x in pair)]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,12 +151,18 @@ class Trainer:
             note(f"warning: {checkpoint.path}: the configuration has changed since: {'; '.join(changed)}; "
                  "the continuation is not exact")
         self.iteration = training["iteration"]
-        self.steps = training.get("data_order", {}).get("next_step", 0)
-        if not isinstance(self.steps, int) or not 0 <= self.steps <= self.iters_per_epoch:
-            raise UserError(f"{checkpoint.path}: training.data_order.next_step: {self.steps!r} is not a step of an epoch of "
-                            f"{self.iters_per_epoch}; the file is damaged, use another epoch")
-        self.unlogged = [{k: v.to(self.device) for k, v in step.items()} for step in training.get("unlogged", [])]
+        self._resume_inside_epoch(training, checkpoint.path)
         self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
         restore_random_state(training["random"])
+
+    def _resume_inside_epoch(self, training: dict[str, Any], source: Path) -> None:
+        order, unlogged = training.get("data_order"), training.get("unlogged", [])
+        steps = order.get("next_step", 0) if isinstance(order, dict) else 0
+        whole = isinstance(steps, int) and 0 <= steps <= self.iters_per_epoch and isinstance(unlogged, list) and all(
+            isinstance(step, dict) and all(isinstance(v, Tensor) and v.numel() == 1 for v in step.values()) for step in unlogged)
+        if not whole or len(unlogged) > steps:
+            raise UserError(f"{source}: training: data_order.next_step or unlogged do not say where in an epoch of "
+                            f"{self.iters_per_epoch} steps it was saved; the file is damaged, use another epoch")
+        self.steps, self.unlogged = steps, [{k: v.to(self.device) for k, v in step.items()} for step in unlogged]

@@ -1,6 +1,7 @@
 """A run that is stopped by a signal, saved by the clock or killed goes on to the very files of an undisturbed one."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import data_config, write_data
+from helpers import data_config, identical, write_data
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from libs.core.errors import Stopped, UserError
@@ -41,6 +42,12 @@ def run(data, folder: Path, workers: int = 0, **options):
     fit(config, folder / "run", CPU, FitOptions(**{"resume": "auto", **OPTIONS, **options}))
 
 
+@functools.cache
+def undisturbed(path: Path):
+    """`content` of a file that nobody changes."""
+    return content(path)
+
+
 def content(path: Path):
     found = torch.load(path, weights_only=True)
     for key in ("output_folder", "loader", "source"):
@@ -57,8 +64,7 @@ def points(folder: Path) -> list[tuple[str, int, float]]:
 def assert_same(folder: Path, whole: Path):
     assert {p.name for p in folder.iterdir()} == {p.name for p in whole.iterdir()}
     for path in whole.glob("*.tar"):
-        ours, theirs = (json.dumps(content(p), default=lambda t: t.tolist()) for p in (folder / path.name, path))
-        assert ours == theirs, path.name
+        assert identical(content(folder / path.name), undisturbed(path)) == [], path.name
     assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert points(folder) == points(whole)
 
@@ -186,6 +192,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over_in_one_line(data, tmp_path, 
     assert err.endswith(f"; going on from {folder / 'epoch_002.pth.tar'}\n")
     assert "resumed after epoch 2" in out
     assert not path.exists()  # a newer one is there
+
+
+@pytest.mark.parametrize("change", [{"data_order": {"next_step": 4}}, {"data_order": {"next_step": "x"}},
+                                    {"unlogged": [{"a": torch.zeros(1)}]}, {"unlogged": [{"a": 1}]}, {"unlogged": 3}])
+def test_a_place_inside_an_epoch_that_cannot_be(data, whole, tmp_path, change):
+    found = torch.load(whole / "epoch_002.pth.tar", weights_only=True)
+    found["training"].update(change)
+    torch.save(found, tmp_path / "a.pth.tar")
+    with pytest.raises(UserError, match=r"a\.pth\.tar: training: data_order\.next_step or unlogged do not say where"):
+        run(data, tmp_path, resume=str(tmp_path / "a.pth.tar"))
 
 
 def test_nothing_whole_is_an_error(data, tmp_path):
