@@ -7,7 +7,7 @@
     torchrun --nproc_per_node=4 eval.py configs/thumos_i3d.yaml ckpt/thumos_i3d_reproduce --set devices=cuda
 
 Writes <checkpoint's folder>/eval/<epoch>_<weights>/: predictions.json (ActivityNet format), predictions.csv,
-eval_results.pkl (the published layout) and results.json.
+eval_results.pkl (the published layout), results.json and environment.json.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
     parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
     parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
+    parser.add_argument("--deterministic", action="store_true", help="refuse operations without a deterministic kernel")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args()
 
@@ -49,6 +50,7 @@ def main() -> None:
         device = world.start(config)
         world.in_turn(lambda: ensure_demo_of(config))
         evaluate_checkpoint(config, args.ckpt, device, epoch=args.epoch, save_only=args.saveonly, output=args.output,
+                            deterministic=args.deterministic,
                             progress=lambda total: bar(total, "videos", args.print_freq), world=world)
 
 

@@ -8,7 +8,9 @@
     torchrun --nproc_per_node=4 train.py configs/thumos_i3d.yaml --output four --set devices=cuda
     python train.py configs/mine.yaml --output tuned --init-from ckpt/thumos_i3d_reproduce --set opt.learning_rate=1e-5
 
-Writes ckpt/<config>_<output>/: epoch_%03d.pth.tar, config.yaml, config.txt, metrics.jsonl, logs/ (TensorBoard).
+Writes ckpt/<config>_<output>/: epoch_%03d.pth.tar, config.yaml, config.txt, metrics.jsonl, logs/ (TensorBoard), environment.json.
+Ctrl-C, SIGTERM and SIGUSR1 save after the present step (interrupted.pth.tar) and end with exit code 75; --resume auto goes on
+from there.  A second Ctrl-C stops at once.  More in docs/reliability.md.
 """
 from __future__ import annotations
 
@@ -30,6 +32,13 @@ def positive(text: str) -> int:
     return value
 
 
+def minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of minutes")
+    return value
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML configuration")
@@ -39,6 +48,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-c", "--ckpt-freq", type=positive, default=5, metavar="FREQ", help="epochs between checkpoints (5)")
     parser.add_argument("-p", "--print-freq", type=positive, default=10, metavar="FREQ", help="iterations between log lines (10)")
     parser.add_argument("--eval-freq", type=positive, default=None, metavar="N", help="evaluate every N epochs (default: never)")
+    parser.add_argument("--keep", type=positive, default=None, metavar="N", help="keep the N newest epochs' checkpoints (all)")
+    parser.add_argument("--save-minutes", type=minutes, default=None, metavar="M",
+                        help="save inside an epoch too, when the last checkpoint is M minutes old")
+    parser.add_argument("--deterministic", action="store_true", help="refuse operations without a deterministic kernel")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args()
 
@@ -51,7 +64,8 @@ def main() -> None:
         world.in_turn(lambda: ensure_demo_of(config))
         folder = run_folder(config, args.output)
         options = FitOptions(resume=args.resume, init_from=args.init_from, checkpoint_every=args.ckpt_freq,
-                             print_every=args.print_freq, eval_every=args.eval_freq or 0)
+                             print_every=args.print_freq, eval_every=args.eval_freq or 0, keep=args.keep,
+                             save_minutes=args.save_minutes, deterministic=args.deterministic)
         fit(config, folder, device, options, world)
         print(f"evaluate with: python eval.py {args.config} {folder}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -129,6 +128,20 @@ def show_every_term(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def identical(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two checkpoints differ, to the last bit."""
+    if isinstance(a, dict):
+        if list(a) != list(b):
+            return [f"{where}: keys"]
+        return [d for k in a for d in identical(a[k], b[k], f"{where}/{k}")]
+    if isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: length"]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in identical(x, y, f"{where}[{i}]")]
+    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) else a == b and type(a) is type(b)
+    return [] if same else [where]
+
+
 def padded_batch(lengths: list[int], total: int, channels: int = CHANNELS, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random features (B, total, C), zero behind each length, and their mask; a video depends on its own number only."""
     feats = torch.zeros(len(lengths), total, channels)
@@ -174,14 +187,14 @@ def run_scripts_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     commands: list[list[str]] = []
     lock = threading.Lock()
 
-    def here(command, stdout, stderr, env, check):
+    def here(_programs, command, output, _environment):
         scripts = {"train.py": train.main, "eval.py": eval_script.main}
         name = command[1].rsplit("/", 1)[1]
         with lock:  # sys.argv and the captured output are one for all threads
             code, out, err = run_script(capsys, scripts[name], name, *command[2:])
             commands.append([name, *command[2:]])
-        stdout.write(out + err)
-        stdout.flush()
-        return subprocess.CompletedProcess(command, code)
-    monkeypatch.setattr(launch.subprocess, "run", here)
+        output.write(out + err)
+        output.flush()
+        return code
+    monkeypatch.setattr(launch.Programs, "run", here)
     return commands

@@ -3,8 +3,8 @@
 
     python tools/run_seeds.py configs/hapt.yaml --seeds 3 --jobs 2
 
-Each seed is a run of train.py in ckpt/<config>_<output>_seed<N>/ and goes on where it was stopped; finished ones are reused.
-Averaged (ema) and raw weights of the last epoch are both evaluated.
+Each seed is a run of train.py in ckpt/<config>_<output>_seed<N>/ and goes on where it was stopped; what is trained and evaluated
+already is not done again.  Averaged (ema) and raw weights of the last epoch are both evaluated.
 """
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
-from libs.engine.checkpoint import checkpoint_name
+from libs.engine.chain import StageRun
 from libs.engine.launch import eval_command, log_of, read_results, run_commands, run_graph, threads_per_job, train_command
-from libs.engine.run import run_folder
+from libs.engine.teachers import with_run_name
 from libs.utils.io import write_json_atomic
 
 KINDS = ("ema", "raw")
@@ -38,15 +38,21 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
-    """Train one seed to the end and evaluate it; results.json of both kinds of weights."""
-    name, overrides = f"{args.output}_seed{seed}", [*args.set, f"init_rand_seed={seed}"]
-    config = load_config(args.config, overrides)
-    folder = run_folder(config, name)
-    last = folder / checkpoint_name(config.total_epochs)
-    commands = [train_command(args.config, name, overrides, args.eval_freq),
-                *(eval_command(args.config, last, kind, overrides) for kind in KINDS)]
-    run_commands(commands, log_of(folder), threads_per_job(args.jobs), f"seed {seed}")
+def run_of(args: argparse.Namespace, seed: int) -> StageRun:
+    """The run of one seed; UserError if it was begun with another configuration."""
+    name, overrides = f"{args.output}_seed{seed}", (*args.set, f"init_rand_seed={seed}")
+    config = with_run_name(load_config(args.config, overrides), name)
+    run = StageRun(Path(args.config).stem, seed, name, config, overrides)
+    run.refuse_changes(but=("test_cfg.", "val_split"))  # these concern evaluations alone, which are done again
+    return run
+
+
+def run_seed(args: argparse.Namespace, run: StageRun) -> dict[str, dict]:
+    """Train one seed to the end and evaluate it, as far as that is not done; results.json of both kinds of weights."""
+    training = [] if run.trained else [train_command(args.config, run.name, run.overrides, args.eval_freq)]
+    evaluations = [eval_command(args.config, run.last, kind, run.overrides) for kind in KINDS if not run.evaluated(kind)]
+    seed, last = run.seed, run.last
+    run_commands([*training, *evaluations], log_of(run.folder), threads_per_job(args.jobs), f"seed {seed}")
     results = {kind: read_results(last, kind) for kind in KINDS}
     print(f"seed {seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
     return results
@@ -55,7 +61,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
 def main() -> None:
     args = parse()
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
-    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, seed), args.jobs)
+    runs = {seed: run_of(args, seed) for seed in seeds}
+    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, runs[seed]), args.jobs)
     summary = {}
     for kind in KINDS:
         values = [100 * results[s][kind]["average_mAP"] for s in seeds]

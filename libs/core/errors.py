@@ -5,16 +5,31 @@ message that names the file, the key, the value and the remedy.  Programming err
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, everything saved; the same command goes on
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 class UserError(Exception):
     """Bad input: the message is complete as it stands and is shown without a traceback."""
+
+
+class Stopped(Exception):
+    """A run that stopped on request and has saved its state; the message is complete as it stands."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -34,22 +49,45 @@ def failure(error: BaseException) -> tuple[int, str | None]:
         return EXIT_BAD_INPUT, f"error: {error}"
     if isinstance(error, BrokenPipeError):
         return 141, ""  # the reader (head, less) has gone; nothing left to say
+    if isinstance(error, Stopped):
+        return EXIT_STOPPED, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
+        return EXIT_INTERRUPTED, str(error) or "interrupted"
+    if isinstance(error, Terminated):
+        return EXIT_TERMINATED, str(error) or "terminated"
     if isinstance(error, SystemExit):
         return (error.code, "") if isinstance(error.code, int) else (int(error.code is not None), str(error.code or ""))
     return 1, None
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`; a `UserError` becomes `error: ...` on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a script's `main` and exit with its code.
+
+    A `UserError` becomes `error: ...` on stderr and exit code 2, `Stopped` its message and 75, Ctrl-C 130, SIGTERM 143.
+    """
     warnings.showwarning = lambda message, category, *_args, **_kw: note(f"warning: {message}")
     try:
-        code = main()
-    except (UserError, BrokenPipeError, KeyboardInterrupt) as error:
+        with _sigterm_raises():
+            code = main()
+    except (UserError, Stopped, BrokenPipeError, KeyboardInterrupt, Terminated) as error:
         code, text = failure(error)
         if text:
             note(text)
         else:
             sys.stderr.close()
     sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed; not where somebody handles or ignores it already."""
+    def terminate(_number: int, _frame: Any) -> None:
+        raise Terminated
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

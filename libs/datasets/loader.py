@@ -11,6 +11,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -181,11 +182,13 @@ class EpochSampler(Sampler):
     bucket > 0: batches of videos of similar length.  Of each `bucket` batches in a row of that permutation, the videos are sorted
     by padded(epoch, index), the length that their crop needs (a tie keeps its order); every `batch_size` neighbours are a batch,
     and these batches are shuffled.  The videos that an epoch sees are the same as without.
+
+    Set `epoch` before each epoch, and `skip` to the batches of it that were seen before (a run that goes on in its middle).
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, bucket: int = 0,
                  padded: Callable[[int, int], int] = lambda epoch, index: 0):
-        self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
+        self.size, self.batch_size, self.seed, self.epoch, self.skip = size, batch_size, seed, 0, 0
         self.bucket, self.padded = bucket, padded
 
     def __len__(self) -> int:
@@ -196,7 +199,9 @@ class EpochSampler(Sampler):
         return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
+        return itertools.islice(self._batches(self.epoch), self.skip, None)
+
+    def _batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
         videos = [(epoch, int(i)) for i in self.order(epoch)[:len(self) * self.batch_size]]
         if not self.bucket:
             yield from self._cut(videos)
@@ -291,6 +296,16 @@ def steps(loader: DataLoader, config: Config) -> Iterator[tuple[Batch, ...]]:
         yield parts
 
 
+def close(loader: DataLoader) -> None:
+    """End the reading processes of a loader now.
+
+    Left to the garbage collector, after an exception, their queues may go first: then each is waited for in vain for 5 s.
+    """
+    iterator, loader._iterator = loader._iterator, None
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
 @dataclass(frozen=True)
 class _Batches(Dataset):
     """Makes whole batches.  Hands a UserError on as a value: raised in a worker it would arrive wrapped in a traceback."""
@@ -328,12 +343,19 @@ def _loader(dataset: Dataset, batch_sampler: Any, padding: Padding, workers: int
         workers = workers if forks and dataset.feature_device.type == "cpu" else 0
         context = "fork" if workers else None
     return DataLoader(_Batches(dataset, padding), batch_sampler=batch_sampler, num_workers=workers, collate_fn=_as_it_is,
-                      pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_one_thread, multiprocessing_context=context,
+                      pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_settle_worker,
+                      multiprocessing_context=context,
                       generator=torch.Generator())  # its own: iterating must not touch the global random state
 
 
-def _one_thread(_worker: int) -> None:
+def _settle_worker(_worker: int) -> None:
+    """One thread, and deaf to what a terminal or a scheduler sends to every process: the main process decides when to stop.
+
+    A reading process that died of it would raise in the main one in the middle of a step."""
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _fits(padding: Padding, lengths: Sequence[int]) -> bool:

@@ -10,15 +10,24 @@ its `distill.teachers[].checkpoint` names, `{run}` standing for its own run's na
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from libs.core.checks import teacher_names
 from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
-from libs.engine.checkpoint import Checkpoint, changed_settings, checkpoint_name, epochs_of, load_checkpoint
+from libs.engine.checkpoint import (
+    Checkpoint,
+    changed_settings,
+    checkpoint_name,
+    checkpoints_of,
+    epochs_of,
+    is_whole,
+    newest_checkpoint,
+)
 from libs.engine.launch import eval_command, log_of, read_results, results_file, run_commands, train_command
 from libs.engine.run import run_folder
 from libs.engine.teachers import RUN, with_run_name
@@ -26,6 +35,7 @@ from libs.engine.teachers import RUN, with_run_name
 IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
            "distill.cache_folder")  # change no number
 EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change what an evaluation gives
+WEIGHTS_KEY = "test_cfg.weights"  # the results' folder tells which they are of
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,11 @@ class StageRun:
 
     @property
     def begun(self) -> bool:
-        return bool(epochs_of(self.folder))
+        return bool(checkpoints_of(self.folder))
 
     @property
     def trained(self) -> bool:
-        return self.last.is_file()
+        return is_whole(self.last)
 
     @property
     def done(self) -> bool:
@@ -94,18 +104,33 @@ class StageRun:
     def average_mAP(self) -> float:
         """Average mAP in percent; UserError if it is not evaluated, or was with other settings than these."""
         results, file = read_results(self.last, self.weights), results_file(self.last, self.weights)
-        used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
-        changed = {k: v for k, v in config_diff(used, self.config).items() if k.startswith(EVALUATED) and k not in IGNORED}
-        if changed:
-            text = "; ".join(f"{key}: {old!r}, not {new!r}" for key, (old, new) in changed.items())
-            raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {text}; remove it to evaluate "
-                            "again")
+        if changed := self.other_settings(results, file):
+            raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {'; '.join(changed)}; remove "
+                            "it to evaluate again")
         return 100 * results["average_mAP"]
+
+    def other_settings(self, results: Mapping[str, Any], file: Path) -> list[str]:
+        """"key: old, not new" for each setting that changes results and that these of `file` were made with otherwise."""
+        used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
+        return [f"{key}: {old!r}, not {new!r}" for key, (old, new) in config_diff(used, self.config).items()
+                if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)]
+
+    def evaluated(self, weights: str) -> bool:
+        """Whether eval.py has evaluated its last epoch's `ema` or `raw` weights with these settings."""
+        file = results_file(self.last, weights)
+        return self.trained and file.is_file() and not self.other_settings(read_results(self.last, weights), file)
 
     def changes(self) -> list[str]:
         """What its configuration says otherwise than its newest checkpoint; [] if nothing or if there is no checkpoint."""
-        found = epochs_of(self.folder)
-        return changes_since(load_checkpoint(found[-1][1]), self) if found else []
+        found = newest_checkpoint(self.folder)
+        return changes_since(found, self) if found else []
+
+    def refuse_changes(self, but: tuple[str, ...] = ()) -> None:
+        """UserError if its configuration has changed since its newest checkpoint, in a key that begins with none of `but`."""
+        if changes := [line for line in self.changes() if not line.startswith(but)]:
+            raise UserError(f"{self.folder}: was trained with another configuration than {self.config.source} with its --set "
+                            f"values: {'; '.join(changes)}; undo the change, give the new runs another name with --output, or "
+                            f"remove {self.folder}")
 
 
 @dataclass(frozen=True)
@@ -152,10 +177,7 @@ class Chain:
         return planned
 
     def _check(self, run: StageRun, planned: dict[str, StageRun]) -> None:
-        if changes := run.changes():
-            raise UserError(f"{run.folder}: was trained with another configuration than {run.config.source} with its --set "
-                            f"values: {'; '.join(changes)}; undo the change, give the new runs another name with --output, or "
-                            f"remove {run.folder}")
+        run.refuse_changes()
         for name, (path, label) in zip(teacher_names(run.config.distill), self._sources(run), strict=True):
             if label is not None:
                 if run.begun and label in planned and not planned[label].trained:

@@ -1,17 +1,20 @@
 """Checkpoint files in the published format, and the one map between names on disk and in memory.
 
 A file is the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler} whose weight names carry the prefix `module.`;
-ours add one key, `training`, with what an exact continuation needs.  Files are read without executing pickled code.
+ours add one key, `training`, with what an exact continuation needs, and a checksum (libs/utils/seal.py).  Files are read without
+executing pickled code.
 """
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import os
 import pickle
 import random
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,17 @@ from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.engine.explain import explain_difference
 from libs.utils.io import write_atomic
+from libs.utils.seal import seal, verify
 
 PREFIX = "module."
 FORMAT_VERSION = 1
+INTERRUPTED = "interrupted.pth.tar"  # of a run that was saved in the middle of an epoch
 PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
 WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is not as it was written: cut off, changed, or no checkpoint at all."""
 
 
 def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,27 +88,32 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
         content["training"] = {"format_version": FORMAT_VERSION, **training}
     buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
     torch.save(content, buffer)
-    write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+    parts = seal(buffer.getbuffer())
+    write_atomic(path, lambda file: file.writelines(parts))
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a checkpoint without executing pickled code; UserError says what is wrong with the file."""
+    """Read a checkpoint without executing pickled code, its checksum first.
+
+    Raises UserError saying what is wrong with the file: DamagedCheckpoint where it is not as it was written.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
     try:
-        with torch.serialization.safe_globals(_harmless_types()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, torch.serialization.safe_globals(_harmless_types()):
+            verify(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
-                        f"({_first_line(error)}); save it again with plain tensors and numbers") from error
+        raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
+                                f"({_first_line(error)}); save it again with plain tensors and numbers") from error
     except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
-        raise UserError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it may be truncated: "
-                        "use another epoch or copy it again") from error
+        raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
+                                "use another epoch or copy it again") from error
     if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
-                        "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
+        raise DamagedCheckpoint(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
+                                "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
     training, epoch = content.get("training"), content.get("epoch", 0)
     version = training.get("format_version", 0) if isinstance(training, dict) else 0
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -182,6 +196,57 @@ def epochs_of(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     """(epoch, file) of every checkpoint in a folder, by epoch."""
     found = [(int(m.group(1)), p) for p in Path(folder).glob("epoch_*.pth.tar") if (m := PATTERN.match(p.name))]
     return sorted(found)
+
+
+def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
+    """Every checkpoint that `--resume auto` may go on from, whole or not: those of epochs, by epoch, and interrupted.pth.tar."""
+    middle = Path(folder) / INTERRUPTED
+    return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and its checksum (of a published one: the CRC-32 of its records) says that it is as written."""
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    return _verified(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _verified(path: Path, _changed_ns: int, _size: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return verify(file) or zipfile.is_zipfile(file)
+    except (OSError, ValueError):
+        return False
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
+    """The furthest whole checkpoint of `checkpoints_of`, None if the folder holds none; a line on stderr for each damaged one
+    that would have been further.  DamagedCheckpoint if all are damaged."""
+    damaged: list[DamagedCheckpoint] = []
+
+    def read(path: Path) -> Checkpoint | None:
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            return None
+
+    middle = Path(folder) / INTERRUPTED
+    best = read(middle) if middle.is_file() else None
+    for epoch, path in reversed(epochs_of(folder)):
+        if best is not None and best.epoch >= epoch:  # it was saved after that epoch
+            break
+        if (found := read(path)) is not None:
+            best = found
+            break
+    if damaged and best is None:
+        raise DamagedCheckpoint(f"{folder}: no checkpoint there is whole, {damaged[0]}; remove them to start anew")
+    for error in damaged:
+        note(f"warning: {error}; going on from {best.path}")
+    return best
 
 
 def random_state() -> dict[str, Any]:

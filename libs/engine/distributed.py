@@ -80,6 +80,14 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def largest(self, value: int) -> int:
+        """The largest of a number over all processes, by way of the CPU: no GPU is waited for."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, by rank."""
         if self.size == 1:

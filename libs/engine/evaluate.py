@@ -12,11 +12,14 @@ from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.determinism import strict_determinism
 from libs.engine.distributed import ALONE, World
+from libs.engine.environment import NAME as ENVIRONMENT
+from libs.engine.environment import environment
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
-from libs.utils.io import write_json_atomic
+from libs.utils.io import remove_leftovers, write_json_atomic
 from libs.utils.metrics import Scores
 from libs.utils.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
 
@@ -41,15 +44,14 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
 
 
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
-                        output: Path | None = None,
+                        output: Path | None = None, deterministic: bool = False,
                         progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
                         world: World = ALONE) -> Scores | None:
     """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
 
     `world`: the processes that share the work; each calls this, the first one writes and gets the scores.
-
-    `progress(total)` makes the callback of the inference loop.  Returns the scores, or None with `save_only`.  Raises UserError
-    for every input that does not fit.
+    `progress(total)` makes the callback of the inference loop; `deterministic`: as in libs/engine/determinism.py.
+    Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
     """
     which = config.test_cfg.weights
     set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
@@ -64,11 +66,15 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
           flush=True)
 
     started = time.perf_counter()
-    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world)
+    with strict_determinism(deterministic):
+        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world)
+        about = environment(config, device)
     if not world.first:
         return None
     seconds = time.perf_counter() - started
     names = dataset.label_names
+    remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a younger one may be at work
+    write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)

@@ -13,17 +13,22 @@ from torch import Tensor
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import steps, training_loader
-from libs.engine.checkpoint import checkpoint_name, copy_matching, epochs_of, find_checkpoint, load_checkpoint
+from libs.datasets.loader import EpochSampler, close, steps, training_loader
+from libs.engine.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
+from libs.engine.determinism import strict_determinism
 from libs.engine.distributed import ALONE, World
+from libs.engine.environment import record_start
+from libs.engine.interrupt import Interruption
 from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
-from libs.engine.run import Run, SilentRun
+from libs.engine.run import VALIDATION, Run, SilentRun
+from libs.engine.saving import Saver
 from libs.engine.teachers import load_teachers, streams_to_read
-from libs.engine.trainer import Trainer, seed_everything
+from libs.engine.trainer import Trainer, seed_everything, seed_generators
 from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
+from libs.utils.lock import FolderLock
 from libs.utils.machine import keep_freed_memory
 from libs.utils.metrics import Scores
 
@@ -39,15 +44,35 @@ class FitOptions:
     checkpoint_every: int = 5  # epochs
     print_every: int = 10  # iterations
     eval_every: int = 0  # epochs, 0: never
+    keep: int | None = None  # the newest checkpoints of epochs, None: all
+    save_minutes: float | None = None  # save in the middle of an epoch, too, if the last time is as long ago
+    deterministic: bool = False  # an operation without a deterministic kernel is an error
+
+
+class _AskedToStop(Exception):
+    """In the middle of an evaluation."""
 
 
 def fit(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World = ALONE) -> Scores | None:
     """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one.
 
     `world`: the processes that train together; each calls this.
+    Raises Stopped once everything is saved, after a signal asked for that (libs/engine/interrupt.py).
     """
-    resume = _agreed(_resume_file(folder, options), world)
-    seed_everything(config.init_rand_seed)
+    lock = FolderLock(folder)
+    if world.first:
+        lock.take()  # before anything is read: who still writes there may write the checkpoint to go on from
+    try:
+        with strict_determinism(options.deterministic):
+            return _fit(config, folder, device, options, lock, world)
+    finally:
+        lock.release()
+
+
+def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions, lock: FolderLock,
+         world: World) -> Scores | None:
+    resume = _resumed(folder, options, world)
+    seed_everything(config.init_rand_seed, strict=options.deterministic)
     keep_freed_memory()
     set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     settings = resolve(config)
@@ -75,57 +100,85 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions,
     objective.to(device)
     trainer = Trainer(objective, config, len(sampler), world)
     if not world.first:  # the first one goes on with the numbers of a run of one process
-        seed_everything(world.seed(config.init_rand_seed, 0))
+        seed_generators(world.seed(config.init_rand_seed, 0))
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device, world)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
+    source = resume.path if resume is not None else None
     if resume is not None:
-        trainer.resume(load_checkpoint(resume))
+        trainer.resume(resume)
+        del resume  # its memory
+        _mention_later(folder, trainer.epoch, options)
 
-    run = Run(folder, config, trainer.iteration) if world.first else SilentRun(folder)
+    if world.first:
+        lock.take(create=True)
+        run: Run | SilentRun = Run(folder, config, *trainer.logged)
+    else:
+        run = SilentRun(folder)
     try:
+        if world.first:
+            record_start(folder, config, device, source, trainer.iteration)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
                 f"{parameters / 1e6:.2f} M parameters, {device}"
                 + (f", teachers: {', '.join(t.name for t in teachers)}" if teachers else "")
-                + _of_several(trainer) + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
+                + _of_several(trainer) + (f", resumed after epoch {trainer.epoch}" if source is not None else "")
+                + (f" and {trainer.steps} iterations" if trainer.steps else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
-        scores = None
-        while trainer.epoch < config.total_epochs:
-            sampler.epoch = trainer.epoch
-            _one_epoch(trainer, loader, run, options.print_every)
-            last = trainer.epoch == config.total_epochs
-            if val_set is not None and (last or trainer.epoch % options.eval_every == 0):
-                scores = _evaluate(trainer, val_set, run)
-            if last or trainer.epoch % options.checkpoint_every == 0:
-                trainer.save(folder / checkpoint_name(trainer.epoch))
-                run.say(f"saved {folder / checkpoint_name(trainer.epoch)}")
-        return scores
+        with Interruption(options.save_minutes) as asked:
+            saver = Saver(run, trainer, asked, options.keep)
+            if options.resume == "auto":
+                saver.tidy(source)
+            return _epochs(trainer, loader, sampler, val_set, options, run, saver)
     finally:
+        close(loader)
         run.close()
 
 
-def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, print_every: int) -> None:
+def _epochs(trainer: Trainer, loader: torch.utils.data.DataLoader, sampler: EpochSampler, val_set: TalDataset | None,
+            options: FitOptions, run: Run | SilentRun, saver: Saver) -> Scores | None:
+    scores = None
+    while trainer.epoch < trainer.config.total_epochs:
+        sampler.epoch, sampler.skip = trainer.epoch, trainer.steps
+        _one_epoch(trainer, loader, run, saver, options.print_every)
+        epoch = trainer.epoch + 1
+        last = epoch == trainer.config.total_epochs
+        evaluate = val_set is not None and (last or epoch % options.eval_every == 0)
+        if evaluate:
+            try:
+                scores = _evaluate(trainer, val_set, saver)
+            except _AskedToStop:
+                saver.stop()
+        trainer.end_epoch()
+        if evaluate:
+            _record(trainer, scores, run)
+        saver.after_epoch(due=last or epoch % options.checkpoint_every == 0, last=last)
+    return scores
+
+
+def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, saver: Saver, print_every: int) -> None:
+    """The steps of the next epoch that are not done yet."""
     epoch, total = trainer.epoch + 1, trainer.iters_per_epoch
-    pending: list[dict[str, Tensor]] = []
     started, waited = time.perf_counter(), 0
     with run.progress(total, f"epoch {epoch}/{trainer.config.total_epochs}") as shown:
-        for i, parts in enumerate(steps(loader, trainer.config), start=1):
-            pending.append(trainer.step(*parts))
+        shown.update(trainer.steps)
+        for parts in steps(loader, trainer.config):
+            trainer.step(*parts)
             shown.update(1)
             waited += 1
-            if i % print_every == 0 or i == total:
-                mean = _log(trainer, run, pending, epoch)
+            if trainer.steps % print_every == 0 or trainer.steps == total:
+                mean = _log(trainer, run, epoch)
                 seconds, started = time.perf_counter() - started, time.perf_counter()
                 terms = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
-                run.say(f"epoch {epoch:3d}  {i:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
+                run.say(f"epoch {epoch:3d}  {trainer.steps:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
                         f"{seconds / waited:.3f} s/iteration")
-                pending, waited = [], 0
-    trainer.epoch = epoch
+                waited = 0
+            saver.after_step()
 
 
-def _log(trainer: Trainer, run: Run, pending: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
+def _log(trainer: Trainer, run: Run, epoch: int) -> dict[str, float]:
     """Write the steps since the last log line; one read-back from the device for all of them."""
+    pending: list[dict[str, Tensor]] = trainer.unlogged
     names = list(pending[0])
     table = torch.stack([torch.stack([step[k].float() for k in names]) for step in pending]).cpu()
     first = trainer.iteration - len(pending)
@@ -136,20 +189,29 @@ def _log(trainer: Trainer, run: Run, pending: list[dict[str, Tensor]], epoch: in
     run.flush()
     mean = dict(zip(names, table.mean(0).tolist(), strict=True))
     run.scalars({"train/lr": trainer.learning_rate, **{f"train/{k}": v for k, v in mean.items()}}, trainer.iteration)
+    trainer.unlogged = []
     return mean
 
 
-def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
+def _evaluate(trainer: Trainer, val_set: TalDataset, saver: Saver) -> Scores:
+    """Raises _AskedToStop instead of finishing what would be done again anyway."""
+    def stop_here(_done: int, _total: int) -> None:
+        if saver.asked.stopping and trainer.world.size == 1:  # of several processes none may leave the others alone here
+            raise _AskedToStop
     config = trainer.config
     model = trainer.model
     if config.test_cfg.weights == "ema":
         model = copy.deepcopy(trainer.model)
         model.load_state_dict(trainer.average.state_dict())
-    detections = predict(model, val_set, config, trainer.device, world=trainer.world)
-    scores = trainer.world.share(score(detections, val_set) if trainer.world.first else None)
+    detections = predict(model, val_set, config, trainer.device, stop_here, trainer.world)
+    return trainer.world.share(score(detections, val_set) if trainer.world.first else None)
+
+
+def _record(trainer: Trainer, scores: Scores, run: Run) -> None:
+    config = trainer.config
     values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
     values["average_mAP"] = float(scores.average_mAP)
-    run.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
+    run.scalars({f"{VALIDATION}{k}": 100 * v for k, v in values.items()}, trainer.iteration)
     run.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": config.test_cfg.weights, **values})
     run.flush()
     run.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({config.test_cfg.weights} weights)")
@@ -159,28 +221,33 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
                  "epoch instead")
         trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
         trainer.save(run.folder / BEST)
-    return scores
 
 
-def _resume_file(folder: Path, options: FitOptions) -> Path | None:
+def _resumed(folder: Path, options: FitOptions, world: World) -> Checkpoint | None:
+    """The checkpoint to go on from: what process 0 finds; UserError where another process does not see that file."""
     if options.resume is None:
-        Run.refuse_used(folder)
+        if world.first:
+            Run.refuse_used(folder)
         return None
     if options.init_from:
         raise UserError("--resume and --init-from exclude each other: one goes on with a run, the other starts a new one")
-    if options.resume == "auto":
-        found = epochs_of(folder)
-        return found[-1][1] if found else None
-    return find_checkpoint(options.resume)
+    found = None
+    if world.first:
+        found = newest_checkpoint(folder) if options.resume == "auto" else load_checkpoint(find_checkpoint(options.resume))
+    path = world.share(found and found.path)
+    if world.first or path is None:
+        return found
+    if not path.is_file():
+        raise UserError(f"{path}: process {world.rank} does not see this checkpoint; processes on several machines need a shared "
+                        "output_folder")
+    return load_checkpoint(path)
 
 
-def _agreed(resume: Path | None, world: World) -> Path | None:
-    """The file that process 0 has found; UserError where another process does not see it."""
-    chosen = world.share(resume)
-    if not world.first and chosen is not None and not chosen.is_file():
-        raise UserError(f"{chosen}: process {world.rank} does not see this checkpoint; processes on several machines need a "
-                        "shared output_folder")
-    return chosen
+def _mention_later(folder: Path, epoch: int, options: FitOptions) -> None:
+    later = [path for e, path in epochs_of(folder) if e > epoch]
+    if later and options.resume != "auto":
+        note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run "
+             "has written its own; remove them if they are not wanted")
 
 
 def _of_several(trainer: Trainer) -> str:

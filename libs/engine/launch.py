@@ -7,18 +7,22 @@ for each other.
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from libs.core.errors import UserError
+from libs.core.errors import EXIT_STOPPED, Stopped, Terminated, UserError
 from libs.engine.evaluate import evaluation_folder
+from libs.engine.interrupt import STARTED_BY
 from libs.utils.io import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,17 +58,57 @@ def threads_per_job(jobs: int) -> int:
     return max((os.cpu_count() or 1) // jobs, 1)
 
 
+class Programs:
+    """The programs that this process runs, so that they can be asked to stop when it is."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._stopping = threading.Lock(), set(), False
+
+    def run(self, command: Sequence[str], output: TextIO, environment: Mapping[str, str]) -> int:
+        """Run one to its end; its exit code (-N: killed by signal N).  Stopped if none may begin any more."""
+        with self._lock:
+            if self._stopping:
+                raise Stopped("stopped before the next program began; start the same command again to go on")
+            program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            self._running.add(program)
+        try:
+            return program.wait()
+        finally:
+            with self._lock:
+                self._running.discard(program)
+
+    def stop(self) -> None:
+        """Begin no other one, and ask those that run to save and stop (SIGTERM)."""
+        with self._lock:
+            self._stopping = True
+            for program in self._running:
+                program.terminate()
+
+    def allow(self) -> None:
+        """Undo `stop`."""
+        with self._lock:
+            self._stopping = False
+
+
+PROGRAMS = Programs()
+
+
 def run_commands(commands: Sequence[Sequence[str]], log: Path, threads: int, label: str) -> None:
     """Run programs one after the other, their output appended to `log`; OMP_NUM_THREADS is `threads` unless it is set already.
 
-    Raises UserError at the first one that fails, with the end of its output, or when the log cannot be written.
+    A train.py among them saves and stops when this process ends, however that ends.  Raises UserError at the first one that
+    fails, with the end of its output, or when the log cannot be written; Stopped at one that was stopped and has saved its state.
     """
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, STARTED_BY: str(os.getpid())}
     with _opened(log) as file:
         for command in commands:
-            if subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
+            if code := PROGRAMS.run(command, file, environment):
+                if code == EXIT_STOPPED:
+                    raise Stopped(f"{label}: {Path(command[1]).name} was stopped and has saved its state, see {log}; start the "
+                                  "same command again to go on")
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
                 tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-                raise UserError(f"{label} failed, see {log}; it ends with:\n  {tail}")
+                raise UserError(f"{label} {how}, see {log}; it ends with:\n  {tail}")
 
 
 def results_file(checkpoint: Path, weights: str) -> Path:
@@ -86,12 +130,21 @@ def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Re
     """Call `work(key)` in threads, at most `jobs` at a time, each key after the keys that it waits for; results by key.
 
     Keys that may begin do so in the order of the mapping.  After a failure nothing else begins, what runs is waited for, and
-    the first failure is raised.  ValueError if keys wait for each other in a circle, or for one that is not there.
+    the first failure is raised.  Ctrl-C and SIGTERM ask the programs that run to save and stop, wait for them and go on upwards.
+    ValueError if keys wait for each other in a circle, or for one that is not there.
     """
+    PROGRAMS.allow()
+    try:
+        return _run_graph(waits_for, work, jobs)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise type(stop)("stopped, and what was being trained is saved; start the same command again to go on") from None
+
+
+def _run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int) -> dict[Key, Result]:
     waiting, results = dict(waits_for), {}
     running: dict[Future, Key] = {}
     failure: BaseException | None = None
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, _stop_programs():
         while True:
             if failure is None:  # no more than can start at once, so that none is left in the pool's queue
                 ready = [key for key, others in waiting.items() if all(other in results for other in others)]
@@ -111,6 +164,16 @@ def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Re
     if waiting:
         raise ValueError(f"never ready: {', '.join(map(str, waiting))}")
     return {key: results[key] for key in waits_for}
+
+
+@contextlib.contextmanager
+def _stop_programs() -> Iterator[None]:
+    """Before the pool's threads are waited for."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        PROGRAMS.stop()
+        raise
 
 
 def _set(overrides: Sequence[str]) -> list[str]:

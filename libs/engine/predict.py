@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.datasets.loader import Batch, batches, inference_loader
+from libs.datasets.loader import Batch, batches, close, inference_loader
 from libs.engine.distributed import ALONE, World
 from libs.engine.precision import low_weights
 from libs.modeling.decode import decode_batch
@@ -64,16 +64,17 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     was_training = model.training
     model.eval()
     found: dict[str, VideoDetections] = {}
+    loader = inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)
     try:
         with low_weights(model, config.test_cfg.precision):
-            ahead = ((batch.samples, _run(model, batch.to(device)))
-                     for batch in batches(inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)))
+            ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
                 done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
                 found.update(zip((s.video_id for s in samples), done, strict=True))
                 progress(min(len(found) * world.size, len(dataset)), len(dataset))
     finally:
         model.train(was_training)
+        close(loader)
     found = merged(world.gather(found))
     detections = as_detections(found, [v.id for v in dataset.videos])
     if config.test_cfg.ext_score_file:

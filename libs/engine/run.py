@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from libs.core.config import dump_text, dump_yaml
-from libs.core.errors import UserError
+from libs.core.errors import UserError, note
 from libs.core.schema import Config
-from libs.engine.checkpoint import epochs_of
-from libs.utils.io import write_text_atomic
+from libs.engine.checkpoint import checkpoints_of, epochs_of
+from libs.engine.event_files import cut_events
+from libs.utils.io import remove_leftovers, write_atomic, write_text_atomic
+
+VALIDATION = "validation/"  # TensorBoard tags of evaluations begin with it
 
 
 def run_folder(config: Config, name: str) -> Path:
@@ -24,9 +28,10 @@ def run_folder(config: Config, name: str) -> Path:
 
 
 class Run:
-    """Writes one training run; opened at an iteration, before which earlier logs of the folder are kept."""
+    """Writes one training run.  Of earlier logs of the folder what was logged up to `logged` steps is kept, and evaluations up to
+    `evaluated` steps; what a killed run wrote beyond that, or left half written, is taken out."""
 
-    def __init__(self, folder: Path, config: Config, iteration: int = 0):
+    def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0):
         from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second that eval.py need not pay
         self.folder = folder
         logs = folder / "logs"
@@ -35,19 +40,22 @@ class Run:
         self._bar: tqdm | None = None
         with self._writing():
             logs.mkdir(exist_ok=True)
-            self._keep_metrics_until(iteration)
+            for place in (folder, logs):
+                remove_leftovers(place)
+            self._cut_metrics(logged, evaluated)
+            cut_events(logs, lambda tag, step: step <= (evaluated if tag.startswith(VALIDATION) else logged))
             self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            self._board = SummaryWriter(str(logs), purge_step=iteration + 1 if iteration else None)
-            self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", iteration)
+            self._board = SummaryWriter(str(logs))
+            self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", logged)
         self._hook, threading.excepthook = threading.excepthook, self._thread_failed
 
     @staticmethod
     def refuse_used(folder: Path) -> None:
         """UserError if the folder already holds checkpoints, so that no finished run is overwritten by accident."""
-        found = epochs_of(folder)
-        if found:
-            raise UserError(f"{folder}: holds checkpoints up to epoch {found[-1][0]}; go on with --resume auto, choose another "
-                            "--output, or remove the folder")
+        if found := checkpoints_of(folder):
+            epochs = epochs_of(folder)
+            what = f"checkpoints up to epoch {epochs[-1][0]}" if epochs else found[-1].name
+            raise UserError(f"{folder}: holds {what}; go on with --resume auto, choose another --output, or remove the folder")
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
@@ -55,9 +63,19 @@ class Run:
             self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
-        """Bring what was logged to disk."""
+        """Hand what was logged to the operating system."""
         with self._writing():
             self._metrics.flush()
+
+    def sync(self) -> None:
+        """Bring all logs to disk, so that they survive a power cut; to be called before a checkpoint is written."""
+        with self._writing():
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            self._board.flush()
+            for path in self.folder.glob("logs/events.out.tfevents.*"):
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write named scalars to TensorBoard."""
@@ -105,16 +123,23 @@ class Run:
         if not (type(failure.thread).__name__ == "_AsyncWriterThread" and issubclass(failure.exc_type, OSError)):
             self._hook(failure)
 
-    def _keep_metrics_until(self, iteration: int) -> None:
+    def _cut_metrics(self, logged: int, evaluated: int) -> None:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave half a line
-                if json.loads(line)["iteration"] <= iteration:
-                    kept.append(line + "\n")
-        write_text_atomic(path, "".join(kept))
+        whole = path.read_bytes()
+        kept, damaged = [], 0
+        for line in whole.splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                if record["iteration"] <= (logged if "lr" in record else evaluated):
+                    kept.append(line if line.endswith(b"\n") else line + b"\n")
+            except (ValueError, TypeError, KeyError):
+                damaged += line.endswith(b"\n")  # the last line may be half written, that is no damage
+        if damaged:
+            note(f"warning: {path}: {damaged} lines are damaged and left out")
+        if b"".join(kept) != whole:
+            write_atomic(path, lambda file: file.writelines(kept))
 
 
 class SilentRun:
@@ -127,6 +152,9 @@ class SilentRun:
         """Nothing, as all of these."""
 
     def flush(self) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
         """Nothing."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -1,7 +1,6 @@
 """One training step and everything that must survive between steps."""
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from libs.engine.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from libs.engine.determinism import ask_for_determinism
 from libs.engine.distributed import ALONE, World
 from libs.engine.gradients import Gradients
 from libs.engine.objective import DetectionObjective
@@ -38,14 +38,17 @@ FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dat
 TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "random", "best", "config")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and ask torch for deterministic kernels (a warning where there is none)."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+def seed_everything(seed: int, strict: bool = False) -> None:
+    """Seed Python, numpy and torch, and ask torch for deterministic kernels (without one a warning, `strict`: an error)."""
+    seed_generators(seed)
+    ask_for_determinism(strict)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory, and nothing here reads it unset
 
 
 class Trainer:
@@ -64,7 +67,9 @@ class Trainer:
         self.average = WeightAverage(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
         self.iters_per_epoch = iters_per_epoch
         self.iteration = 0  # steps done
-        self.epoch = 0  # epochs done, warm-up included
+        self.epoch = 0  # epochs done, warm-up and evaluation included
+        self.steps = 0  # steps done of the next epoch
+        self.unlogged: list[dict[str, Tensor]] = []  # what the steps since the last log line returned
         self.best: dict[str, float] = {}
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._recent: dict[int, tuple[str, ...]] = {}
@@ -90,7 +95,13 @@ class Trainer:
         self._first_bad.copy_(torch.where(unseen & ~finite, self.iteration, self._first_bad))
         self._recent[self.iteration] = tuple(v for batch in batches for v in batch.video_ids)
         self.iteration += 1
-        return {**losses.terms, "final_loss": losses.final, "grad_norm": norm}
+        self.steps += 1
+        self.unlogged.append({**losses.terms, "final_loss": losses.final, "grad_norm": norm})
+        return self.unlogged[-1]
+
+    def end_epoch(self) -> None:
+        """Count the epoch whose steps are done."""
+        self.epoch, self.steps = self.epoch + 1, 0
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for module in self.objective.trained for p in module.parameters()]
@@ -110,15 +121,21 @@ class Trainer:
                             f"(now {self.config.opt.learning_rate:g}) or set train_cfg.clip_grad_l2norm: 1.0")
         self._recent.clear()
 
+    @property
+    def logged(self) -> tuple[int, int]:
+        """(steps whose records are in the logs, steps up to the last evaluation that may be there): what to keep of the logs."""
+        return self.iteration - len(self.unlogged), self.iteration - self.steps
+
     def save(self, path: Path) -> None:
-        """Write the state after whole epochs; continuing from it is exact, with the same number of processes."""
+        """Write the state between two steps; continuing from it is exact, with the same number of processes."""
         states = self.world.gather(random_state())
         self._compare_processes()
         if not self.world.first:
             return
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
                     "objective": self.objective.training_state(), "random": states[0], "best": dict(self.best),
-                    "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch},
+                    "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch, "next_step": self.steps},
+                    "unlogged": [{k: v.float().cpu().clone() for k, v in step.items()} for step in self.unlogged],
                     "processes": {"videos_per_step": self.videos_per_step, "random_of_others": states[1:]},
                     "config": to_dict(self.config), "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
@@ -152,6 +169,7 @@ class Trainer:
             note(f"warning: {checkpoint.path}: the configuration has changed since: {'; '.join(changed)}; "
                  "the continuation is not exact")
         self.iteration = training["iteration"]
+        self._resume_inside_epoch(training, checkpoint.path)
         self.average.load_state_dict(fitting_weights(self.model, checkpoint, "ema"), training["ema_updates"])
         self.objective.load_training_state(training["objective"])
         self.best = dict(training["best"])
@@ -182,4 +200,14 @@ class Trainer:
         if self.world.first or len(states) == self.world.size:
             restore_random_state(states[self.world.rank])
         else:
-            seed_everything(self.world.seed(self.config.init_rand_seed, self.epoch))
+            seed_generators(self.world.seed(self.config.init_rand_seed, self.epoch))
+
+    def _resume_inside_epoch(self, training: dict[str, Any], source: Path) -> None:
+        order, unlogged = training.get("data_order"), training.get("unlogged", [])
+        steps = order.get("next_step", 0) if isinstance(order, dict) else 0
+        whole = isinstance(steps, int) and 0 <= steps <= self.iters_per_epoch and isinstance(unlogged, list) and all(
+            isinstance(step, dict) and all(isinstance(v, Tensor) and v.numel() == 1 for v in step.values()) for step in unlogged)
+        if not whole or len(unlogged) > steps:
+            raise UserError(f"{source}: training: data_order.next_step or unlogged do not say where in an epoch of "
+                            f"{self.iters_per_epoch} steps it was saved; the file is damaged, use another epoch")
+        self.steps, self.unlogged = steps, [{k: v.to(self.device) for k, v in step.items()} for step in unlogged]

@@ -5,12 +5,15 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from libs.core.errors import UserError
 from libs.core.files import read_text
+
+TEMPORARY = ".tmp"  # end of the names of files that are being written, which begin with a dot
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
@@ -23,7 +26,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) ->
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             write(file)
             file.flush()
@@ -39,6 +42,18 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) ->
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove the temporary files that killed programs left in a folder, at least as old as said.
+
+    With 0: only where nobody else is writing.
+    """
+    latest = time.time() - older_than_s
+    for path in folder.glob(f".?*.{'[a-z0-9_]' * 8}{TEMPORARY}"):  # the names that tempfile makes
+        with contextlib.suppress(OSError):  # somebody else was faster, or it is not ours to remove
+            if path.stat().st_mtime <= latest or not older_than_s:
+                path.unlink()
 
 
 def write_text_atomic(path: str | os.PathLike, content: str) -> None:

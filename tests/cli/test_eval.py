@@ -13,7 +13,7 @@ import eval as eval_script
 import train
 from libs.utils.predictions import read_predictions
 
-FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json"}
+FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json", "environment.json"}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,8 @@ def test_a_folder_means_its_last_epoch_and_the_files_agree(trained, capsys):
     assert (code, err) == (0, "")
     written = folder / "eval" / "epoch_004_ema"
     assert {p.name for p in written.iterdir()} == FILES
+    about = json.loads((written / "environment.json").read_text())
+    assert (about["checkpoint"], about["weights"], about["seed"]) == (str(folder / "epoch_004.pth.tar"), "ema", 3)
     lines = out.splitlines()
     assert lines[0] == f"{folder / 'epoch_004.pth.tar'}: epoch 4, ema weights, 3 videos of validation, cpu"
     table = [line.split() for line in lines[-8:]]

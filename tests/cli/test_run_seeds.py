@@ -52,10 +52,31 @@ def test_mean_and_spread(config, capsys, tmp_path, started):
 
 
 def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started):
-    outs = [run(capsys, config, "--seeds", 1, "--jobs", 2)[1].splitlines()[-1] for _ in range(2)]
+    argv, folder = (config, "--seeds", 1, "--jobs", 2), tmp_path / "ckpt" / "tiny_seeds_seed0"
+    outs = [run(capsys, *argv)[1].splitlines()[-1] for _ in range(2)]
     assert outs[0] == outs[1]
     assert outs[0].endswith("standard deviation 0.00")
-    assert "all 2 epochs are done" in (tmp_path / "ckpt" / "tiny_seeds_seed0.log").read_text()
+    assert [c[0] for c in started] == ["train.py", "eval.py", "eval.py"]
+    before = (folder / "epoch_002.pth.tar").read_bytes()
+
+    (folder / "eval" / "epoch_002_raw" / "results.json").unlink()  # as after a kill
+    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
+    assert [(c[0], "raw" in c) for c in started[3:]] == [("eval.py", True)]
+    run(capsys, *argv, "--set", "test_cfg.min_score=0.5")  # other results, the same weights
+    assert [c[0] for c in started[4:]] == ["eval.py", "eval.py"]
+    (folder / "epoch_002.pth.tar").write_bytes(before[:-9])
+    assert "no checkpoint there is whole" in one_error(*run(capsys, *argv)[::2])
+    (folder / "epoch_002.pth.tar").unlink()
+    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
+    assert [c[0] for c in started[6:]] == ["train.py", "eval.py", "eval.py"]
+    assert (folder / "epoch_002.pth.tar").read_bytes() == before
+
+
+def test_a_changed_configuration_is_refused(config, capsys, started):
+    assert run(capsys, config, "--seeds", 1)[0] == 0
+    error = one_error(*run(capsys, config, "--seeds", 1, "--set", "opt.learning_rate=0.5")[::2])
+    assert "tiny_seeds_seed0: was trained with another configuration" in error
+    assert len(started) == 3
 
 
 def test_a_failing_seed_shows_the_end_of_its_log(config, capsys, tmp_path, started):

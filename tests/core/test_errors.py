@@ -22,6 +22,9 @@ def run_script(body: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(("body", "code", "stderr"), [
     ("raise UserError('x.yaml: opt: wrong')", 2, "error: x.yaml: opt: wrong\n"),
     ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ("raise KeyboardInterrupt('stopped, all is saved')", 130, "stopped, all is saved\n"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated\n"),
+    ("from libs.core.errors import Stopped; raise Stopped('saved x')", 75, "saved x\n"),
     ("return 3", 3, ""),
     ("return None", 0, ""),
     ("warnings.warn('2 videos skipped')", 0, "warning: 2 videos skipped\n"),

@@ -1,7 +1,9 @@
 """Padding, batches and the order of an epoch."""
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from libs.datasets.loader import (
     EpochSampler,
     Padding,
     batches,
+    close,
     group_for_inference,
     inference_loader,
     make_batch,
@@ -169,6 +172,31 @@ def test_a_bad_feature_file_is_named_also_from_a_worker(data, tmp_path, workers)
     dataset = TalDataset(config, config.train_split, training=True)
     with pytest.raises(UserError, match=r"t3\.npy: .*NaN"):
         list(epochs(dataset, config))
+
+
+def test_an_epoch_goes_on_behind_the_batches_that_were_seen():
+    for bucket in (0, 2):
+        sampler = EpochSampler(11, 2, seed=5, bucket=bucket, padded=lambda epoch, i: i % 3)
+        whole = list(sampler)
+        for sampler.skip in range(6):
+            assert list(sampler) == whole[sampler.skip:]
+
+
+def test_reading_processes_ignore_what_a_terminal_sends_to_all_and_end_when_told(data, tmp_path):
+    config = data_config(data, tmp_path, loader={"num_workers": 2, "batch_size": 1})
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("needs two cores for two processes")
+    loader, _ = training_loader(TalDataset(config, config.train_split, training=True), config)
+    found = iter(batches(loader))
+    next(found)
+    workers = loader._iterator._workers
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            os.kill(worker.pid, number)
+    assert len(list(found)) == len(loader) - 1
+    close(loader)
+    close(loader)
+    assert [(w.is_alive(), w.exitcode) for w in workers] == [(False, 0)] * 2
 
 
 def test_more_videos_per_batch_than_there_are(data, tmp_path):

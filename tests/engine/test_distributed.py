@@ -88,6 +88,18 @@ def visited(rank):
         lifeline._listen = watched
 
 
+def told_to_stop(rank):
+    """Process 1 alone gets a signal, in the middle of an epoch."""
+    step = Trainer.step
+
+    def other(self, *batches):
+        if self.iteration == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *batches)
+    if rank == 1:
+        Trainer.step = other
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
@@ -105,6 +117,24 @@ def test_one_that_ends_takes_the_others_along_and_says_why_once(data, tmp_path, 
     assert ends[speaker].err.count(wanted) == 1, ends
     assert ends[1 - speaker].err == ""
     assert ("Traceback" in ends[0].err) == (codes == [1, 1])
+
+
+def test_a_signal_to_one_stops_all_and_the_continuation_is_exact(data, tmp_path):
+    path = write_config(tmp_path / "a.yaml", data, **SHORT)
+    ends = run_processes(2, train.main, "train.py", str(path), "--output", "x", each=told_to_stop)
+    assert [e.code for e in ends] == [75, 75], ends
+    folder = next(tmp_path.glob("ckpt/*_x"))
+    assert ends[0].err.count("after iteration 2, saved") == 1
+    assert (folder / "interrupted.pth.tar").is_file()
+    again = run_processes(2, train.main, "train.py", str(path), "--output", "x", "--resume", "auto")
+    whole = run_processes(2, train.main, "train.py", str(path), "--output", "y")
+    assert [e.code for e in again + whole] == [0] * 4, again
+    assert not (folder / "interrupted.pth.tar").exists()
+    one, other = (torch.load(tmp_path / "ckpt" / name / "epoch_002.pth.tar", weights_only=True) for name in ("a_x", "a_y"))
+    for key in ("state_dict", "state_dict_ema"):
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+    records = [(folder.parent / name / "metrics.jsonl").read_text() for name in ("a_x", "a_y")]
+    assert records[0] == records[1]
 
 
 @pytest.mark.parametrize(("argv", "wanted"), [
@@ -182,8 +212,9 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path, processes,
     assert tables[0] == tables[1]
     assert [e.out for e in ends[1:]] == [""] * (processes - 1)
     names = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert len(names) == 4
+    assert len(names) == 5
     assert sorted(p.name for p in (tmp_path / "several").iterdir()) == names
+    names.remove("environment.json")  # of each evaluation its own
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes(), name
 

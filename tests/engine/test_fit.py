@@ -43,7 +43,8 @@ def test_what_a_run_writes(data, tmp_path, capsys):
     assert folder == tmp_path / "ckpt" / "tiny_first"
     scores = fit(config, folder, CPU, FitOptions(checkpoint_every=3, print_every=2, eval_every=2))
     assert sorted(p.name for p in folder.iterdir()) == [
-        "best.pth.tar", "config.txt", "config.yaml", "epoch_003.pth.tar", "epoch_004.pth.tar", "logs", "metrics.jsonl"]
+        ".lock", "best.pth.tar", "config.txt", "config.yaml", "environment.json", "epoch_003.pth.tar", "epoch_004.pth.tar",
+        "logs", "metrics.jsonl"]
     assert load_config(folder / "config.yaml") == config
     assert ast.literal_eval((folder / "config.txt").read_text())["model"]["num_classes"] == 3
     steps = [r for r in records(folder) if "final_loss" in r]

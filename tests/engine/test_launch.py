@@ -1,12 +1,16 @@
 """Starting programs and scheduling runs that wait for each other."""
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 
 import pytest
 
-from libs.core.errors import UserError
+from libs.core.errors import Stopped, UserError
+from libs.engine import launch
+from libs.engine.interrupt import STARTED_BY
 from libs.engine.launch import eval_command, read_results, run_commands, run_graph, shown, threads_per_job, train_command
 
 DIAMOND = {"d": ["b", "c"], "b": ["a"], "c": ["a"], "a": [], "e": []}
@@ -95,6 +99,45 @@ def test_a_failing_program_ends_the_sequence_with_its_last_words(tmp_path):
                       program("print('never')")], log, 1, "stage x")
     assert str(caught.value).endswith(f"see {log}; it ends with:\n  4\n  5\n  6\n  7\n  8")
     assert log.read_text() == "fine\n" + "".join(f"{i}\n" for i in range(9))
+
+
+@pytest.mark.parametrize(("code", "kind", "said"), [
+    ("import sys; sys.exit(75)", Stopped, "seed 3: -c was stopped and has saved its state, see "),
+    ("import os; os.kill(os.getpid(), 9)", UserError, "seed 3 was killed by SIGKILL, see ")])
+def test_an_interrupted_program_is_called_that(tmp_path, code, kind, said):
+    with pytest.raises(kind) as caught:
+        run_commands([[sys.executable, "-c", code]], tmp_path / "x.log", 1, "seed 3")
+    assert str(caught.value).startswith(f"{said}{tmp_path / 'x.log'}; ")
+
+
+def test_programs_know_who_started_them(tmp_path):
+    show = f"import os; print(os.environ[{STARTED_BY!r}], os.getppid())"
+    run_commands([[sys.executable, "-c", show]], tmp_path / "x.log", 1, "")
+    assert (tmp_path / "x.log").read_text() == f"{os.getpid()} {os.getpid()}\n"
+
+
+def test_ctrl_c_asks_the_programs_to_save_and_begins_no_other(tmp_path):
+    """A program that needs a moment to end when it is asked to."""
+    patient = ("import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved') or 75))\n"
+               "print('ready', flush=True)\nsignal.pause()")
+
+    def work(key):
+        run_commands([[sys.executable, "-c", patient], [sys.executable, "-c", "print('never')"]], tmp_path / key, 1, key)
+
+    def interrupt():
+        while not (tmp_path / "a").exists() or "ready" not in (tmp_path / "a").read_text():
+            wait.wait(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    wait = threading.Event()
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped, and what was being trained is saved; start the same command again"):
+        run_graph({"a": (), "b": ()}, work, jobs=1)
+    assert (tmp_path / "a").read_text() == "ready\nsaved\n"
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(Stopped, match="before the next program began"):
+        run_commands([[sys.executable, "-c", "print('never')"]], tmp_path / "c", 1, "c")
+    launch.PROGRAMS.allow()
+    run_graph({"d": ()}, lambda key: run_commands([[sys.executable, "-c", "pass"]], tmp_path / key, 1, key), jobs=1)
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"average_mAP": "high"}', '{"average_mAP": null}', '{"average_mAP": NaN}'])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import data_config, write_data
+from helpers import data_config, identical, write_data
 
 from libs.core.errors import UserError
 from libs.engine.checkpoint import add_prefix, load_checkpoint, save_checkpoint
@@ -19,20 +19,6 @@ NOISY = {"train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "e
 
 def content(folder: Path, name: str = "epoch_004.pth.tar"):
     return torch.load(folder / name, weights_only=True)
-
-
-def identical(a, b, where="") -> list[str]:
-    """Where two checkpoints differ, to the last bit."""
-    if isinstance(a, dict):
-        if list(a) != list(b):
-            return [f"{where}: keys"]
-        return [d for k in a for d in identical(a[k], b[k], f"{where}/{k}")]
-    if isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return [f"{where}: length"]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in identical(x, y, f"{where}[{i}]")]
-    same = a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b and type(a) is type(b)
-    return [] if same else [where]
 
 
 def unplaced(checkpoint):

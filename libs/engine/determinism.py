@@ -1,0 +1,43 @@
+"""What makes two runs give the same numbers, and --deterministic, which refuses everything that would not."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import torch
+
+from libs.core.errors import UserError
+
+REFUSED = re.compile(r"(\S+) does not have a deterministic implementation|Deterministic behavior was enabled")
+
+
+def ask_for_determinism(strict: bool = False) -> None:
+    """Ask torch and cuBLAS for deterministic kernels; where there is none torch warns, or with `strict` raises RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory, and nothing here reads it unset
+
+
+@contextlib.contextmanager
+def strict_determinism(wanted: bool) -> Iterator[None]:
+    """With `wanted`, inside of this an operation without a deterministic kernel is a UserError that names it, and cuDNN neither
+    tries kernels out nor takes ones that add up in any order.  Afterwards all is as before."""
+    if not wanted:
+        yield
+        return
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True,
+                                    allow_tf32=torch.backends.cudnn.allow_tf32):
+        ask_for_determinism(strict=True)
+        try:
+            yield
+        except RuntimeError as error:
+            if (found := REFUSED.search(str(error))) is None:
+                raise
+            what = f"{found.group(1)} has no deterministic kernel on this device" if found.group(1) else (
+                f"cuBLAS is not deterministic with CUBLAS_WORKSPACE_CONFIG={os.environ['CUBLAS_WORKSPACE_CONFIG']}; unset it")
+            raise UserError(f"--deterministic: {what}; or leave --deterministic out, and accept sums in any order") from error
+        finally:
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])

@@ -1,0 +1,80 @@
+"""One writer at a time in a folder."""
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from types import ModuleType
+
+from libs.core.errors import UserError, note
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, everything else works
+    fcntl = None
+
+NAME = ".lock"
+WAIT_S, POLL_S = 60.0, 0.2  # a process that was told to stop may still be saving
+HELD = (errno.EACCES, errno.EAGAIN)  # of fcntl(2)
+
+
+class FolderLock:
+    """A lock on <folder>/.lock that ends with its process, however that ends; a file system without locks is let pass.
+
+    The file holds the number of the process.  Processes forked from the holder do not hold it.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / NAME
+        self._handle: int | None = None
+
+    def take(self, create: bool = False) -> None:
+        """Take it unless it is held here; nothing happens where the folder is missing, or with `create` it is made.
+
+        Waits for another process that has it, up to WAIT_S.  Raises UserError if that goes on, or the folder cannot be written.
+        """
+        if self._handle is not None or fcntl is None or not (create or self.path.parent.is_dir()):
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot be written ({error.strerror or error}); choose another output "
+                            "folder") from error
+        try:
+            self._wait(handle)
+            os.truncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
+        except OSError:
+            pass  # a full disk, or no locks here: the lock is a help, not a condition
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let others in."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _wait(self, handle: int) -> None:
+        end = time.monotonic() + WAIT_S
+        told = False
+        while True:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno not in HELD:
+                    raise
+            holder = f"process {os.pread(handle, 20, 0).decode('ascii', 'replace').strip() or '?'}"
+            if time.monotonic() >= end:
+                raise UserError(f"{self.path.parent}: {holder} is writing there; wait for it or stop it, or choose another "
+                                "--output")
+            if not told:
+                note(f"{self.path.parent}: {holder} is writing there; waiting up to {WAIT_S:.0f} s for it to end")
+                told = True
+            time.sleep(POLL_S)
