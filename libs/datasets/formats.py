@@ -108,7 +108,9 @@ def hdf5_dataset(file: Any, key: str) -> Any:
 
 def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
     """out[...] = array[rows, columns] in float32, without a copy between where the format allows."""
-    if hasattr(array, "read_direct") and out.flags.c_contiguous:
+    if hasattr(array, "read_block"):  # a packed folder's
+        array.read_block(out, rows, columns)
+    elif hasattr(array, "read_direct") and out.flags.c_contiguous:
         array.read_direct(out, (rows, columns))
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes inf, which is refused later
