@@ -18,7 +18,7 @@ from typing import Any
 
 from libs.core.checks import check_relations
 from libs.core.coerce import FrozenDict, coerce, field_types, out_of_bounds
-from libs.core.errors import UserError, nearest, note
+from libs.core.errors import UserError, nearest, note, shown
 from libs.core.files import read_text
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
@@ -109,7 +109,7 @@ def resolve_device(config: Config) -> str:
 def _absorb_file(settings: Settings, path: Path, chain: tuple[Path, ...]) -> None:
     """Add a file's bases, then the file itself; `chain` is the way from the file asked for to this one."""
     top = str(chain[0] if chain else path)
-    if path.resolve() in [p.resolve() for p in chain]:
+    if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:
         way = " -> ".join(str(p) for p in (*chain, path))
         raise UserError(f"{top}: {BASE}: files inherit from each other in a circle ({way}); remove one of these {BASE} lines")
     content = read_text(path, "configuration file") if not chain else _read_base(path, chain[-1])
@@ -239,5 +239,4 @@ def _plain(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    text = {None: "null", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else shown(value)

@@ -18,6 +18,7 @@ import torch
 from libs.core.errors import UserError
 from libs.datasets.formats import (
     HDF5_EXTENSIONS,
+    MAX_VECTORS,
     OPENERS,
     READ_ERRORS,
     WrongKey,
@@ -166,6 +167,8 @@ class FeatureStore:
                     array = stack.enter_context(OPENERS[format_of(self.extension)](path, key))
             if len(array.shape) != 2:
                 raise UserError(f"{path}: has shape {tuple(array.shape)}; feature files need two dimensions, (T, C)")
+            if array.shape[0] > MAX_VECTORS:
+                raise UserError(f"{path}: has {array.shape[0]} feature vectors, at most {MAX_VECTORS} are read; store (T, C)")
             if array.dtype.kind not in "fiu":
                 raise UserError(f"{path}: holds values of type {array.dtype}; expected numbers (float32)")
             yield array
@@ -190,6 +193,8 @@ class FeatureStore:
             raise UserError(f"{self.path(video_id)}: has {has} channels (shape {shapes[0]}), but {section}.{key} says "
                             f"{self.width}; {hint}")
         for i, shape in enumerate(shapes):
+            if shape[1] == 0:
+                raise UserError(f"{self.path(video_id, i)}: has no channels (shape {shape}); extract it again")
             if shape[0] == 0:
                 raise UserError(f"{self.path(video_id, i)}: has no feature vectors (shape {shape}); extract it again, or remove "
                                 "the file and set dataset.missing: skip")

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from libs.core.errors import UserError, nearest
@@ -218,6 +217,8 @@ def _shard(stream: Stream, path: Path, subset: str, entries: dict[str, tuple[str
 
 def _write_shard(stream: Stream, path: Path, entries: dict[str, tuple[str, int]], sources: dict[str, str], dtype: str,
                  channels: int) -> dict[str, tuple[int, int, str]]:
+    import h5py  # late, as in libs.datasets.formats
+
     temporary, found = path.with_name(UNFINISHED + path.name), {}
     try:
         with h5py.File(temporary, "w", libver="latest", userblock_size=MARK_BYTES) as file:
@@ -246,6 +247,8 @@ def _write_shard(stream: Stream, path: Path, entries: dict[str, tuple[str, int]]
 def _reusable(path: Path, entries: dict[str, tuple[str, int]], sources: dict[str, str], dtype: str,
               channels: int) -> dict[str, tuple[int, int, str]] | None:
     """What a finished shard holds, if it is what would be written now; else None.  Its bytes are compared with its checksums."""
+    import h5py
+
     if not path.is_file():
         return None
     try:
