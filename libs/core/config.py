@@ -153,7 +153,8 @@ def _absorb(settings: Settings, values: Mapping, cls: type, prefix: str, source:
         if name == BASE:
             raise UserError(f"{where}: {BASE} belongs at the top of a configuration file")
         if not isinstance(name, str) or name not in types:
-            guess = _suggest(str(name), list(types), prefix)
+            brief = str(name) if len(str(name)) <= 80 else str(name)[:77] + "..."
+            where, guess = _where(prefix + brief, source, top), _suggest(brief, list(types), prefix)
             raise UserError(f"{where}: unknown key{guess}; docs/configuration.md lists all keys")
         if not dataclasses.is_dataclass(types[name]):
             before = settings.get(dotted, (None, ""))[0]

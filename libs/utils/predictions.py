@@ -231,8 +231,8 @@ def _read_json(path: Path) -> _Rows:
                 start, end = map(_number, entry["segment"])
                 numbers, label = (start, end, _number(entry["score"])), entry["label"]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(f'{path}: results.{shown(video)[1:-1]}[{i}] is {shown(entry, 160)}; expected {{"segment": [start, end] '
-                                'in seconds, "label": name or id, "score": number}') from error
+                raise UserError(f'{path}: results.{shown(video)[1:-1]}[{i}] is {shown(entry, 160)}; expected {{"segment": '
+                                '[start, end] in seconds, "label": name or id, "score": number}') from error
             rows.add(video, label, *numbers)
     return rows
 

@@ -222,8 +222,8 @@ class Packed:
         source.mkdir()
         for i in range(3):
             np.save(source / f"v{i}.npy", FEATS + i)
-        pack_stream(Stream("features", FeatureStore(str(source)), ""), {"training": ["v0", "v1", "v2"]}, folder / "pack", "float32",
-                    10**9, False, lambda line: None)
+        stream = Stream("features", FeatureStore(str(source)), "")
+        pack_stream(stream, {"training": ["v0", "v1", "v2"]}, folder / "pack", "float32", 10**9, False, lambda line: None)
         self.files = {p.name: p.read_bytes() for p in (folder / "pack").iterdir()}
         self.make_index = documents("index.json", json.loads(self.files["index.json"]), json_bytes)
 
@@ -247,7 +247,7 @@ class Packed:
 
 # ---- predictions
 
-DETECTIONS = Detections.from_arrays(["v0", "v0", "v1", "v2"], [0, 1.5, 2, 3], [1, 2.5, 3, 9], [0, 1, 2, 1], [0.9, 0.8, 0.1, 1e-5])
+DETECTIONS = Detections.from_arrays(["v0", "v0", "v1", "v2"], [0, 1.5, 2, 3], [1, 2.5, 3, 9], [0, 1, 2, 1], [0.9, 0.8, 0.1, 0])
 PREDICTED = {"version": "1", "results": {"v0": [{"segment": [0, 1], "label": "class 1", "score": 0.5},
                                                 {"segment": [1.5, 2.5], "label": 2, "score": 0.25}],
                                          "v1": [{"segment": [2, 3], "label": "0", "score": 1}], "v2": []}, "external_data": {}}
@@ -284,8 +284,8 @@ def csv_predictions(rng: Random, folder: Path) -> Path:
     rows = [line.split(",") for line in path.read_text().splitlines()]
     for _ in range(rng.choice([0, 1, 2])):
         row = rng.choice(rows)
-        value = rng.choice(["", "nan", "-inf", "1e999", "1_0", "-5", "class 1", "0x10", '"', "1" * 400, "é", "\0", "v0", " 1 ", "2.5"])
-        row[rng.randrange(len(row))] = value
+        row[rng.randrange(len(row))] = rng.choice(["", "nan", "-inf", "1e999", "1_0", "-5", "class 1", "0x10", '"', "1" * 400,
+                                                   "é", "\0", "v0", " 1 ", "2.5"])
     data = edited(rng, "\n".join(",".join(row) for row in rows).encode())
     if rng.random() < 0.2:
         path = folder / "p.csv.gz"
@@ -393,10 +393,11 @@ def _copied(value: Any) -> Any:
 # ---- archives
 
 def archive(rng: Random, folder: Path) -> Path:
-    names = ["a.txt", "b/c.txt", "../out.txt", "/abs.txt", "b/../../out.txt", "b\\..\\out.txt", "C:x", ".DS_Store", "x" * 300, "é"]
+    names = ["a.txt", "b/c.txt", "../out.txt", "/abs.txt", "b/../../out.txt", "b\\..\\out.txt", "C:x", ".DS_Store", "x" * 300]
     buffer, kind = io.BytesIO(), rng.choice(["zip", "tar", "gz", "xz", "bz2"])
     if kind == "zip":
-        with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as out:
+        method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+        with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", method) as out:
             warnings.simplefilter("ignore")
             for _ in range(rng.randrange(4)):
                 info = zipfile.ZipInfo(rng.choice(names[:2] if rng.random() < 0.7 else names))
@@ -406,7 +407,7 @@ def archive(rng: Random, folder: Path) -> Path:
         with tarfile.open(fileobj=buffer, mode="w" if kind == "tar" else f"w:{kind}") as out:
             for _ in range(rng.randrange(4)):
                 info = tarfile.TarInfo(rng.choice(names[:2] if rng.random() < 0.7 else names))
-                info.type = rng.choice([tarfile.REGTYPE] * 5 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+                info.type = rng.choice([tarfile.REGTYPE] * 5 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
                 info.linkname, data = "/etc/passwd", b"content" * rng.randrange(5)
                 info.size = len(data) if info.isreg() else 0
                 out.addfile(info, io.BytesIO(data))
