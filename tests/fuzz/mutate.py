@@ -88,7 +88,7 @@ def change_value(rng: Random, document: Any, arrays: bool = False, tensors: bool
     if action == 0 and where is not holder:
         del where[key]
     elif action == 1 and isinstance(where, list):
-        where.insert(key, copy.deepcopy(where[key]))
+        where.insert(key, where[key])
     elif action == 2 and isinstance(where, dict) and where is not holder:
         new = rng.choice(["", "a", "v0", "label", "\0", "__proto__", "x" * 5000, "A b", "segment", "é"])
         where[new] = where.pop(key)
