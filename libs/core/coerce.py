@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, Union
 
-from libs.core.errors import nearest
+from libs.core.errors import nearest, shown
 
 SINGULAR = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "texts"}
@@ -105,7 +105,7 @@ def _coerce_record(value: Any, cls: type) -> Any:
     if not isinstance(value, Mapping):
         _fail(cls, value)
     if unknown := [k for k in value if k not in kinds]:
-        raise ValueError(f"{describe(cls)}; {unknown[0]!r} is not one of them{nearest(str(unknown[0]), kinds)}")
+        raise ValueError(f"{describe(cls)}; {shown(unknown[0])} is not one of them{nearest(str(unknown[0]), kinds)}")
     given = {}
     for field in dataclasses.fields(cls):
         if field.name not in value:
@@ -117,7 +117,7 @@ def _coerce_record(value: Any, cls: type) -> Any:
         except ValueError as error:
             raise ValueError(f"{field.name}: {error}") from error
         if problem := out_of_bounds(given[field.name], field.metadata):
-            raise ValueError(f"{field.name}: {value[field.name]!r}: {problem}")
+            raise ValueError(f"{field.name}: {shown(value[field.name])}: {problem}")
     return cls(**given)
 
 
@@ -155,8 +155,8 @@ def _coerce_tuple(value: Any, kind: Any, args: tuple) -> tuple:
             name = wrong.get("name") or f"entry {list(value).index(wrong) + 1}"
             raise ValueError(f"{describe(kind)}; in {name}: {error}") from error
         if isinstance(wrong, (list, tuple)):
-            raise ValueError(f"{describe(kind)}; in {wrong!r}: {error}") from error
-        raise ValueError(f"{describe(kind)}; {wrong!r} is not {describe(kinds[0])}{_hint(kinds[0], wrong)}") from error
+            raise ValueError(f"{describe(kind)}; in {shown(wrong)}: {error}") from error
+        raise ValueError(f"{describe(kind)}; {shown(wrong)} is not {describe(kinds[0])}{_hint(kinds[0], wrong)}") from error
 
 
 def _accepts(value: Any, kind: Any) -> bool:

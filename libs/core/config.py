@@ -18,7 +18,7 @@ from typing import Any
 
 from libs.core.checks import check_relations
 from libs.core.coerce import FrozenDict, coerce, field_types, out_of_bounds
-from libs.core.errors import UserError, nearest, note
+from libs.core.errors import UserError, nearest, note, shown
 from libs.core.files import read_text
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
@@ -130,7 +130,7 @@ def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[s
 def _absorb_file(settings: Settings, path: Path, chain: tuple[Path, ...]) -> None:
     """Add a file's bases, then the file itself; `chain` is the way from the file asked for to this one."""
     top = str(chain[0] if chain else path)
-    if path.resolve() in [p.resolve() for p in chain]:
+    if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:
         way = " -> ".join(str(p) for p in (*chain, path))
         raise UserError(f"{top}: {BASE}: files inherit from each other in a circle ({way}); remove one of these {BASE} lines")
     content = read_text(path, "configuration file") if not chain else _read_base(path, chain[-1])
@@ -174,7 +174,8 @@ def _absorb(settings: Settings, values: Mapping, cls: type, prefix: str, source:
         if name == BASE:
             raise UserError(f"{where}: {BASE} belongs at the top of a configuration file")
         if not isinstance(name, str) or name not in types:
-            guess = _suggest(str(name), list(types), prefix)
+            brief = str(name) if len(str(name)) <= 80 else str(name)[:77] + "..."
+            where, guess = _where(prefix + brief, source, top), _suggest(brief, list(types), prefix)
             raise UserError(f"{where}: unknown key{guess}; docs/configuration.md lists all keys")
         if not dataclasses.is_dataclass(types[name]):
             before = settings.get(dotted, (None, ""))[0]
@@ -260,5 +261,4 @@ def _plain(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    text = {None: "null", True: "true", False: "false"}.get(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else shown(value)

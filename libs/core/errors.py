@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import reprlib
 import signal
 import sys
 import threading
@@ -34,8 +35,22 @@ class Terminated(BaseException):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' for the known name closest to `name`, or '' when none is close."""
+    if len(str(name)) > 200:  # comparing takes the square of the length
+        return ""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`repr` of a value from a file, cut to `limit` characters; what is nested or long is never written out whole."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 4, limit, limit, limit
+    brief.maxdict = brief.maxlist = brief.maxtuple = brief.maxset = brief.maxfrozenset = 6
+    try:
+        text = brief.repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python converts
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
 def note(message: str) -> None:

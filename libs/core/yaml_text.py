@@ -1,7 +1,8 @@
 """YAML text <-> plain Python values, read as people mean it.
 
-Differences from PyYAML's safe loader: `1e-4` is a number, `1:30`, `007` and `2024-01-01` stay text, and a mapping that names
-a key twice is an error with its line.  Writing uses the same rules, so that what is written reads back equal.
+Differences from PyYAML's safe loader: `1e-4` is a number, `1:30`, `007` and `2024-01-01` stay text, a mapping that names
+a key twice is an error with its line, and texts that are huge, or unfold to something huge through aliases, are refused.
+Writing uses the same rules, so that what is written reads back equal.
 """
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from libs.core.errors import UserError
 EXPONENT = r"[eE][-+]?[0-9]+"
 FLOAT = rf"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9]*)({EXPONENT})?|[-+]?[0-9]+{EXPONENT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 INT = r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+"
+MAX_CHARACTERS = 1_000_000  # of a text, and MAX_VALUES of what its aliases unfold to: no configuration comes near
+MAX_VALUES = 20_000
 REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
 
 
@@ -55,17 +58,39 @@ _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("ta
 
 def parse(text: str, where: str) -> Any:
     """The value of a YAML text (None when it is empty); UserError names `where`, the line and what is wrong there."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{where}: not a configuration ({len(text)} characters); check that it is the file you mean")
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader: builds plain values only
+        loader = _Loader(text)  # a SafeLoader: builds plain values only
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _unfolded(node, {}) > MAX_VALUES:
+                raise ValueError(f"more than {MAX_VALUES} values, or an alias inside what it names")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1} column {mark.column + 1}: " if mark else ""
         raise UserError(f"{where}: not valid YAML ({place}{error.problem or error.context}); correct that place") from error
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: not valid YAML ({reason}); correct that place") from error
     except RecursionError as error:
         raise UserError(f"{where}: not valid YAML (nested too deeply); a configuration has sections and keys, no more") from error
+
+
+def _unfolded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for when every alias is written out; huge for an alias inside what it names."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_VALUES + 1  # while it is being counted
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(_unfolded(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def dump(values: Any) -> str:

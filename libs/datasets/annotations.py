@@ -17,10 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from libs.core.errors import UserError, nearest
+from libs.core.errors import UserError, nearest, shown
 from libs.utils.io import read_json
+from libs.utils.names import id_problem
 
 DUPLICATE_TOLERANCE_S = 1e-3
+MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
+MAX_SECONDS = 1e7  # 116 days; beyond, float32 does not tell seconds apart
+FPS_RANGE = (1e-3, 1e6)
+MAX_LABEL_ID = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +75,7 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
     database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
         found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f'{path}: has no "database" object (found {found}); expected '
+        raise UserError(f'{path}: has no "database" object (found {found[:200]}); expected '
                         '{"database": {"<video id>": {"subset": ..., "annotations": [...]}}}')
     if not database:
         raise UserError(f'{path}: "database" is empty; add the videos')
@@ -91,11 +96,14 @@ def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S)
     """The video without repeated segments (same label, both ends within the tolerance of one kept before) and without
     segments shorter than the tolerance (SPEC 7, 8)."""
     kept: list[int] = []
-    for i, (segment, label) in enumerate(zip(video.segments, video.labels, strict=True)):
-        before = video.segments[kept]
-        repeated = (np.abs(before - segment) <= tolerance_s).all(axis=1) & (video.labels[kept] == label)
-        if segment[1] - segment[0] >= tolerance_s and not repeated.any():
+    near: dict[tuple[int, int], list[tuple[float, float]]] = {}  # kept before, by label and start in units of the tolerance
+    for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels.tolist(), strict=True)):
+        place = math.floor(start / tolerance_s)
+        repeated = any(abs(s - start) <= tolerance_s and abs(e - end) <= tolerance_s
+                       for cell in (place - 1, place, place + 1) for s, e in near.get((label, cell), ()))
+        if end - start >= tolerance_s and not repeated:
             kept.append(i)
+            near.setdefault((label, place), []).append((start, end))
     return dataclasses.replace(video, segments=_frozen(video.segments[kept], np.float64),
                                labels=_frozen(video.labels[kept], np.int64))
 
@@ -131,14 +139,14 @@ class _LabelTable:
         return self._add_id(where, name, entry["label_id"]) if has_id else -1
 
     def _add_id(self, where: str, name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value < 0 or value % 1:
-            raise UserError(f"{where}.label_id: {value!r} is not a class id; expected an integer from 0 on")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LABEL_ID or value % 1:
+            raise UserError(f"{where}.label_id: {shown(value)} is not a class id; expected an integer from 0 on")
         number = int(value)
         if self.ids.setdefault(name, number) != number:
-            raise UserError(f"{where}.label_id: {name!r} is {number} here and {self.ids[name]} before; "
+            raise UserError(f"{where}.label_id: {shown(name)} is {number} here and {self.ids[name]} before; "
                             "give each class one id in the whole file")
         if self._name_of_id.setdefault(number, name) != name:
-            raise UserError(f"{where}.label_id: {number} is {name!r} here and {self._name_of_id[number]!r} before; "
+            raise UserError(f"{where}.label_id: {number} is {shown(name)} here and {shown(self._name_of_id[number])} before; "
                             "give each class an id of its own")
         return number
 
@@ -174,24 +182,29 @@ class _Oddities:
 
 def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddities, allow_unlabelled: bool,
            unlabelled: Collection[str]) -> Video:
-    where = f"{path}: video {vid!r}"
+    where = f"{path}: video {shown(vid)}"
+    if problem := id_problem(vid):
+        raise UserError(f"{where}: this video id {problem}; rename it")
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is a {type(entry).__name__}; expected an object with subset and annotations")
     subset = entry.get("subset")
     if not isinstance(subset, str) or not subset:
         raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
-    duration_s = _positive(where, entry, "duration", "seconds")
+    duration_s = _positive(where, entry, "duration", "seconds", (0.0, MAX_SECONDS))
     items = entry.get("annotations")
     if items is None and (allow_unlabelled or subset.lower() in unlabelled):
         items = []
     if not isinstance(items, list):
         raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+    if len(items) > MAX_SEGMENTS:
+        raise UserError(f"{where}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are read; split the video, or "
+                        "remove what is no annotation")
     duration_s = math.inf if duration_s is None else duration_s
     segments, ids = [], []
     for i, item in enumerate(items):
         at = f"{where}, annotations[{i}]"
         if not isinstance(item, dict):
-            raise UserError(f"{at}: is {item!r}; expected an object with segment and label")
+            raise UserError(f"{at}: is {shown(item)}; expected an object with segment and label")
         segments.append(_segment(at, item))
         ids.append(labels.add(vid, at, item))
         oddities.add(at, *segments[-1], duration_s)
@@ -200,7 +213,7 @@ def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddi
         offset = _number(offset)
         if offset is None:
             raise UserError(f"{where}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key out")
-    return Video(vid, subset.lower(), duration_s, _positive(where, entry, "fps", "frames per second"),
+    return Video(vid, subset.lower(), duration_s, _positive(where, entry, "fps", "frames per second", FPS_RANGE),
                  _frozen(segments, np.float64).reshape(-1, 2), _frozen(ids, np.int64), offset)
 
 
@@ -210,6 +223,8 @@ def _segment(where: str, item: dict[str, Any]) -> tuple[float, float]:
     if len(pair) != 2 or None in pair:
         raise UserError(f"{where}.segment: {_shown(item, 'segment')}; expected [start, end], two finite numbers in seconds")
     start, end = pair
+    if max(abs(start), abs(end)) > MAX_SECONDS:
+        raise UserError(f"{where}.segment: [{start:g}, {end:g}] lies more than {MAX_SECONDS:g} s away; give times in seconds")
     if end < start:
         raise UserError(f"{where}.segment: [{start:g}, {end:g}] ends before it starts; correct or remove it")
     return start, end
@@ -226,17 +241,19 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _positive(where: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+def _positive(where: str, entry: dict[str, Any], key: str, unit: str, limits: tuple[float, float]) -> float | None:
     if entry.get(key) is None:
         return None
     number = _number(entry[key])
     if number is None or number <= 0:
         raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} above 0, or leave the key out")
+    if not limits[0] <= number <= limits[1]:
+        raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} between {limits[0]:g} and {limits[1]:g}")
     return number
 
 
 def _shown(entry: dict[str, Any], key: str) -> str:
-    return repr(entry[key]) if key in entry else f"missing{nearest(key, entry)}"
+    return shown(entry[key]) if key in entry else f"missing{nearest(key, entry)}"
 
 
 def _frozen(values: Any, dtype: type) -> np.ndarray:

@@ -23,6 +23,7 @@ MAX_MEMBER_BYTES = 2 << 30
 MAX_TOTAL_BYTES = 64 << 30
 MAX_MEMBERS = 200_000
 MAX_FOLDER_DEPTH = 8
+MAX_NAME_BYTES = 1 << 20  # of the extended headers of a tar, which are read into memory
 DAMAGED = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError,
            zipfile.BadZipFile)
 
@@ -147,13 +148,21 @@ def _is_debris(name: PurePosixPath) -> bool:
 
 
 def _folder(root: Path) -> Iterator[Member]:
-    for folder, folders, files in os.walk(root, followlinks=True):
-        depth = len(Path(folder).relative_to(root).parts)
-        folders[:] = sorted(folders) if depth < MAX_FOLDER_DEPTH else []  # a link to a parent cannot loop for ever
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
+        depth, info = len(Path(folder).relative_to(root).parts), os.stat(folder)
+        looped = (info.st_dev, info.st_ino) in seen or depth > MAX_FOLDER_DEPTH  # a link to a parent cannot loop for ever
+        seen.add((info.st_dev, info.st_ino))
+        folders[:] = [] if looped else sorted(folders)
+        files = [] if looped else files
         for file in sorted(files):
             full = Path(folder, file)
             if full.is_file():
                 yield Member(root, full.relative_to(root).as_posix(), full.stat().st_size, _opener(full))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:
@@ -173,8 +182,22 @@ def _zip(path: Path) -> Iterator[Member]:
                 yield Member(path, _clean(path, info.filename), info.file_size, lambda info=info: archive.open(info))
 
 
+class _BoundedHeader(tarfile.TarInfo):
+    """Refuses extended headers of any size, which tarfile reads whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _BoundedHeader:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENDED and not 0 <= found.size <= MAX_NAME_BYTES:
+            raise tarfile.ReadError(f"an extended header of {found.size} bytes")
+        return found
+
+
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
 def _tar(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:*") as archive:
+    with tarfile.open(path, "r:*", tarinfo=_BoundedHeader) as archive:
         for info in archive:
             name = _clean(path, info.name)
             if not (info.isfile() or info.isdir()):

@@ -27,7 +27,7 @@ from libs.core.config import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
-from libs.datasets.feature_cache import FeatureCache
+from libs.datasets.feature_cache import FeatureCache, available_memory
 from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
 from libs.datasets.presets import get_preset
 from libs.datasets.streams import StreamReader
@@ -320,12 +320,23 @@ class TalDataset(Dataset):
             self._file_lengths.append(file_length)
             self._grids.append(grid)
             self._lengths.append(length)
+        self._check_memory()
         if odd:
             warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
                           f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
         if self._reader.resampled and data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {data.downsample_rate} has no effect on resampled features",
                           stacklevel=3)
+
+    def _check_memory(self) -> None:
+        """UserError for a video that is to be read whole and does not fit into the memory that is available."""
+        whole = self._file_lengths if self._reader.resampled else [] if self.training else self._lengths
+        longest = max(whole, default=0)
+        needed, available = 4 * self.channels * longest, available_memory(torch.device("cpu"))
+        if needed > available:
+            video = self.videos[whole.index(longest)]
+            raise UserError(f"{self._reader.path(video.id)}: has {longest} feature vectors of {self.channels} channels, "
+                            f"{needed / 2**30:.2f} GiB, but {available / 2**30:.2f} GiB of memory are available; split the video")
 
     def _length_problem(self, path: str, video: Video, file_length: int, fps: float) -> list[str]:
         """[] if the file's length fits the duration; else its description, or UserError where the preset demands a fit."""

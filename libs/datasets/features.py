@@ -1,7 +1,7 @@
 """Feature files -> float32 arrays (T, C): finds, checks and reads the window and the channels that are asked for.
 
-A `FeatureStore` covers one or several folders (or .h5 files that hold a data set per video); several are joined along
-channels.  The name of a file, or of a data set, is prefix + video id (+ extension).
+A `FeatureStore` covers one or several folders (or .h5 files that hold a data set per video, or packed folders); several are
+joined along channels.  The name of a file, or of a data set, is prefix + video id (+ extension).
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from libs.core.errors import UserError
 from libs.datasets.formats import (
     HDF5_EXTENSIONS,
+    MAX_VECTORS,
     OPENERS,
     READ_ERRORS,
     WrongKey,
@@ -26,6 +27,7 @@ from libs.datasets.formats import (
     hdf5_file,
     read_into,
 )
+from libs.datasets.packed import PackedFolder, is_packed
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -53,9 +55,9 @@ class _Piece:
 class FeatureStore:
     """Features of many videos; picklable, and safe to use in forked workers.
 
-    folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the video id; width: channels
-    expected over all folders together (None: not checked); narrower: other widths that are accepted too; keys: what
-    messages call these settings.
+    folders: a folder, an .h5/.hdf5 file, a folder of tools/pack_features.py, or several of them; prefix, extension: around the
+    video id; width: channels expected over all folders together (None: not checked); narrower: other widths that are accepted
+    too; keys: what messages call these settings.
     Raises UserError if a folder does not exist or the extension is not known.
     """
 
@@ -68,27 +70,33 @@ class FeatureStore:
         if not self.folders or not all(self.folders):
             raise UserError(f"{keys.section}.{keys.folder}: {folders!r} names no folder; give the folder of the feature files")
         self._bundles = tuple(_is_bundle(folder, keys) for folder in self.folders)
-        if not all(self._bundles) and format_of(self.extension) is None:
+        self._packs = {folder: PackedFolder(folder) for folder in self.folders if is_packed(folder)}
+        self._many = tuple(b or folder in self._packs for b, folder in zip(self._bundles, self.folders, strict=True))
+        if not all(self._many) and format_of(self.extension) is None:
             raise UserError(f"{keys.section}.file_ext: {extension!r} is not a known format; use one of {', '.join(OPENERS)}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
 
     def close(self) -> None:
-        """Close the .h5 files that are kept open (they open again when needed)."""
+        """Close the files that are kept open (they open again when needed)."""
         for _, file in self._handles.values():
             file.close()
+        for pack in self._packs.values():
+            pack.close()
         self._handles = {}
 
     def path(self, video_id: str, folder: int = 0) -> str:
-        """Where folder number `folder` keeps the video (for a data set in an .h5 file: file and key)."""
+        """Where folder number `folder` keeps the video (in an .h5 file or a packed folder: that and the key)."""
         root, name = self.folders[folder], self.prefix + video_id
-        return f"{root}[{name}]" if self._bundles[folder] else os.path.join(root, name + self.extension)
+        return f"{root}[{name}]" if self._many[folder] else os.path.join(root, name + self.extension)
 
     def missing_path(self, video_id: str) -> str | None:
         """The first path where the video's features should be but are not, or None."""
         for i, root in enumerate(self.folders):
-            if self._bundles[i]:
+            if root in self._packs:
+                found = self.prefix + video_id in self._packs[root]
+            elif self._bundles[i]:
                 with _reported(root, self.keys):
                     found = self.prefix + video_id in self._bundle(root)
             else:
@@ -146,16 +154,21 @@ class FeatureStore:
         path, root = self.path(video_id, folder), self.folders[folder]
         with contextlib.ExitStack() as stack:
             with _reported(path, self.keys):
-                if self._bundles[folder]:
-                    file, key = self._bundle(root), self.prefix + video_id
-                    if key not in file:
-                        raise WrongKey(f"there is no data set {key!r} in the file; check {self.keys.section}.file_prefix "
-                                       "and the video ids")
-                    array = hdf5_dataset(file, key)
+                key = self.prefix + video_id
+                source = self._packs.get(root) or (self._bundle(root) if self._bundles[folder] else None)
+                if source is not None and key not in source:
+                    raise WrongKey(f"there is no data set {key!r} in the file; check {self.keys.section}.file_prefix "
+                                   "and the video ids")
+                if root in self._packs:
+                    array = source.open(key)
+                elif source is not None:
+                    array = hdf5_dataset(source, key)
                 else:
-                    array = stack.enter_context(OPENERS[format_of(self.extension)](path, self.prefix + video_id))
+                    array = stack.enter_context(OPENERS[format_of(self.extension)](path, key))
             if len(array.shape) != 2:
                 raise UserError(f"{path}: has shape {tuple(array.shape)}; feature files need two dimensions, (T, C)")
+            if array.shape[0] > MAX_VECTORS:
+                raise UserError(f"{path}: has {array.shape[0]} feature vectors, at most {MAX_VECTORS} are read; store (T, C)")
             if array.dtype.kind not in "fiu":
                 raise UserError(f"{path}: holds values of type {array.dtype}; expected numbers (float32)")
             yield array
@@ -180,6 +193,8 @@ class FeatureStore:
             raise UserError(f"{self.path(video_id)}: has {has} channels (shape {shapes[0]}), but {section}.{key} says "
                             f"{self.width}; {hint}")
         for i, shape in enumerate(shapes):
+            if shape[1] == 0:
+                raise UserError(f"{self.path(video_id, i)}: has no channels (shape {shape}); extract it again")
             if shape[0] == 0:
                 raise UserError(f"{self.path(video_id, i)}: has no feature vectors (shape {shape}); extract it again, or remove "
                                 "the file and set dataset.missing: skip")

@@ -6,6 +6,7 @@ the header only; slicing reads what is needed, except inside compressed .npz mem
 from __future__ import annotations
 
 import contextlib
+import lzma
 import math
 import os
 import struct
@@ -18,12 +19,19 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from libs.core.files import refuse_special
+from libs.utils.torch_files import load_plain
+
 NPZ_KEY = "feats"
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 
+MAX_VECTORS = 10_000_000  # of one video: 15 days at 4 frames of 30 a second
+MAX_RATIO = 1100  # bytes that one compressed byte can stand for (deflate: 1032)
+MAX_CHUNK = 1 << 30  # bytes of an HDF5 chunk, which is unpacked whole
+
 # what the readers raise on files that are damaged or are not what their name says
-READ_ERRORS = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error,
-               struct.error, SyntaxError, tokenize.TokenError)
+READ_ERRORS = (OSError, ValueError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, MemoryError,
+               AssertionError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError, tokenize.TokenError)
 
 
 class WrongKey(Exception):
@@ -33,12 +41,14 @@ class WrongKey(Exception):
 @contextlib.contextmanager
 def open_npy(path: str, key: str) -> Iterator[Any]:
     """A memory-mapped .npy array; `key` is not used."""
+    refuse_special(path, "feature file")
     yield np.lib.format.open_memmap(path, mode="r")
 
 
 @contextlib.contextmanager
 def open_npz(path: str, key: str) -> Iterator[Any]:
     """Array `feats` of a .npz file: memory-mapped if stored, decompressed on slicing if deflated; `key` is not used."""
+    refuse_special(path, "feature file")
     with zipfile.ZipFile(path) as archive:
         members = {name.removesuffix(".npy"): name for name in archive.namelist()}
         if NPZ_KEY not in members:
@@ -47,7 +57,9 @@ def open_npz(path: str, key: str) -> Iterator[Any]:
         with archive.open(info) as file:
             shape, fortran, dtype = _npy_header(file)
             header_size = file.tell()
-    if info.file_size < header_size + math.prod(shape) * dtype.itemsize:
+    if info.file_size > MAX_RATIO * os.path.getsize(path):
+        raise ValueError(f"{info.filename} claims {info.file_size} bytes, which so small a file cannot hold")
+    if min(shape, default=0) < 0 or info.file_size < header_size + math.prod(shape) * dtype.itemsize:
         raise EOFError(f"{info.filename} is shorter than its header says")
     if info.compress_type != zipfile.ZIP_STORED:
         yield _DeflatedArray(path, info.filename, shape, fortran, dtype)
@@ -66,7 +78,8 @@ def open_npz(path: str, key: str) -> Iterator[Any]:
 def open_hdf5_file(path: str, key: str) -> Iterator[Any]:
     """The data set of a file that belongs to one video: `feats`, else `key`, else the only one there is."""
     with hdf5_file(path) as file:
-        names = [name for name in (NPZ_KEY, key) if name in file] or (list(file) if len(file) == 1 else [])
+        names = [name for name in (NPZ_KEY, key) if file.get(name, getlink=True) is not None]
+        names = names or (list(file) if len(file) == 1 else [])
         if not names:
             raise WrongKey(f"holds {_listed(file)}; a file per video needs a data set named {NPZ_KEY!r}, or only one")
         yield hdf5_dataset(file, names[0])
@@ -95,20 +108,41 @@ def hdf5_file(path: str) -> Any:
         import h5py
     except ImportError as error:
         raise ValueError("h5py is not installed: pip install h5py") from error
+    refuse_special(path, "feature file")
     return h5py.File(path, "r")
 
 
 def hdf5_dataset(file: Any, key: str) -> Any:
-    """Data set `key` of an open file; WrongKey if it is a group."""
-    dataset = file[key]
-    if not hasattr(dataset, "shape"):
+    """Data set `key` of an open file.
+
+    WrongKey if it is a group, lies behind a link, or keeps its values in other files; ValueError if it claims more values than
+    its bytes can unpack to.
+    """
+    import h5py
+
+    group, parts = file, [part for part in key.split("/") if part]
+    for part in parts:  # a link may lead to any file of this machine
+        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise WrongKey(f"{key!r} is not stored in the file itself but behind a link; store the data set under that name")
+        group = group[part]
+    dataset = group
+    if not isinstance(dataset, h5py.Dataset):
         raise WrongKey(f"{key!r} is a group with {_listed(dataset)}; a data set of shape (T, C) is needed there")
+    if dataset.shape is None:
+        raise WrongKey(f"{key!r} is an empty data set without a shape; a data set of shape (T, C) is needed there")
+    if dataset.is_virtual or dataset.external:
+        raise WrongKey(f"{key!r} keeps its values in other files; copy them into this one")
+    size, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if size > MAX_RATIO * stored or (dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK):
+        raise ValueError(f"the data set claims {size} bytes in pieces that its {stored} stored bytes cannot fill")
     return dataset
 
 
 def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
     """out[...] = array[rows, columns] in float32, without a copy between where the format allows."""
-    if hasattr(array, "read_direct") and out.flags.c_contiguous:
+    if hasattr(array, "read_block"):  # a packed folder's
+        array.read_block(out, rows, columns)
+    elif hasattr(array, "read_direct") and out.flags.c_contiguous:
         array.read_direct(out, (rows, columns))
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes inf, which is refused later
@@ -118,7 +152,7 @@ def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
 def _load_pt(path: str) -> Any:
     for mapped in (True, False):  # files of the old, non-zip layout cannot be mapped
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return load_plain(path, mapped)
         except OSError:
             raise
         except Exception as error:  # a damaged pickle can raise nearly anything

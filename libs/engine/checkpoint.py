@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.config import config_diff, from_dict
-from libs.core.errors import UserError, note
+from libs.core.errors import UserError, note, shown
 from libs.core.schema import Config
 from libs.engine.explain import explain_difference
 from libs.utils.io import write_atomic
 from libs.utils.seal import seal, verify
+from libs.utils.torch_files import load_plain
 
 PREFIX = "module."
 FORMAT_VERSION = 1
@@ -101,9 +102,9 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
     try:
-        with open(path, "rb") as file, torch.serialization.safe_globals(_harmless_types()):
+        with open(path, "rb") as file:
             verify(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_plain(path, types=_harmless_types())
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
                                 f"({_first_line(error)}); save it again with plain tensors and numbers") from error
@@ -111,16 +112,16 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
                                 "use another epoch or copy it again") from error
     if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
-        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        found = ", ".join(shown(k).strip("'") for k in list(content)[:5]) if isinstance(content, dict) else type(content).__name__
         raise DamagedCheckpoint(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
                                 "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
     training, epoch = content.get("training"), content.get("epoch", 0)
     version = training.get("format_version", 0) if isinstance(training, dict) else 0
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{path}: training.format_version: {version!r} is newer than this program's {FORMAT_VERSION}, or "
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise UserError(f"{path}: training.format_version: {shown(version)} is newer than this program's {FORMAT_VERSION}, or "
                         "damaged; update the program")
-    if not isinstance(epoch, int) or epoch < 0:
-        raise UserError(f"{path}: epoch: {epoch!r} is not a number of epochs; the file is damaged, use another epoch")
+    if type(epoch) is not int or not 0 <= epoch < 10**6:
+        raise UserError(f"{path}: epoch: {shown(epoch)} is not a number of epochs; the file is damaged, use another epoch")
     ema = content.get("state_dict_ema")
     return Checkpoint(path, epoch, strip_prefix(content["state_dict"]),
                       strip_prefix(ema) if _is_state(ema) else None, content.get("optimizer"), content.get("scheduler"),
@@ -137,6 +138,9 @@ def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dic
     if difference:
         raise UserError(f"{checkpoint.path}: is for another architecture than the configuration\n{difference}")
     for name, value in state.items():
+        if not value.is_floating_point():
+            raise UserError(f"{checkpoint.path}: {name}: holds values of type {value.dtype}, weights are floating-point; use "
+                            "another file")
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{checkpoint.path}: {name}: holds NaN or infinite values ({WEIGHTS[which]}); use another epoch")
     return state
@@ -307,7 +311,8 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _first_line(error: Exception) -> str:

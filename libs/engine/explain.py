@@ -97,4 +97,4 @@ def _first_rule(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
 
 def _some(names: list[str], separator: str = ", ") -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
+    return separator.join(name if len(name) <= 200 else name[:197] + "..." for name in names[:SHOWN]) + more

@@ -143,6 +143,13 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint; a published one lacks some state, which one warning names.  UserError if it cannot fit."""
+        try:
+            self._resume(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise UserError(f"{checkpoint.path}: its optimizer or training state cannot be restored ({type(error).__name__}: "
+                            f"{str(error)[:120]}); the file is damaged, use another epoch, or start with --init-from") from error
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
         load_weights(self.model, checkpoint, "raw")
         if checkpoint.optimizer is None:
             raise UserError(f"{checkpoint.path}: optimizer: missing, so training cannot go on from it; use --init-from")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST_AT_ONCE = 1024  # segments compared with all points at a time, so that memory does not grow with their number
 SAME_LENGTH = 1e-3  # segments whose length is within this of the shortest one share a point's class target
 
 
@@ -30,21 +31,36 @@ def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, p
     if N == 0:
         P = points_P4.shape[0]
         return Targets(segments_BN2.new_zeros(B, P, num_classes), segments_BN2.new_zeros(B, P, 2))
-    start, end = segments_BN2[:, None, :, 0], segments_BN2[:, None, :, 1]  # (B, 1, N)
-    left, right = t - start, end - t  # (B, P, N)
-    if center_sample == "radius":
-        center = 0.5 * (start + end)
-        inside_left = t - torch.maximum(center - stride * radius, start)
-        inside_right = torch.minimum(center + stride * radius, end) - t
-    else:
-        inside_left, inside_right = left, right
-    reach = torch.maximum(left, right)
-    eligible = ((torch.minimum(inside_left, inside_right) > 0) & (reach >= low) & (reach <= high) & present_BN[:, None, :])
-    length = torch.where(eligible, end - start, torch.full((), float("inf"), device=left.device))
+    def lengths(part: int) -> Tensor:
+        """(B, P, n): length of each segment of a part where the point answers for it, infinite elsewhere."""
+        chosen = slice(part, part + MOST_AT_ONCE)
+        start, end = segments_BN2[:, None, chosen, 0], segments_BN2[:, None, chosen, 1]  # (B, 1, n)
+        left, right = t - start, end - t  # (B, P, n)
+        if center_sample == "radius":
+            center = 0.5 * (start + end)
+            inside_left = t - torch.maximum(center - stride * radius, start)
+            inside_right = torch.minimum(center + stride * radius, end) - t
+        else:
+            inside_left, inside_right = left, right
+        reach = torch.maximum(left, right)
+        eligible = ((torch.minimum(inside_left, inside_right) > 0) & (reach >= low) & (reach <= high)
+                    & present_BN[:, None, chosen])
+        return torch.where(eligible, end - start, torch.full((), float("inf"), device=left.device))
+
+    length = lengths(0)
     shortest, owner = length.min(dim=2).values, length.argmin(dim=2)  # argmin: the first of equals
-    sharing = eligible & (length <= shortest.unsqueeze(2) + SAME_LENGTH)
+    for part in range(MOST_AT_ONCE, N, MOST_AT_ONCE):
+        length = lengths(part)
+        found = length.min(dim=2).values
+        owner = torch.where(found < shortest, length.argmin(dim=2) + part, owner)
+        shortest = torch.minimum(shortest, found)
     # labels of absent segments may be anything: their column of `sharing` is False
     one_hot = F.one_hot(labels_BN.clamp(0, num_classes - 1), num_classes).to(length.dtype)
-    classes = (sharing.to(length.dtype) @ one_hot).clamp(max=1.0)
-    offsets = torch.stack((left, right), dim=3).gather(2, owner[:, :, None, None].expand(-1, -1, 1, 2)).squeeze(2)
-    return Targets(classes, offsets / stride)
+    classes: Tensor | float = 0.0
+    for part in range(0, N, MOST_AT_ONCE):
+        length = lengths(part) if N > MOST_AT_ONCE else length
+        sharing = (length <= shortest.unsqueeze(2) + SAME_LENGTH) & (length < float("inf"))
+        classes = classes + sharing.to(length.dtype) @ one_hot[:, part:part + MOST_AT_ONCE]
+    nearest = segments_BN2.gather(1, owner[:, :, None].expand(-1, -1, 2))  # (B, P, 2)
+    offsets = torch.stack((t[:, :, 0] - nearest[:, :, 0], nearest[:, :, 1] - t[:, :, 0]), dim=2)
+    return Targets(classes.clamp(max=1.0), offsets / stride)

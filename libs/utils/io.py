@@ -4,13 +4,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, shown
 from libs.core.files import read_text
 
 TEMPORARY = ".tmp"  # end of the names of files that are being written, which begin with a dot
@@ -67,12 +68,43 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
 
 
 def read_json(path: str | os.PathLike, what: str) -> Any:
-    """Parsed JSON; UserError names the file and the line of a syntax error."""
+    """Parsed JSON of a file; raises as `parse_json`."""
+    return parse_json(read_text(path, what), str(path), what)
+
+
+def parse_json(text: str, source: str, what: str) -> Any:
+    """Parsed JSON; UserError names `source` and the line of a syntax error.
+
+    Refused beyond syntax errors: a key that an object has twice, numbers of more than 4,300 digits, nesting beyond Python's
+    recursion limit, and halves of surrogate pairs, which no text file can hold.  NaN and Infinity pass, as numbers: who uses a
+    number says where one is not finite.
+    """
     try:
-        return json.loads(read_text(path, what))
+        value = json.loads(text, object_pairs_hook=_unique)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error.msg}, line {error.lineno} column {error.colno}); "
-                        f"expected a {what}") from error
+        reason = f"{error.msg}, line {error.lineno} column {error.colno}"
+    except RecursionError:
+        reason = "nested too deeply"
+    except UnicodeEncodeError:
+        reason = "it escapes half of a surrogate pair"
+    except ValueError as error:
+        reason = str(error)[:160]
+    raise UserError(f"{source}: not valid JSON ({reason}); expected a {what}")
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"an object has the key {shown(twice)} twice")
+    return found
 
 
 def _umask() -> int:

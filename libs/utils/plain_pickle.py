@@ -1,25 +1,29 @@
 """Pickle files of plain data (dicts, lists, numbers, text, numpy arrays), read without running anything they name.
 
 A pickle may name any function to be called while it loads.  Here every name resolves to a small class of this file that only
-collects what an array is made of; the arrays are then built from checked parts.  Everything else is refused.
+collects what an array is made of; the arrays are then built from checked parts.  Everything else is refused.  Python's own
+unpickler is used, not the compiled one: a few bytes make the latter allocate tables of any size.
 """
 from __future__ import annotations
 
 import codecs
 import functools
 import io
+import math
 import os
 import pickle
 import re
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from libs.core.errors import UserError
+from libs.core.files import read_bytes
 
 _DTYPE_CODE = re.compile(r"b1|[iuf][1248]|f16|[SU]\d{1,9}|O8")
 _MAX_DEPTH = 50
+_MAX_EMPTY_ITEMS = 1_000_000  # elements of an array that takes no bytes in the file
+_KEYS = (str, bytes, int, float, bool, type(None))
 
 
 def read_plain_pickle(path: str | os.PathLike, what: str) -> Any:
@@ -27,27 +31,22 @@ def read_plain_pickle(path: str | os.PathLike, what: str) -> Any:
 
     Raises UserError naming the file when it is missing, damaged, or holds anything but plain data and numpy arrays.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a {what}") from error
-    return load_plain_pickle(content, str(path), what)
+    return load_plain_pickle(read_bytes(path, what), str(path), what)
 
 
 def read_plain_npy(path: str | os.PathLike, what: str) -> Any:
     """The content of an .npy file: an array, or the object (such as a dict) that `numpy.save` pickled into it."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a {what}") from error
+    content = read_bytes(path, what)
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         if not dtype.hasobject:
+            if math.prod(shape) * dtype.itemsize > len(content):
+                raise ValueError(f"its header declares {math.prod(shape)} values, more than it holds")
             return np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header can raise nearly anything
         raise UserError(f"{path}: is not an .npy file ({str(error)[:120]}); expected a {what}") from error
     array = load_plain_pickle(content[file.tell():], str(path), what)
     return array.item() if isinstance(array, np.ndarray) and shape == () and array.size == 1 else array
@@ -99,6 +98,8 @@ class _Array:
     def build(self) -> np.ndarray:
         shape, dtype, fortran, data = self.state
         dtype = dtype.build()
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise _Refused("it holds an array of no shape")
         if dtype.hasobject:
             if not isinstance(data, list) or len(data) != int(np.prod(shape, dtype=np.int64)):
                 raise _Refused("it holds a damaged array of objects")
@@ -106,6 +107,8 @@ class _Array:
             for i, item in enumerate(data):  # a slice assignment would spread lists of equal length over two dimensions
                 array[i] = item
         elif dtype.itemsize == 0:
+            if math.prod(shape) > _MAX_EMPTY_ITEMS:
+                raise _Refused(f"it holds an array of {math.prod(shape)} empty texts")
             array = np.zeros(shape, dtype)
         else:
             # protocol 2 and older keep the bytes as Latin-1 text
@@ -151,7 +154,9 @@ for _core in ("numpy.core", "numpy._core"):
                        (f"{_core}.numeric", "_frombuffer"): _from_buffer})
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return functools.partial(_STAND_INS[module, name])  # fresh, so that a file cannot set attributes on ours
@@ -160,6 +165,44 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("it refers to data outside the file")
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        _check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        _check_keys(self.stack)
+        super().load_frozenset()
+
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        data = self.read(size)  # the original makes room for what is announced before it looks whether that is there
+        if len(data) < size:
+            raise EOFError("pickle data was truncated")
+        self.append(data)
+
+    for _opcode, _load in ((pickle.SETITEM, load_setitem), (pickle.SETITEMS, load_setitems), (pickle.DICT, load_dict),
+                           (pickle.ADDITEMS, load_additems), (pickle.FROZENSET, load_frozenset),
+                           (pickle.BYTEARRAY8, load_bytearray8)):
+        dispatch[_opcode[0]] = _load
+
+
+def _check_keys(keys: list[Any]) -> None:
+    for key in keys:  # to hash a tuple of tuples that share parts may take for ever
+        if not isinstance(key, _KEYS):
+            raise _Refused(f"it holds a {type(key).__name__} as a key")
 
 
 def _built(value: Any, done: dict[int, Any], depth: int) -> Any:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import os
 import pickle
+import struct
 import warnings
 import zlib
 from collections import Counter
@@ -25,12 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from libs.core.errors import UserError, nearest
-from libs.utils.io import read_json, write_atomic, write_json_atomic
+from libs.core.errors import UserError, nearest, shown
+from libs.core.files import read_bytes
+from libs.utils.columns import as_columns, as_integers, check_finite, check_segments
+from libs.utils.io import parse_json, read_json, write_atomic, write_json_atomic
+from libs.utils.names import id_problem
 from libs.utils.plain_pickle import read_plain_pickle
 
 COLUMNS = ("video_id", "t_start", "t_end", "label", "score")
 PUBLISHED_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
+MAX_UNPACKED = 512 << 20  # bytes of a .gz: 1 MiB of zeros unpacks to 1 GiB
 _UNKNOWN = -(2**63)  # stands for a label name that is in no class list, until the entry is dropped
 
 
@@ -53,7 +57,7 @@ class Detections:
                     source: str = "detections") -> Detections:
         """Columns from anything array-like (copied); UserError naming `source`, row and video for a value that is not
         finite, a segment that ends before it starts, a label that is no integer or columns of different lengths."""
-        rows = cls(*_columns(source, COLUMNS, video_id, t_start, t_end, label, score))
+        rows = cls(*as_columns(source, COLUMNS, video_id, t_start, t_end, label, score))
         rows.check(source)
         return rows
 
@@ -77,8 +81,8 @@ class Detections:
 
     def check(self, source: str) -> None:
         """UserError naming `source`, row and video unless every number is finite and every segment ends after it starts."""
-        _check_segments(source, self.video_id, self.t_start, self.t_end)
-        _check_finite(source, self.video_id, "score", self.score)
+        check_segments(source, self.video_id, self.t_start, self.t_end)
+        check_finite(source, self.video_id, "score", self.score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +98,8 @@ class GroundTruth:
     def from_arrays(cls, video_id: Sequence[str] | np.ndarray, t_start: Any, t_end: Any, label: Any,
                     source: str = "ground truth") -> GroundTruth:
         """As `Detections.from_arrays`."""
-        rows = cls(*_columns(source, COLUMNS[:4], video_id, t_start, t_end, label))
-        _check_segments(source, rows.video_id, rows.t_start, rows.t_end)
+        rows = cls(*as_columns(source, COLUMNS[:4], video_id, t_start, t_end, label))
+        check_segments(source, rows.video_id, rows.t_start, rows.t_end)
         return rows
 
     @classmethod
@@ -129,6 +133,7 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
     if kind not in readers:
         raise UserError(f"{path}: unknown kind of predictions file {kind!r}; use .json, .csv, .csv.gz or .pkl")
     rows = readers[kind](path)
+    _check_ids(path, rows.video_ids)
     unknown: Counter[str] = Counter()
     labels = _label_ids(str(path), rows.labels, label_ids, unknown)
     found = Detections.from_arrays(rows.video_ids, rows.starts, rows.ends, labels, rows.scores, source=str(path))
@@ -208,7 +213,7 @@ class _Rows:
 
 def _read_json(path: Path) -> _Rows:
     if path.suffix.lower() == ".gz":
-        content = _parse_json(path, _read_gzip(path))
+        content = parse_json(_text(path, _read_gzip(path)), str(path), "predictions JSON")
     else:
         content = read_json(path, "predictions JSON")
     results = content.get("results") if isinstance(content, dict) else None
@@ -218,36 +223,55 @@ def _read_json(path: Path) -> _Rows:
     rows = _Rows()
     for video, entries in results.items():
         if not isinstance(entries, list):
-            raise UserError(f"{path}: results.{video} is a {type(entries).__name__}; expected a list of detections")
+            raise UserError(f"{path}: results.{shown(video)[1:-1]} is a {type(entries).__name__}; expected a list of detections")
         for i, entry in enumerate(entries):
             try:
-                start, end = entry["segment"]
-                numbers = float(start), float(end), float(entry["score"])
-                label = entry["label"]
+                if not isinstance(entry["segment"], list):
+                    raise TypeError("segment is no list")
+                start, end = map(_number, entry["segment"])
+                numbers, label = (start, end, _number(entry["score"])), entry["label"]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(f'{path}: results.{video}[{i}] is {str(entry)[:120]}; expected {{"segment": [start, end] in '
-                                'seconds, "label": name or id, "score": number}') from error
+                raise UserError(f'{path}: results.{shown(video)[1:-1]}[{i}] is {shown(entry, 160)}; expected {{"segment": '
+                                '[start, end] in seconds, "label": name or id, "score": number}') from error
             rows.add(video, label, *numbers)
     return rows
 
 
-def _parse_json(path: Path, content: bytes) -> Any:
+def _number(value: Any) -> float:
+    """A number, or a number in quotes, as a float; ValueError or TypeError for anything else (true, 1_000)."""
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _text(path: Path, content: bytes) -> str:
     try:
-        return json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); expected a predictions JSON") from error
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def _check_ids(path: Path, ids: Any) -> None:
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or ids.dtype.kind not in "OU":
+            raise UserError(f"{path}: the video ids are an array of {ids.dtype} and shape {ids.shape}; expected a list of texts")
+        ids = ids.tolist()
+    for name in set(ids) if all(isinstance(name, str) for name in ids) else ids:
+        if problem := id_problem(name):
+            raise UserError(f"{path}: the video id {shown(name)} {problem}; correct it")
 
 
 def _read_csv(path: Path) -> _Rows:
-    content = _read_gzip(path) if path.suffix.lower() == ".gz" else _read_bytes(path)
+    content = _text(path, _read_gzip(path) if path.suffix.lower() == ".gz" else read_bytes(path, "predictions file"))
     try:
-        lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
+        lines = list(csv.reader(io.StringIO(content, newline="")))
+    except csv.Error as error:
         raise UserError(f"{path}: is not a CSV text file ({error}); expected the columns {','.join(COLUMNS)}") from error
     header = [name.strip().replace("-", "_") for name in lines[0]] if lines else []
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [name for name in COLUMNS if header.count(name) != 1]
     if missing:
-        raise UserError(f"{path}: the first line lacks the column(s) {', '.join(missing)}; expected {','.join(COLUMNS)}")
+        raise UserError(f"{path}: the first line lacks the column(s) {', '.join(missing)}, or names them twice; "
+                        f"expected {','.join(COLUMNS)}")
     places = [header.index(name) for name in COLUMNS]
     rows = _Rows()
     for number, line in enumerate(lines[1:], start=2):
@@ -255,10 +279,10 @@ def _read_csv(path: Path) -> _Rows:
             continue
         try:
             video, start, end, label, score = (line[place] for place in places)
-            numbers = float(start), float(end), float(score)
+            numbers = _number(start), _number(end), _number(score)
         except (IndexError, ValueError) as error:
-            raise UserError(f"{path}: line {number} is {','.join(line)[:120]!r} ({error}); expected {','.join(COLUMNS)} with "
-                            "times in seconds") from error
+            raise UserError(f"{path}: line {number} is {','.join(line)[:120]!r} ({str(error)[:120]}); expected "
+                            f"{','.join(COLUMNS)} with times in seconds") from error
         rows.add(video, label, *numbers)
     return rows
 
@@ -278,92 +302,51 @@ def _read_pickle(path: Path) -> _Rows:
 def _label_ids(source: str, labels: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> np.ndarray:
     """Class ids (N,) int64 of names or numbers; `unknown` counts the names that have none, their id is _UNKNOWN."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iuf":
-        return _integers(source, labels)
+        return as_integers(source, labels)
     known: dict[Any, int] = {}
+    if isinstance(labels, np.ndarray) and labels.ndim != 1:
+        raise UserError(f"{source}: the labels have the shape {labels.shape}; expected one per row")
     ids = np.empty(len(labels), np.int64)
-    for i, label in enumerate(labels):
+    for i, label in enumerate(labels.tolist() if isinstance(labels, np.ndarray) else labels):
         try:
-            ids[i] = known[label]
+            ids[i] = known[type(label), label]
             if ids[i] == _UNKNOWN and str(label) in unknown:
                 unknown[str(label)] += 1
             continue
         except KeyError:
             pass
         except TypeError as error:
-            raise UserError(f"{source}: entry {i} has the label {str(label)[:60]}; expected a class name or id") from error
-        ids[i] = known[label] = _label_id(source, i, label, label_ids, unknown)
+            raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or id") from error
+        ids[i] = known[type(label), label] = _label_id(source, i, label, label_ids, unknown)
     return ids
 
 
 def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> int:
     if isinstance(label, str) and label_ids is not None and label in label_ids:
         return int(label_ids[label])
-    try:
-        number = float(label) if not isinstance(label, bool) else None
-    except (TypeError, ValueError):
-        number = None
-    if number is not None and number.is_integer() and abs(number) < 2**62:
+    number: Any = label if type(label) is int else None
+    if isinstance(label, (str, float)):
+        try:
+            number = _number(label)
+        except ValueError:
+            number = None
+    if number is not None and abs(number) < 2**53 and number % 1 == 0:
         return int(number)
     if not isinstance(label, str) or number is not None:
-        raise UserError(f"{source}: entry {i} has the label {label!r}; expected a class name or an integer id")
+        raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or an integer id")
     if label_ids is None:
-        raise UserError(f"{source}: entry {i} has the class name {label!r}, and no class list says its id; "
+        raise UserError(f"{source}: entry {i} has the class name {shown(label)}, and no class list says its id; "
                         "give the annotation file")
     unknown[label] += 1
     return _UNKNOWN
 
 
-def _columns(source: str, names: Sequence[str], video_id: Any, *numbers: Any) -> list[np.ndarray]:
-    """(N,) arrays: ids as str, labels int64, the rest float64; copies."""
-    columns = [np.array(video_id, dtype=np.str_).reshape(-1)]
-    for name, values in zip(names[1:], numbers, strict=True):
-        try:
-            column = _integers(source, values) if name == "label" else np.array(values, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{source}: the column {name} does not hold numbers ({error})") from error
-        columns.append(column)
-    lengths = {name: len(column) for name, column in zip(names, columns, strict=True)}
-    if len(set(lengths.values())) != 1:
-        raise UserError(f"{source}: the columns have different lengths {lengths}; every row needs all of them")
-    return columns
-
-
-def _integers(source: str, values: Any) -> np.ndarray:
-    values = np.array(values).reshape(-1)
-    whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and np.isfinite(values).all() and (values % 1 == 0).all())
-    if values.size and not whole:
-        raise UserError(f"{source}: the labels are not integer class ids ({values.dtype}, for example {str(values[0])[:60]!r}); "
-                        "give whole numbers")
-    return values.astype(np.int64)
-
-
-def _check_segments(source: str, video_id: np.ndarray, t_start: np.ndarray, t_end: np.ndarray) -> None:
-    _check_finite(source, video_id, "t_start", t_start)
-    _check_finite(source, video_id, "t_end", t_end)
-    reversed_rows = np.flatnonzero(t_end < t_start)
-    if reversed_rows.size:
-        i = reversed_rows[0]
-        raise UserError(f"{source}: entry {i} (video {video_id[i]}): the segment [{t_start[i]}, {t_end[i]}] ends before it "
-                        f"starts ({reversed_rows.size} such); give start and end in seconds")
-
-
-def _check_finite(source: str, video_id: np.ndarray, name: str, values: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        i = bad[0]
-        raise UserError(f"{source}: entry {i} (video {video_id[i]}): {name} is {values[i]} ({bad.size} such); every score and "
-                        "time must be a finite number")
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a predictions file") from error
-
-
 def _read_gzip(path: Path) -> bytes:
     try:
-        return gzip.decompress(_read_bytes(path))
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.GzipFile(fileobj=io.BytesIO(read_bytes(path, "predictions file"))) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path}: is not a whole gzip file ({error}); copy it again or unpack it") from error
+    if len(content) > MAX_UNPACKED:
+        raise UserError(f"{path}: unpacks to more than {MAX_UNPACKED >> 20} MiB; if that is right, unpack it yourself")
+    return content

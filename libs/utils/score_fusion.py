@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, shown
+from libs.utils.columns import as_reals
 from libs.utils.io import read_json
+from libs.utils.names import id_problem
 from libs.utils.plain_pickle import read_plain_npy, read_plain_pickle
 from libs.utils.predictions import Detections
 
@@ -42,7 +44,14 @@ def load_external_scores(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: holds a {type(content).__name__}{shape}; expected {_LAYOUT}")
     if not content:
         raise UserError(f"{path}: names no video; expected {_LAYOUT}")
-    scores = {str(video): _class_scores(path, video, values) for video, values in content.items()}
+    scores = {}
+    for video, values in content.items():
+        name = str(video) if type(video) is int else video
+        if problem := id_problem(name):
+            raise UserError(f"{path}: the video id {shown(video)} {problem}; expected {_LAYOUT}")
+        if name in scores:
+            raise UserError(f"{path}: video {shown(video)} occurs twice, as a number and as text; keep one")
+        scores[name] = _class_scores(path, name, values)
     first = next(iter(scores))
     for video, values in scores.items():
         if len(values) != len(scores[first]):
@@ -90,13 +99,14 @@ def fuse_external_scores(detections: Detections, scores: Mapping[str, np.ndarray
 
 def _class_scores(path: Path, video: Any, values: Any) -> np.ndarray:
     try:
-        scores = np.array(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: video {video} has {str(values)[:80]}; expected {_LAYOUT}") from error
-    if scores.ndim == 2 and scores.shape[0] == 1:
-        scores = scores[0]
-    if scores.ndim != 1 or scores.size == 0:
-        raise UserError(f"{path}: video {video} has scores of shape {scores.shape}; expected {_LAYOUT}")
+        rows = (list, tuple, np.ndarray)
+        if isinstance(values, rows) and len(values) == 1 and isinstance(values[0], rows):  # (1, K)
+            values = values[0]
+        scores = as_reals(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: video {video} has {shown(values)} ({str(error)[:80]}); expected {_LAYOUT}") from error
+    if scores.size == 0:
+        raise UserError(f"{path}: video {video} has no scores; expected {_LAYOUT}")
     bad = np.flatnonzero(~(np.isfinite(scores) & (scores >= 0)))
     if bad.size:
         raise UserError(f"{path}: video {video}: the score of class {bad[0]} is {scores[bad[0]]} ({bad.size} such); scores must "

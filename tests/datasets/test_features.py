@@ -12,6 +12,7 @@ import torch
 
 from libs.core.errors import UserError
 from libs.datasets.features import FeatureStore, Keys
+from libs.datasets.packing import Stream, pack_stream
 
 FEATS = np.random.default_rng(0).standard_normal((23, 6)).astype(np.float32)
 
@@ -36,6 +37,11 @@ def save(folder, kind, feats, name="v1"):
         with h5py.File(folder / "all.h5", "a") as file:
             file[name] = feats
         return str(folder / "all.h5"), None, None
+    elif kind == "packed":
+        np.save(folder / f"{name}.npy", feats)
+        pack_stream(Stream("features", FeatureStore(str(folder)), ""), {"training": [name]}, folder / "packed", "float32", 10**9,
+                    False, lambda line: None)
+        return str(folder / "packed"), None, None
     elif kind == ".pt":
         torch.save(torch.from_numpy(feats), folder / f"{name}.pt")
     elif kind == "pt dict":
@@ -49,7 +55,7 @@ def save(folder, kind, feats, name="v1"):
 KINDS = [".npy", "fortran", ".npz", "deflated", "deflated fortran", ".h5", ".hdf5", "bundle", ".pt", "pt dict", "old pt"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "packed"])
 def test_every_format_reads_windows_and_channels(tmp_path, kind):
     store = FeatureStore(*save(tmp_path / "f", kind, FEATS), width=6)
     assert store.exists("v1")
@@ -66,7 +72,7 @@ def test_every_format_reads_windows_and_channels(tmp_path, kind):
             assert got.flags.writeable
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "packed"])
 def test_every_format_writes_into_given_memory(tmp_path, kind):
     store = FeatureStore(*save(tmp_path / "f", kind, FEATS), width=6)
     for rows, channels in ((slice(4, 9), None), (slice(3, 23, 4), ((4, 6), (0, 1)))):

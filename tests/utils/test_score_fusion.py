@@ -85,8 +85,8 @@ def test_every_kind_of_file(tmp_path: Path, kind: str, wrapped: bool) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("[1, 2]", "holds a list"), ("{}", "names no video"), ('{"a": 3}', "video a has scores of shape"),
-    ('{"a": [[1, 2], [3, 4]]}', "video a has scores of shape"), ('{"a": "high"}', "video a has high"),
+    ("[1, 2]", "holds a list"), ("{}", "names no video"), ('{"a": 3}', r"video a has 3 \(it has the shape"),
+    ('{"a": [[1, 2], [3, 4]]}', "it holds other things than numbers"), ('{"a": "high"}', "video a has 'high'"),
     ('{"a": [0.1, -0.2]}', r"video a: the score of class 1 is -0.2"), ('{"a": [NaN]}', "the score of class 0 is nan"),
     ('{"a": [1, 2], "b": [1]}', "video b has 1 class scores, a has 2"), ("{", "not valid JSON")])
 def test_broken_scores_are_refused(tmp_path: Path, content: str, message: str) -> None:

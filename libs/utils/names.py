@@ -1,0 +1,19 @@
+"""What a video id from a file may be: it becomes part of a path and of arrays of fixed-width text."""
+from __future__ import annotations
+
+MAX_ID_CHARACTERS = 500  # one long id would widen every row of a text array
+
+
+def id_problem(name: object) -> str:
+    """Why `name` cannot be a video id ('' when it can): no text, empty, too long, NUL characters, a path out of its folder."""
+    if not isinstance(name, str):
+        return f"is a {type(name).__name__}, not text"
+    if not name:
+        return "is empty"
+    if len(name) > MAX_ID_CHARACTERS:
+        return f"has {len(name)} characters, at most {MAX_ID_CHARACTERS} are read"
+    if "\0" in name:
+        return "holds a NUL character"
+    if name[0] in "/\\" or ".." in name.replace("\\", "/").split("/"):
+        return "would lead out of the folder of features"
+    return ""
