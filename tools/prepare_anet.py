@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="JSON", help="activity_net.v1-3.min.json, or anet_anno_action.json of BMN")
     parser.add_argument("out", metavar="OUT", help="annotation file to write")
-    parser.add_argument("--features", metavar="FOLDER", help="folder of feature files, or one .h5/.hdf5 file: keep only their videos")
+    parser.add_argument("--features", metavar="FOLDER", help="feature files (a folder, or one .h5/.hdf5): keep only their videos")
     parser.add_argument("--prefix", default=PREFIX, help=f"before the id in a feature file's name (default: {PREFIX})")
     parser.add_argument("--ext", default=".npy", help="extension of the feature files (default: .npy)")
     parser.add_argument("--video-info", metavar="CSV", help="for a file without subsets: table with the columns video, subset")

@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="JSON", help="HACS_segments_v1.1.1.json")
     parser.add_argument("out", metavar="OUT", help="annotation file to write")
-    parser.add_argument("--features", metavar="FOLDER", help="folder of feature files, or one .h5/.hdf5 file: keep only their videos")
+    parser.add_argument("--features", metavar="FOLDER", help="feature files (a folder, or one .h5/.hdf5): keep only their videos")
     parser.add_argument("--prefix", default="", help="before the id in a feature file's name (default: nothing)")
     parser.add_argument("--ext", default=".npy", help="extension of the feature files (default: .npy)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")

@@ -5,7 +5,8 @@
     the file that comes with BMN (anet_anno_action.json), which has no subsets:
         {"v_" + id: {"duration_second", "duration_frame", "feature_frame", "annotations"}}
 
-Ids lose a leading "v_" (it is the prefix of the feature files), classes are numbered in the order of their names.
+Where all ids start with "v_" they lose it (it is the prefix of the feature files); classes are numbered in the order of their
+names.
 """
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
     database = read_database(path, what)
     subsets = _subsets(path, database, video_info, validation_every)
     document = Document(path, version)
+    prefix = PREFIX if all(key.startswith(PREFIX) for key in database) else ""
     for key in sorted(database):
-        entry, video = database[key], key.removeprefix(PREFIX)
+        entry, video = database[key], key.removeprefix(prefix)
         where = f"{path}: video {key!r}"
         duration = entry.get("duration", entry.get("duration_second"))
         if duration is None:
@@ -47,13 +49,13 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
     return document
 
 
-def keep_videos_with_features(document: Document, folder: str | os.PathLike, prefix: str = PREFIX, extension: str = ".npy") -> None:
+def keep_videos_with_features(document: Document, folder: str, prefix: str = PREFIX, extension: str = ".npy") -> None:
     """Leave out the videos without a feature file (many videos are no longer available); UserError when none has one."""
-    store = FeatureStore(str(folder), prefix, extension)
+    store = FeatureStore(folder, prefix, extension)
     missing = [video for video in document.videos if not store.exists(video)]
     if len(missing) == len(document.videos):
-        raise UserError(f"{folder}: has features of none of the {len(missing)} videos (first looked for: {store.path(missing[0])}); "
-                        "check the folder, --prefix and --ext")
+        raise UserError(f"{folder}: has features of none of the {len(missing)} videos (first looked for: "
+                        f"{store.path(missing[0])}); check the folder, --prefix and --ext")
     document.leave_out(missing, f"without features in {folder}")
 
 

@@ -91,9 +91,9 @@ class Document:
                     for video, entry in self._videos.items()}
         return {"version": self.version, "database": database}
 
-    def write(self, path: str | os.PathLike) -> None:
-        """Write the JSON file, whole or not at all."""
-        write_json_atomic(path, self.content(), indent=None)
+    def write(self, path: str | os.PathLike, content: dict[str, Any] | None = None) -> None:
+        """Write the JSON file, whole or not at all; content: what `content()` said before, if it is at hand."""
+        write_json_atomic(path, self.content() if content is None else content, indent=None)
 
     def classes(self) -> list[str]:
         """Sorted names of the classes that have a segment."""
@@ -158,8 +158,8 @@ def read_table(path: str | os.PathLike, what: str, columns: Collection[str]) -> 
         header = [name.strip() for name in next(reader, [])]
         missing = [name for name in columns if name not in header]
         if missing:
-            raise UserError(f"{path}: the first line lacks the column {missing[0]!r}{nearest(missing[0], header)}; expected a {what} "
-                            f"with the columns {', '.join(columns)}")
+            raise UserError(f"{path}: the first line lacks the column {missing[0]!r}{nearest(missing[0], header)}; expected "
+                            f"a {what} with the columns {', '.join(columns)}")
         for row in reader:
             if len(row) != len(header) and row:
                 raise UserError(f"{path}: line {reader.line_num}: {len(row)} cells, the first line has {len(header)}; was the "
