@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+", metavar="JSON", help="moments_train.json, moments_val.json (and the test file)")
     parser.add_argument("--out", default="data/ego4d", help="folder to write to (default: data/ego4d)")
-    parser.add_argument("--features", nargs="+", default=[], metavar="NAME=FOLDER", help="features of whole videos, cut into clips")
+    parser.add_argument("--features", nargs="+", default=[], metavar="NAME=FOLDER", help="features of videos to cut into clips")
     parser.add_argument("--ext", default=".pt", help="extension of these features (default: .pt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the annotation file if it exists")
     args = parser.parse_args()

@@ -97,8 +97,8 @@ def _rows(clip: Mapping[str, Any], lengths: Mapping[str, int]) -> tuple[int, int
     count = min(wanted, lengths[path] - first)
     if count <= wanted // 2:
         raise UserError(f"{path}: has {lengths[path]} feature vectors, but a clip of {clip['duration']:g} s from "
-                        f"{clip['offset']:g} s on needs the vectors {first} to {first + wanted - 1}; the features are not those of "
-                        f"this video at stride {STRIDE} and {FPS} frames per second")
+                        f"{clip['offset']:g} s on needs the vectors {first} to {first + wanted - 1}; the features are not those "
+                        f"of this video at stride {STRIDE} and {FPS} frames per second")
     return first, count, (first - start) * STRIDE / FPS
 
 
