@@ -94,7 +94,7 @@ def _against_json(args: argparse.Namespace) -> tuple[Detections, Truth]:
     annotations = load_annotations(args.annotations)
     detections = read_predictions(args.predictions, annotations.label_ids, bool(args.class_scores) or args.class_agnostic)
     if args.class_scores:
-        scores = load_external_scores(args.class_scores, annotations.label_ids, annotations.videos)
+        scores = load_external_scores(args.class_scores, annotations.label_ids, np.unique(detections.video_id).tolist())
         detections = fuse_external_scores(detections, scores, source=args.class_scores, keep_unscored=False)
     subsets = annotations.subset_counts()
     if args.split is not None:

@@ -155,10 +155,10 @@ def _by_class_id(path: Path, scores: dict[str, np.ndarray], label_ids: Mapping[s
     if found == classes:
         return scores
     if found == UCF101 and set(label_ids) <= set(THUMOS14):
-        columns = np.zeros(classes, np.int64)
+        places = np.full(classes, -1)
         for name, i in label_ids.items():
-            columns[i] = THUMOS14[name] - 1
-        return {video: values[columns] for video, values in scores.items()}
+            places[i] = THUMOS14[name] - 1
+        return {video: _placed(values, places) for video, values in scores.items()}
     raise UserError(f"{path}: video {first} has {found} class scores, but the annotations have {classes} classes; the scores are "
                     "of another data set")
 
@@ -186,5 +186,11 @@ def _class_scores(path: Path, video: Any, values: Any, label_ids: Mapping[str, i
     if named or places is None:
         return scores
     if len(scores) <= places.max():
-        raise UserError(f"{path}: video {video} has {len(scores)} class scores, but the file lists more classes; give one per class")
+        raise UserError(f"{path}: video {video} has {len(scores)} class scores, but the file lists more classes; they do not "
+                        "belong together")
+    return _placed(scores, places)
+
+
+def _placed(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Scores by class id, 0 for an id that has no place in the file."""
     return np.where(places < 0, 0.0, scores[places])
