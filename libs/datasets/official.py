@@ -40,7 +40,7 @@ class Document:
         """Video id -> entry, as it will be written but for label_id."""
         return self._videos
 
-    def add_video(self, video: str, subset: str, duration: Any, fps: Any = None, **more: Any) -> None:
+    def add_video(self, video: str, subset: str, duration: Any, fps: Any = None, /, **more: Any) -> None:
         """One video without segments; duration in seconds; `more`: further keys of the entry.
 
         UserError for a repeated id, and for a duration or fps that is not above 0.
