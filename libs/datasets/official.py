@@ -115,7 +115,7 @@ class Document:
 def number(where: str, value: Any) -> float:
     """A finite float from a JSON number or a cell of a table; UserError naming `where` otherwise."""
     try:
-        result = math.nan if isinstance(value, bool) else float(value)
+        result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # Python reads 1_0 as 10
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):

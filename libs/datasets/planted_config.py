@@ -48,6 +48,8 @@ def plant(config: Config, out: str | os.PathLike, training: int, validation: int
     if training < 1 or validation < 1 or seed < 0:
         raise UserError(f"{training} training and {validation} validation videos, seed {seed}: give at least one video of each "
                         "and a seed from 0 on")
+    if config.train_split[0] == config.val_split[0]:
+        raise UserError(f"{config.source}: train_split and val_split are both {config.train_split[0]}; name two subsets")
     fps = data.default_fps or 30.0
     subsets = {config.train_split[0]: training, config.val_split[0]: validation}
     if annotations is None:

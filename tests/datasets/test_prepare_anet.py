@@ -96,7 +96,7 @@ def change(key: str, value: object, video: str = "sJQX") -> dict:
     ("{", "not valid JSON"), ("[]", "does not map video ids to objects"), ({"database": {}}, "does not map video ids to objects"),
     ({"database": {"a": 3}}, "does not map video ids"), (change("subset", "train"), "'train'; expected training, validation"),
     (change("subset", None), "video 'sJQX'.subset: None"), (change("duration", "long"), "'sJQX'.duration: 'long' is not"),
-    (change("duration", -1), "'sJQX'.duration: -1 is not above 0"), (change("annotations", None), "annotations is None"),
+    (change("duration", "1_0"), "'1_0' is not a finite number"), (change("duration", -1), "'sJQX'.duration: -1 is not above 0"), (change("annotations", None), "annotations is None"),
     (change("annotations", [3]), "expected a list of objects"),
     (change("annotations", [{"segment": [1], "label": "x"}]), "annotations[0].segment is [1]"),
     (change("annotations", [{"segment": [1, float("nan")], "label": "x"}]), "end: 'nan' is not a finite number"),
