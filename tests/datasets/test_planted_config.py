@@ -99,7 +99,9 @@ def test_one_class_for_all_keeps_the_names(capsys, tmp_path):
 
 @pytest.mark.parametrize(("more", "message"), [
     (("--train", "0"), "give at least one video of each"), (("--seconds", "9", "3"), "expected 2 <= LOW <= HIGH"),
-    (("--seed", "-1"), "a seed from 0 on"), (("--set", "val_split=[training]"), "train_split and val_split are both training"), (("--set", "dataset.feat_folder=[x/a,y/a]"), "folders of one name"),
+    (("--seed", "-1"), "a seed from 0 on"),
+    (("--set", "val_split=[training]"), "train_split and val_split are both training"),
+    (("--set", "dataset.feat_folder=[x/a,y/a]"), "folders of one name"),
     (("--set", "dataset.input_dim=8", "model.embd_dim=16"), "does not tell the width of each of the 2 folders"),
     (("--set", "dataset.file_ext=.pt"), "need dataset.feat_stride above 0, dataset.file_ext .npy or .npz")])
 def test_bad_arguments(capsys, two_folders, more, message):
