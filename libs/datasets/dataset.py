@@ -199,7 +199,7 @@ class TalDataset(Dataset):
     @property
     def class_agnostic(self) -> bool:
         """True where segments of any class are one class, also in evaluation: one class, and no external scores name others."""
-        return self._single_class and self.config.test_cfg.ext_score_file is None
+        return self._single_class and not self.config.test_cfg.ext_score_file
 
     @property
     def label_names(self) -> dict[int, str]:

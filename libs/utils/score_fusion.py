@@ -47,7 +47,7 @@ def load_external_scores(path: str | os.PathLike, label_ids: Mapping[str, int] |
     Raises UserError naming the file, the video, the value and the remedy: unreadable or another layout, numbers that are
     negative or not finite (scores are probabilities), another number of classes, class names that are not known.
     """
-    path = Path(path)
+    path, label_ids = Path(path), label_ids or None
     readers = {".json": read_json, ".npy": read_plain_npy, ".pkl": read_plain_pickle, ".pickle": read_plain_pickle}
     if path.suffix.lower() not in readers:
         raise UserError(f"{path}: unknown kind of {_WHAT} {path.suffix!r}; use .json, .npy or .pkl")
