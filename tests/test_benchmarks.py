@@ -98,6 +98,20 @@ def test_memory(capsys, tmp_path, tiny):
     assert all(row["peak_GB"] == pytest.approx(row["before_GB"] + row["rise_GB"]) for row in rows)
 
 
+def test_activitynet_from_files(capsys, tmp_path):
+    out = in_process(capsys, "bench_anet.py", "--videos", 12, "--per-video", 20, "--classes", 4, "--runs", 1, "--g-runs", 1,
+                     "--json", tmp_path / "a.json")
+    assert "12 videos, 240 proposals, 480 fused detections" in out
+    rows = read(tmp_path / "a.json")
+    assert [row["work"] for row in rows] == ["read annotations", "read predictions", "read class scores", "fusion",
+                                             "mAP and recall", "all, a new process"]
+    assert [row["MB"] is not None for row in rows] == [True] * 3 + [False] * 3
+    assert json.loads((tmp_path / "a.json").read_text())["average_mAP"] > 0.3
+    argv = ["bench_anet.py", "--annotations", str(tmp_path / "none.json"), "--g-runs", "1"]
+    code, _, err = run_script(capsys, runpy.run_path(str(FOLDER / "bench_anet.py"), run_name="benchmark")["main"], *argv)
+    assert "none.json: no such ActivityNet annotation file" in one_error(code, err)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is measured on Linux")
 def test_peak_of_a_call():
     from common import memory_of

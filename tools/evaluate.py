@@ -2,6 +2,7 @@
 
     python tools/evaluate.py ckpt/thumos_i3d_run/predictions.json data/thumos/annotations/thumos14.json
     python tools/evaluate.py detections.csv.gz annotation_test/ --protocol thumos14 --tiou 0.5 --json scores.json
+    python tools/evaluate.py predictions.json anet1.3.json --class-scores cuhk_val_simp_share.json --tiou 0.5 0.75 0.95
 
 PREDICTIONS: ActivityNet JSON, CSV (video_id,t_start,t_end,label,score; may be .gz) or the published result pickle; labels are
 class names or ids.  ANNOTATIONS: an annotation JSON, or the official THUMOS14 folder of <Class>_test.txt files.
@@ -23,6 +24,7 @@ from libs.datasets.annotations import load_annotations
 from libs.utils.io import write_json_atomic
 from libs.utils.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
 from libs.utils.predictions import Detections, GroundTruth, read_predictions
+from libs.utils.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.thumos_protocol import evaluate_thumos14, load_thumos14_folder
 
 
@@ -73,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
                         "videos); for a THUMOS14 folder test or val")
     parser.add_argument("--labels-from", metavar="JSON", help="with a THUMOS14 folder: the annotation JSON whose class ids the "
                         "predictions use (default: the ids of detclasslist.txt)")
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--class-scores", metavar="FILE", help="drop the predicted labels and fuse the segments with these "
+                         "class scores per video (.json, .npy, .pkl; annotation JSON only)")
+    classes.add_argument("--class-agnostic", action="store_true", help="treat all labels as one class (annotation JSON only)")
     parser.add_argument("--count-ambiguous", action="store_true",
                         help="thumos14 protocol: count detections on Ambiguous segments as false positives")
     parser.add_argument("--unique-rank-scores", action="store_true",
@@ -86,7 +92,10 @@ def _against_json(args: argparse.Namespace) -> tuple[Detections, Truth]:
     if args.labels_from:
         raise UserError(f"{args.annotations}: --labels-from goes with a THUMOS14 folder only; leave it out")
     annotations = load_annotations(args.annotations)
-    detections = read_predictions(args.predictions, annotations.label_ids)
+    detections = read_predictions(args.predictions, annotations.label_ids, bool(args.class_scores) or args.class_agnostic)
+    if args.class_scores:
+        scores = load_external_scores(args.class_scores, annotations.label_ids, np.unique(detections.video_id).tolist())
+        detections = fuse_external_scores(detections, scores, source=args.class_scores, keep_unscored=False)
     subsets = annotations.subset_counts()
     if args.split is not None:
         split = args.split.lower()
@@ -104,10 +113,15 @@ def _against_json(args: argparse.Namespace) -> tuple[Detections, Truth]:
         split = next(iter(predicted))
     videos = [video for video in annotations.videos.values() if video.subset == split]
     truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), args.annotations)
-    return detections, Truth(split, truth, None, frozenset(v.id for v in videos), annotations.label_ids)
+    if args.class_agnostic:
+        truth = dataclasses.replace(truth, label=np.zeros_like(truth.label))
+    label_ids = {"any class": 0} if args.class_agnostic else annotations.label_ids
+    return detections, Truth(split, truth, None, frozenset(v.id for v in videos), label_ids)
 
 
 def _against_folder(args: argparse.Namespace) -> tuple[Detections, Truth]:
+    if args.class_scores or args.class_agnostic:
+        raise UserError(f"{args.annotations}: --class-scores and --class-agnostic go with an annotation JSON; leave them out")
     official = load_thumos14_folder(args.annotations, args.split)
     if args.labels_from:
         ids = load_annotations(args.labels_from).label_ids

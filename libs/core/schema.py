@@ -139,7 +139,7 @@ class TestConfig:
     duration_thresh: float = key(0.05, "candidates need a longer duration, grid units", low=0)
     multiclass_nms: bool = key(True, "NMS per class")
     multiclass_voting: bool = key(False, "(ours) voting inside each class too; the published code skips it")
-    ext_score_file: Union[str, None] = key(None, "external video-level class scores (.json, .npy, .pkl)")
+    ext_score_file: Union[str, None] = key(None, "external class scores per video (.json, .npy, .pkl) that replace the network's classes, for class-agnostic detectors (ActivityNet); they lower THUMOS14 (docs/datasets.md)")
     voting_thresh: float = key(0.75, "tIoU of the boundary voting; <= 0: off", high=1)
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))

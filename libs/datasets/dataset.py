@@ -34,6 +34,7 @@ from libs.datasets.streams import StreamReader
 from libs.datasets.transforms import random_crop, trim_to_features
 
 UNKNOWN_DURATION_S = 1e8
+AGNOSTIC = "action"  # the name of the one class of class-agnostic detections
 LISTED = 10
 
 
@@ -196,8 +197,15 @@ class TalDataset(Dataset):
         return self._reader.channels
 
     @property
+    def class_agnostic(self) -> bool:
+        """True where segments of any class are one class, also in evaluation: one class, and no external scores name others."""
+        return self._single_class and not self.config.test_cfg.ext_score_file
+
+    @property
     def label_names(self) -> dict[int, str]:
-        """Class id -> name, over the whole annotation file."""
+        """Class id -> name of detections: over the whole annotation file, or one nameless class (see `class_agnostic`)."""
+        if self.class_agnostic:
+            return {0: AGNOSTIC}
         return {number: name for name, number in self.label_ids.items()}
 
     def grid_of(self, index: int) -> Grid:
@@ -212,13 +220,13 @@ class TalDataset(Dataset):
         """(video ids, starts s, ends s, labels) of every segment of the subset, in file order, videos without features
         included: str, float64, float64, int64 arrays of one length.
 
-        With one class-agnostic class, labels are 0, unless external scores (test_cfg.ext_score_file) supply the classes.
+        Labels are 0 where the evaluation is `class_agnostic`, which external scores (test_cfg.ext_score_file) end.
         """
         counts = [len(v.segments) for v in self._annotated]
         ids = np.repeat(np.array([v.id for v in self._annotated], dtype=str), counts)
         segments = np.concatenate([v.segments for v in self._annotated])
         labels = np.concatenate([v.labels for v in self._annotated])
-        if self._single_class and self.config.test_cfg.ext_score_file is None:
+        if self.class_agnostic:
             labels = np.zeros_like(labels)
         return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
 

@@ -75,7 +75,8 @@ def ar1(rng: np.random.Generator, steps: int, tau: float) -> np.ndarray:
     return out
 
 
-def overlap(steps: int, first: float, last: float, pad: float, stride: int = STRIDE, num_frames: int = NUM_FRAMES) -> np.ndarray:
+def overlap(steps: int, first: float, last: float, pad: float, stride: float = STRIDE,
+            num_frames: float = NUM_FRAMES) -> np.ndarray:
     """(steps,) share of the window [stride t - pad, stride t + num_frames + pad) that lies in [first, last), frames."""
     start = stride * np.arange(steps) - pad
     end = start + num_frames + 2 * pad
@@ -114,9 +115,16 @@ def make_world(seed: int, num_classes: int, d_rgb: int, d_flow: int) -> World:
 
 
 def make_video(world: World, seed: int, video: str, steps: int, events: list[tuple[float, float, int]], fps: float,
-               level: Difficulty) -> np.ndarray:
-    """(steps, D) float32 features, rgb before flow; `events` are (start_s, end_s, label id)."""
+               level: Difficulty, stride: float = STRIDE, num_frames: float = NUM_FRAMES) -> np.ndarray:
+    """(steps, D) float32 features, rgb before flow; `events` are (start_s, end_s, label id).
+
+    Feature t covers frames [stride t, stride t + num_frames); all other lengths in frames and steps are as for THUMOS14.
+    """
     rng, hard = generator(seed, zlib.crc32(video.encode())), level.hard
+
+    def share(first: float, last: float, pad: float = 0) -> np.ndarray:
+        return overlap(steps, first, last, pad, stride, num_frames)
+
     rgb, flow = _background(rng, steps)
     s_rgb, s_flow = 4.0 * level.strength * level.rgb_strength, 4.6 * level.strength
     p_rgb = world.p_rgb + 0.35 * hard * unit(rng, 1)
@@ -132,15 +140,15 @@ def make_video(world: World, seed: int, video: str, steps: int, events: list[tup
         first = (start + jitter[0]) * fps
         last = max((end + jitter[1]) * fps, first + 3)
         quarter = (last - first) / 4
-        phase = overlap(steps, first, first + quarter, 0) - overlap(steps, last - quarter, last, 0)
-        onset = overlap(steps, first - 4, first + 4, 0) * (NUM_FRAMES / 8.0)
-        offset = overlap(steps, last - 4, last + 4, 0) * (NUM_FRAMES / 8.0)
-        rgb += (s_rgb * a_rgb) * overlap(steps, first, last, RGB_BLUR)[:, None] * p_rgb[labels].mean(0)
-        flow += (s_flow * a_flow) * (overlap(steps, first, last, 0)[:, None] * p_flow[labels].mean(0)
+        phase = share(first, first + quarter) - share(last - quarter, last)
+        onset = share(first - 4, first + 4) * (num_frames / 8.0)
+        offset = share(last - 4, last + 4) * (num_frames / 8.0)
+        rgb += (s_rgb * a_rgb) * share(first, last, RGB_BLUR)[:, None] * p_rgb[labels].mean(0)
+        flow += (s_flow * a_flow) * (share(first, last)[:, None] * p_flow[labels].mean(0)
                                      + 0.5 * phase[:, None] * world.p_phase[labels].mean(0)
                                      + 0.6 * onset[:, None] * world.onset
                                      + 0.6 * offset[:, None] * world.offset)
-    _add_distractors(rng, rgb, flow, p_rgb, fps, hard, s_rgb, s_flow)
+    _add_distractors(rng, rgb, flow, p_rgb, fps, hard, s_rgb, s_flow, stride, num_frames)
     streams = zip((rgb, flow), world.mix, world.bias, strict=True)
     return np.ascontiguousarray(np.concatenate([read_out(rng, x, mix, bias) for x, mix, bias in streams if mix.shape[1]], axis=1))
 
@@ -191,15 +199,15 @@ def _grouped(events: list[tuple[float, float, int]]) -> list[tuple[tuple[float, 
 
 
 def _add_distractors(rng: np.random.Generator, rgb: np.ndarray, flow: np.ndarray, p_rgb: np.ndarray, fps: float, hard: float,
-                     s_rgb: float, s_flow: float) -> None:
+                     s_rgb: float, s_flow: float, stride: float, num_frames: float) -> None:
     """Add about one distractor per 100 steps to both latents in place."""
     steps = len(rgb)
-    duration = steps * STRIDE / fps
+    duration = steps * stride / fps
     for _ in range(rng.poisson(steps / 100.0 * hard)):
         length = float(np.exp(rng.normal(1.1, 0.7)))
         start = rng.uniform(0, max(duration - length, 0.1))
         first, last = start * fps, (start + length) * fps
-        in_rgb, in_flow = overlap(steps, first, last, RGB_BLUR)[:, None], overlap(steps, first, last, 0)[:, None]
+        in_rgb, in_flow = (overlap(steps, first, last, pad, stride, num_frames)[:, None] for pad in (RGB_BLUR, 0))
         amplitude = np.exp(rng.normal(-0.1, 0.3))
         if rng.random() < 0.5:
             label = int(rng.integers(len(p_rgb)))

@@ -40,6 +40,8 @@ PRESETS = {preset.name: preset for preset in (
     Preset("generic", _grid(0.3, 0.7, 5)),
     Preset("anet", _grid(0.5, 0.95, 10), all_classes=True, class_agnostic=True, needs_duration=True, drop_duplicates=True,
            trim=True),
+    Preset("hacs", _grid(0.5, 0.95, 10), all_classes=True, needs_duration=True, drop_duplicates=True, trim=True),
+    Preset("multithumos", _grid(0.1, 0.9, 9), all_classes=True),
     Preset("epic", _grid(0.1, 0.5, 5), find_empty_classes=True),
     Preset("ego4d", _grid(0.1, 0.5, 5), all_classes=True, unlabelled=True),
 )}

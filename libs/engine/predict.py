@@ -1,6 +1,7 @@
 """The one inference loop: videos -> detections in seconds."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
     `world`: the processes that share the work; each calls this, each gets the detections of all, the same as one would get.
     """
     announce_fallback(device)
+    external = _external_scores(dataset, config)
     was_training = model.training
     model.eval()
     found: dict[str, VideoDetections] = {}
@@ -77,8 +79,9 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
         close(loader)
     found = merged(world.gather(found))
     detections = as_detections(found, [v.id for v in dataset.videos])
-    if config.test_cfg.ext_score_file:
-        detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
+    if external is not None:
+        detections = fuse_external_scores(detections, external, source=str(config.test_cfg.ext_score_file),
+                                          keep_unscored=config.dataset.num_classes > 1)
     return detections
 
 
@@ -88,6 +91,19 @@ def merged(parts: Sequence[dict[str, VideoDetections]]) -> dict[str, VideoDetect
     if len(found) < sum(map(len, parts)):
         raise ValueError("a video was evaluated by more than one process")
     return found
+
+
+def _external_scores(dataset: TalDataset, config: Config) -> dict[str, np.ndarray] | None:
+    """The scores of test_cfg.ext_score_file, if it is set; a warning where they replace classes that the network knows."""
+    path = config.test_cfg.ext_score_file
+    if not path:
+        return None
+    scores = load_external_scores(path, dataset.label_ids, [v.id for v in dataset.videos])
+    if config.dataset.num_classes > 1:
+        warnings.warn(f"test_cfg.ext_score_file: {path} replaces the classes that the network itself finds; that lowers results "
+                      "where it knows them well (THUMOS14, by a user's measurement: average mAP 66.4 without, 61.8 with)",
+                      stacklevel=3)
+    return scores
 
 
 def _run(model: nn.Module, batch: Batch) -> LevelOutputs:

@@ -119,11 +119,12 @@ class GroundTruth:
         return type(self)(*(getattr(self, name)[index] for name in COLUMNS[:4]))
 
 
-def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | None = None) -> Detections:
+def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | None = None,
+                     ignore_labels: bool = False) -> Detections:
     """Predictions of a .json, .csv (both also .gz) or .pkl file.
 
     label_ids: class name -> id.  A name wins over a number; entries whose label is an unknown name are left out with one
-    warning that counts them (unknown numbers are kept: the evaluator ignores them).
+    warning that counts them (unknown numbers are kept: the evaluator ignores them).  ignore_labels: every label becomes 0.
     Raises UserError naming the file, the entry, the value and the remedy.
     """
     path = Path(path)
@@ -135,7 +136,7 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
     rows = readers[kind](path)
     _check_ids(path, rows.video_ids)
     unknown: Counter[str] = Counter()
-    labels = _label_ids(str(path), rows.labels, label_ids, unknown)
+    labels = np.zeros(len(rows.labels), np.int64) if ignore_labels else _label_ids(str(path), rows.labels, label_ids, unknown)
     found = Detections.from_arrays(rows.video_ids, rows.starts, rows.ends, labels, rows.scores, source=str(path))
     if not unknown:
         return found

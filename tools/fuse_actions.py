@@ -1,0 +1,70 @@
+"""EPIC-Kitchens-100: verb and noun predictions -> actions, scored as (verb, noun) pairs.
+
+    python tools/fuse_actions.py ckpt/epic_slowfast_verb_run/eval/epoch_021_ema/predictions.json \
+        ckpt/epic_slowfast_noun_run/eval/epoch_021_ema/predictions.json --out actions.json
+
+The formula is at the top of libs/utils/action_fusion.py.  The annotations are the three files that tools/prepare_epic.py wrote.
+"""
+from __future__ import annotations
+
+import argparse
+
+from libs.core.errors import UserError, run_main
+from libs.datasets.annotations import Annotations, load_annotations
+from libs.datasets.epic import NOUNS, TASKS, annotation_file
+from libs.datasets.presets import get_preset
+from libs.utils.action_fusion import ActionFusion, fuse_actions
+from libs.utils.io import write_json_atomic
+from libs.utils.metrics import evaluate_detections
+from libs.utils.predictions import GroundTruth, read_predictions, write_predictions
+
+
+def parse() -> argparse.Namespace:
+    usual = ActionFusion()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verbs", metavar="VERB_PREDICTIONS", help="JSON, CSV or pickle, as eval.py writes them")
+    parser.add_argument("nouns", metavar="NOUN_PREDICTIONS")
+    parser.add_argument("--annotations", default="data/epic_kitchens/annotations", metavar="FOLDER",
+                        help="of epic_kitchens_100_{verb,noun,action}.json (default: data/epic_kitchens/annotations)")
+    parser.add_argument("--split", default="validation", metavar="NAME", help="subset to score on (default: validation)")
+    parser.add_argument("--out", metavar="FILE", help="write the actions: .json, .csv or .pkl")
+    parser.add_argument("--json", metavar="FILE", help="write the scores (rates as fractions of 1)")
+    parser.add_argument("--min-tiou", type=float, default=usual.min_tiou, help=f"least tIoU of a pair ({usual.min_tiou})")
+    parser.add_argument("--verb-share", type=float, default=usual.verb_share,
+                        help=f"exponent of the verb's score, the noun's is one minus it ({usual.verb_share})")
+    parser.add_argument("--per-video", type=int, default=usual.per_video,
+                        help=f"best verbs and best nouns of a video to pair ({usual.per_video})")
+    parser.add_argument("-t", "--topk", type=int, default=usual.max_seg_num, help=f"actions kept per video ({usual.max_seg_num})")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    verb, noun, action = (load_annotations(annotation_file(args.annotations, task)) for task in TASKS)
+    settings = ActionFusion(args.min_tiou, args.verb_share, args.per_video, max_seg_num=args.topk)
+    verbs, nouns = read_predictions(args.verbs, verb.label_ids), read_predictions(args.nouns, noun.label_ids)
+    actions = fuse_actions(verbs, nouns, NOUNS, settings)
+    names = {i: f"{_name(verb, i // NOUNS)} {_name(noun, i % NOUNS)}" for i in set(actions.label.tolist())}
+    print(f"{len(verbs)} verb and {len(nouns)} noun segments give {len(actions)} actions of {len(names)} pairs", flush=True)
+    if args.out:
+        write_predictions(args.out, actions, names)
+    split = args.split.lower()
+    videos = [v for v in action.videos.values() if v.subset == split]
+    if not videos:
+        raise UserError(f"{action.path}: has no split {args.split!r}; it has {', '.join(sorted(action.subset_counts()))}")
+    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), action.path)
+    scores = evaluate_detections(actions, truth, get_preset("epic").tious, label_names=names)
+    print(f"split {split}: {len(truth)} segments of {len(scores.class_ids)} actions, {len(videos)} videos (percent)")
+    print(scores.table())
+    if args.json:
+        write_json_atomic(args.json, {"verbs": args.verbs, "nouns": args.nouns, "annotations": args.annotations, "split": split,
+                                      **scores.as_dict()})
+
+
+def _name(annotations: Annotations, label: int) -> str:
+    """The name of a class, its id in text where the file has none."""
+    return next((name for name, i in annotations.label_ids.items() if i == label), str(label))
+
+
+if __name__ == "__main__":
+    run_main(main)
