@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,8 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
     Raises UserError naming the file, the video, the entry, the value and the remedy.
     """
     path = str(path)
-    content = read_json(path, "annotation JSON")
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f'{path}: has no "database" object (found {found}); expected '
-                        '{"database": {"<video id>": {"subset": ..., "annotations": [...]}}}')
-    if not database:
-        raise UserError(f'{path}: "database" is empty; add the videos')
-    labels = _LabelTable(path)
+    database = read_database(path)
+    labels = LabelTable(path)
     oddities = _Oddities(path, strict)
     videos = {vid: _video(path, vid, entry, labels, oddities, allow_unlabelled, unlabelled) for vid, entry in database.items()}
     if labels.ids_missing:
@@ -85,6 +78,22 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
         label_ids = labels.ids
     oddities.report()
     return Annotations(path, videos, label_ids)
+
+
+def read_database(path: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+    """The unchecked entries of an annotation file by video id; `pairs_hook` as in `read_json`.
+
+    Raises UserError for a file that is unreadable, no JSON, or without a "database" that holds videos.
+    """
+    content = read_json(path, "annotation JSON", pairs_hook)
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict):
+        found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f'{path}: has no "database" object (found {found}); expected '
+                        '{"database": {"<video id>": {"subset": ..., "annotations": [...]}}}')
+    if not database:
+        raise UserError(f'{path}: "database" is empty; add the videos')
+    return database
 
 
 def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S) -> Video:
@@ -100,7 +109,7 @@ def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S)
                                labels=_frozen(video.labels[kept], np.int64))
 
 
-class _LabelTable:
+class LabelTable:
     """Class names and ids over a whole file; refuses a file that contradicts itself."""
 
     def __init__(self, path: str) -> None:
@@ -118,9 +127,7 @@ class _LabelTable:
 
     def add(self, vid: str, where: str, entry: dict[str, Any]) -> int:
         """Record one entry; returns its id, or -1 while the file has no ids."""
-        name = entry.get("label")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{where}.label: {_shown(entry, 'label')}; expected the name of a class")
+        name = label_name(where, entry)
         has_id = entry.get("label_id") is not None
         self._first_where.setdefault(has_id, where)
         if len(self._first_where) == 2:
@@ -128,9 +135,10 @@ class _LabelTable:
                             f"({self._first_where[True]}); give every entry its label_id, or none")
         self.names.add(name)
         self.of_video.setdefault(vid, []).append(name)
-        return self._add_id(where, name, entry["label_id"]) if has_id else -1
+        return self.add_id(where, name, entry["label_id"]) if has_id else -1
 
-    def _add_id(self, where: str, name: str, value: Any) -> int:
+    def add_id(self, where: str, name: str, value: Any) -> int:
+        """Record a class id; UserError where it is none, or contradicts an earlier entry."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value < 0 or value % 1:
             raise UserError(f"{where}.label_id: {value!r} is not a class id; expected an integer from 0 on")
         number = int(value)
@@ -172,27 +180,21 @@ class _Oddities:
                           f"length (first: {self.first}); they are kept, dataset.strict: true refuses them", stacklevel=3)
 
 
-def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddities, allow_unlabelled: bool,
+def _video(path: str, vid: str, entry: Any, labels: LabelTable, oddities: _Oddities, allow_unlabelled: bool,
            unlabelled: Collection[str]) -> Video:
     where = f"{path}: video {vid!r}"
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is a {type(entry).__name__}; expected an object with subset and annotations")
-    subset = entry.get("subset")
-    if not isinstance(subset, str) or not subset:
-        raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
-    duration_s = _positive(where, entry, "duration", "seconds")
-    items = entry.get("annotations")
-    if items is None and (allow_unlabelled or subset.lower() in unlabelled):
-        items = []
-    if not isinstance(items, list):
-        raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+    subset = subset_of(where, entry)
+    duration_s = positive(where, entry, "duration", "seconds")
+    items = items_of(where, entry, allow_unlabelled or subset.lower() in unlabelled)
     duration_s = math.inf if duration_s is None else duration_s
     segments, ids = [], []
     for i, item in enumerate(items):
         at = f"{where}, annotations[{i}]"
         if not isinstance(item, dict):
             raise UserError(f"{at}: is {item!r}; expected an object with segment and label")
-        segments.append(_segment(at, item))
+        segments.append(segment_of(at, item))
         ids.append(labels.add(vid, at, item))
         oddities.add(at, *segments[-1], duration_s)
     offset = entry.get("offset")
@@ -200,11 +202,38 @@ def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddi
         offset = _number(offset)
         if offset is None:
             raise UserError(f"{where}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key out")
-    return Video(vid, subset.lower(), duration_s, _positive(where, entry, "fps", "frames per second"),
+    return Video(vid, subset.lower(), duration_s, positive(where, entry, "fps", "frames per second"),
                  _frozen(segments, np.float64).reshape(-1, 2), _frozen(ids, np.int64), offset)
 
 
-def _segment(where: str, item: dict[str, Any]) -> tuple[float, float]:
+def subset_of(where: str, entry: dict[str, Any]) -> str:
+    """The subset of a video as written; UserError if there is none."""
+    subset = entry.get("subset")
+    if not isinstance(subset, str) or not subset:
+        raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
+    return subset
+
+
+def items_of(where: str, entry: dict[str, Any], may_lack: bool = False) -> list[Any]:
+    """The unchecked annotations of a video; [] where there are none and `may_lack`; UserError unless it is a list."""
+    items = entry.get("annotations")
+    if items is None and may_lack:
+        items = []
+    if not isinstance(items, list):
+        raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+    return items
+
+
+def label_name(where: str, entry: dict[str, Any]) -> str:
+    """The class name of one entry; UserError if there is none."""
+    name = entry.get("label")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}.label: {_shown(entry, 'label')}; expected the name of a class")
+    return name
+
+
+def segment_of(where: str, item: dict[str, Any]) -> tuple[float, float]:
+    """(start, end) of one entry in the file's unit, seconds; UserError unless it is two finite numbers, start <= end."""
     value = item.get("segment")
     pair = [_number(v) for v in value] if isinstance(value, list) else []
     if len(pair) != 2 or None in pair:
@@ -226,7 +255,8 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _positive(where: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+def positive(where: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+    """Number `key` of an entry, or None when it is absent; UserError for anything but a finite number above 0."""
     if entry.get(key) is None:
         return None
     number = _number(entry[key])

@@ -51,10 +51,10 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
     write_text_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike, what: str) -> Any:
-    """Parsed JSON; UserError names the file and the line of a syntax error."""
+def read_json(path: str | os.PathLike, what: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parsed JSON; `pairs_hook` makes objects of (key, value) pairs.  UserError names the file and the line of a syntax error."""
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(read_text(path, what), object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error.msg}, line {error.lineno} column {error.colno}); "
                         f"expected a {what}") from error
