@@ -11,9 +11,9 @@ is an error, else 0.
 from __future__ import annotations
 
 import argparse
-import os
 
-from libs.core.errors import EXIT_BAD_INPUT, UserError, note, run_main
+from libs.core.arguments import above_zero, refuse_existing
+from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
 from libs.engine.dataset_check import CheckOptions, check_dataset
 from libs.engine.dataset_report import as_dict, as_text
@@ -22,8 +22,7 @@ from libs.utils.io import write_json_atomic, write_text_atomic
 
 def main() -> int:
     args = parse()
-    if args.write and os.path.exists(args.write) and not args.overwrite:
-        raise UserError(f"{args.write}: exists already; choose another name, or add --overwrite")
+    refuse_existing(args.write, args.overwrite)
     options = CheckOptions(args.config, args.feat_stride, args.num_frames, args.fps, args.prefix, args.ext, not args.headers_only)
     report = check_dataset(args.annotations, args.features, options)
     print(as_text(report, None if args.all else 10), flush=True)
@@ -55,13 +54,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prefix", metavar="TEXT", help="text before the video id in file names (default: from the files)")
     parser.add_argument("--ext", metavar=".EXT", help="text after it, e.g. .npy (default: from the files)")
     return parser.parse_args()
-
-
-def above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from libs.datasets.formats import HDF5_EXTENSIONS, READ_ERRORS, format_of, hdf5_
 
 UNLIKE = 30.0  # standard deviation of a file over, or under, the median of all by this factor
 LISTED_ORPHANS = 5
+SAMPLED = 200  # names of another form that are looked at to guess a prefix
 
 
 class Layout(NamedTuple):
@@ -70,14 +71,16 @@ def guess_layout(folder: str, ids: Collection[str]) -> Layout:
     votes: Counter[Layout] = Counter()
     bundle = not os.path.isdir(folder)
     names = feature_names(folder)
-    exact = set(ids)
-    by_length = sorted(ids, key=len, reverse=True)
+    exact, strangers = set(ids), []
     for name in names:
-        stem, extension = (name, "") if bundle else (name.removesuffix(suffix := os.path.splitext(name)[1]), suffix)
+        stem, extension = (name, "") if bundle else os.path.splitext(name)
         if stem in exact:
             votes[Layout("", extension)] += 1
-            continue
-        inside = next((vid for vid in by_length if vid and vid in stem), None) if len(names) * len(ids) < 10_000_000 else None
+        else:
+            strangers.append((stem, extension))
+    longest_first = sorted(filter(None, ids), key=len, reverse=True)
+    for stem, extension in strangers[:SAMPLED]:
+        inside = next((vid for vid in longest_first if vid in stem), None)
         if inside is not None:
             before, _, after = stem.partition(inside)
             votes[Layout(before, after + extension)] += 1
@@ -87,14 +90,16 @@ def guess_layout(folder: str, ids: Collection[str]) -> Layout:
 
 
 def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems, width: tuple[int, str] | None = None,
-                    read_values: bool = True, step: Callable[[], None] = lambda: None) -> dict[str, FileFacts]:
+                    read_values: bool = True, step: Callable[[], Any] = lambda: None,
+                    may_lack: bool = False) -> dict[str, FileFacts]:
     """Check the features of every video.
 
     width: the channels that are expected and who says so; None: those of most files.  read_values False: headers only.
-    step: called once per video.  A video is in the result if its header is sound and its width is the expected one.
+    step: called once per video; may_lack: a missing file is a warning only.
+    A video is in the result if its header is sound and its width is the expected one.
     """
     ids = list(ids)
-    shapes = _shapes(store, ids, problems)
+    shapes = _shapes(store, ids, problems, may_lack)
     width = width or _usual_width(shapes)
     facts: dict[str, FileFacts] = {}
     for vid in ids:
@@ -118,7 +123,7 @@ def check_orphans(folder: str, layout: Layout, ids: Collection[str], problems: P
                          f"{some}", "add the videos to the annotations (an empty list: no actions), or ignore this")
 
 
-def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems) -> dict[str, tuple[int, int]]:
+def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems, may_lack: bool) -> dict[str, tuple[int, int]]:
     shapes = {}
     names: list[str] | None = None
     for vid in ids:
@@ -128,8 +133,9 @@ def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems) -> dict
                 names = [name for folder in store.folders for name in feature_names(folder)]
             close = difflib.get_close_matches(os.path.basename(path), names, n=1, cutoff=0.8)
             hint = f"; the nearest name is {close[0]}" if close else ""
-            problems.error("missing-features", path, f"video {vid!r}", f"has no feature file{hint}",
-                           "extract it, correct the id, file_prefix or file_ext, or set dataset.missing: skip")
+            add = problems.warning if may_lack else problems.error
+            add("missing-features", path, f"video {vid!r}", f"has no feature file{hint}",
+                "extract it, correct the id, file_prefix or file_ext, or set dataset.missing: skip")
             continue
         try:
             shapes[vid] = store.shape(vid)

@@ -122,7 +122,8 @@ def _read_features(report: Report, options: CheckOptions) -> Layout:
         store = FeatureStore(tuple(report.features), layout.prefix, layout.extension)
         with tqdm(total=len(ids), desc="features", leave=False, dynamic_ncols=True, disable=not options.progress) as bar:
             width = (config.file_channels, f"dataset.input_dim of {config.source}") if config else None
-            report.files = survey_features(store, ids, report.problems, width, options.read_values, bar.update)
+            skip = bool(config) and config.dataset.missing == "skip"
+            report.files = survey_features(store, ids, report.problems, width, options.read_values, bar.update, skip)
         store.close()
         if ids:
             for folder in report.features:
@@ -201,21 +202,23 @@ def _check_lengths(report: Report, options: CheckOptions) -> None:
     if grid is None or grid.stride <= 0:
         return
     off: list[tuple[Video, FileFacts, float, int]] = []
-    ratios = []
+    ratios, measured = [], []
     for video in report.survey.videos.values():
         fact, fps = report.files.get(video.id), _fps(report, options, video)
         if fact is None or not fps or not math.isfinite(video.duration_s):
             continue
         expected = expected_length(video.duration_s, fps, grid.stride, grid.num_frames)
         ratios.append(fact.length / expected)
+        measured.append((video.duration_s * fps, fact.length))
         if abs(fact.length - expected) > max(SLACK_STEPS, SLACK_SHARE * expected) or implausible_length(fact.length, expected):
             off.append((video, fact, fps, expected))
     usual = float(np.median(ratios)) if ratios else 1.0
     if len(ratios) > 2 and abs(usual - 1) > 0.1 and np.mean(np.abs(np.array(ratios) / usual - 1) < 0.1) >= 0.8:
+        fit = guess_grid(*np.array(measured).T)
         problems.error("stride-mismatch", report.grid_source, "dataset.feat_stride",
-                       f"with feat_stride {grid.stride:g} and the fps of the videos, {len(ratios)} files have {usual:.3g} times "
-                       "as many vectors as their durations need", f"feat_stride {grid.stride / usual:.3g} would fit, or an fps "
-                       f"(annotations or dataset.default_fps) {usual:.3g} times as high")
+                       f"with feat_stride {grid.stride:g} and the fps of the videos, {len(ratios)} files have {usual:.3g} "
+                       "times as many vectors as their durations need", f"feat_stride {fit.stride:g} with num_frames "
+                       f"{fit.num_frames:g} would fit, or an fps (annotations or dataset.default_fps) {usual:.3g} times as high")
         off = [row for row in off if abs(row[1].length / row[3] / usual - 1) > 0.5]
     for video, fact, fps, expected in off:
         seconds = ((fact.length - 1) * grid.stride + grid.num_frames) / fps
