@@ -49,6 +49,9 @@ def main() -> None:
 
 def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, tuple[float, float | None]]:
     noted = read_provenance(args.features)
+    listed = noted.content.get("videos") if noted else None
+    if isinstance(listed, dict) and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
+        return {vid: (entry["duration"], entry["fps"]) for vid, entry in listed.items()}
     stride = args.feat_stride or (noted.stride if noted else None)
     num_frames = args.num_frames or (noted.num_frames if noted else None)
     if not (args.fps and stride and num_frames):
