@@ -130,7 +130,8 @@ def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems, may_lac
         path = store.missing_path(vid)
         if path is not None:
             if names is None:
-                names = [name for folder in store.folders for name in feature_names(folder)]
+                taken = {os.path.basename(store.path(other)) for other in ids}
+                names = [name for folder in store.folders for name in feature_names(folder) if name not in taken]
             close = difflib.get_close_matches(os.path.basename(path), names, n=1, cutoff=0.8)
             hint = f"; the nearest name is {close[0]}" if close else ""
             add = problems.warning if may_lack else problems.error
