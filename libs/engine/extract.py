@@ -32,6 +32,10 @@ from libs.utils.io import read_json, write_atomic, write_json_atomic
 FORMAT = 1
 
 
+class NetworkError(UserError):
+    """The network, not the video, is at fault: no other video would fare better."""
+
+
 @dataclass(frozen=True)
 class ExtractSettings:
     """How features are made; all of it goes into the provenance file.
@@ -196,14 +200,14 @@ def _run(path: str, batch: list[np.ndarray], streams: Sequence[Stream], settings
                 y = stream.network(taken)
         except Exception as error:  # a program can raise anything
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{where}: the program fails ({reason}); set --batch-size, --num-frames, --resize and --crop as it "
-                            "was exported") from error
+            raise NetworkError(f"{where}: the program fails ({reason}); set --batch-size, --num-frames, --resize and --crop as "
+                               "it was exported") from error
         if not isinstance(y, Tensor) or y.dim() < 2 or len(y) != len(filled):
             got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise UserError(f"{where}: the program returns {got}; expected a tensor (batch, channels)")
+            raise NetworkError(f"{where}: the program returns {got}; expected a tensor (batch, channels)")
         y = y.float().flatten(2).mean(2) if y.dim() > 2 else y.float()
         if not torch.isfinite(y).all():
-            raise UserError(f"{where}: the program returns NaN or infinite values; check --mean, --std and the network")
+            raise NetworkError(f"{where}: the program returns NaN or infinite values; check --mean, --std and the network")
         outputs.append(y[:len(batch)].cpu())
     return torch.cat(outputs, dim=1).numpy()
 
@@ -239,7 +243,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     """Write folder/<name>.npy for every video that is not there yet; (made, skipped, one line per video that failed).
 
     The provenance file is written after each video, so a video that it lists is complete.  Raises UserError for two videos of
-    one name, and where the folder holds features of other settings (unless `overwrite`).
+    one name, where the folder holds features of other settings (unless `overwrite`), and (NetworkError) for a network that fails.
     """
     names: dict[str, str] = {}
     for path in videos:
@@ -262,6 +266,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
             bar.set_postfix_str(name, refresh=False)
             try:
                 feats, entry = extract_features(path, settings, streams, bar.update)
+            except NetworkError:
+                raise
             except UserError as error:
                 failed.append(str(error))
                 continue
