@@ -208,8 +208,8 @@ def audio(folder: Path) -> None:
 
 
 def cut(folder: Path) -> None:
-    make_video(folder / "whole.avi")
-    data = (folder / "whole.avi").read_bytes()
+    make_video(folder / "whole.mkv", codec="ffv1")
+    data = (folder / "whole.mkv").read_bytes()
     (folder / "bad.mp4").write_bytes(data[:len(data) // 2])
 
 
