@@ -159,7 +159,7 @@ def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Str
         note(f"warning: {path}: has a variable frame rate; frames were taken at its average of {fps:g} fps: --fps makes all "
              "videos alike")
     return np.concatenate(rows), {
-        "source": os.path.abspath(path), "bytes": os.path.getsize(path), "fps": fps, "native_fps": info.fps,
+        "source": path, "bytes": os.path.getsize(path), "fps": fps, "native_fps": info.fps,
         "frames": found.frames, "decoded_frames": found.source_frames, "duration": round(found.duration_s, 6),
         "width": info.width, "height": info.height, "variable_frame_rate": found.variable_rate, "vectors": sum(map(len, rows))}
 
