@@ -34,10 +34,12 @@ class Splits(NamedTuple):
 
 
 def guess_splits(survey: Survey) -> Splits:
-    """The usual names that the file has; the first usual name where it has none of them."""
-    train = next((name for name in TRAIN_NAMES if name in survey.spellings), TRAIN_NAMES[0])
-    val = next((name for name in VAL_NAMES if name in survey.spellings), VAL_NAMES[0])
-    return Splits((train,), (val,))
+    """The usual names that the file has; validation and test where it has no other to train on, as THUMOS14."""
+    usual = [name for name in VAL_NAMES if name in survey.spellings]
+    train = next((name for name in TRAIN_NAMES if name in survey.spellings), None)
+    if train is None and len(usual) > 1:
+        return Splits((usual[0],), (usual[1],))
+    return Splits((train or TRAIN_NAMES[0],), (usual[0] if usual else VAL_NAMES[0],))
 
 
 def check_subsets(survey: Survey, splits: Splits, problems: Problems) -> None:
@@ -57,8 +59,8 @@ def check_subsets(survey: Survey, splits: Splits, problems: Problems) -> None:
         odd = [spelling for spelling in count if spelling != name]
         if odd:
             problems.warning("subset-case", survey.path, f"subset {odd[0]!r}",
-                             f"{sum(count[s] for s in odd)} videos write it so, {count[name]} write {name!r}: one subset here, "
-                             "but not in the published program", f"write {name!r} everywhere")
+                             f"{sum(count[s] for s in odd)} videos write it so, {count[name]} write {name!r}: all are read as "
+                             f"{name!r}, the only spelling that a configuration can name", f"write {name!r} everywhere")
         if name and name not in used:
             problems.warning("unused-subset", survey.path, f"subset {name!r}", f"its {sum(count.values())} videos are neither "
                              f"trained on nor evaluated{nearest(name, used)}", "correct the name, or leave them if that is meant")

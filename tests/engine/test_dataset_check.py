@@ -122,6 +122,15 @@ def test_names_with_prefix_and_suffix_and_one_h5_file(tmp_path):
     assert run(case).problems.found == []
 
 
+def test_subsets_that_are_trained_on_when_nobody_says(tmp_path):
+    """As THUMOS14: without a training subset, validation is trained on and test is evaluated."""
+    case = Case(tmp_path)
+    for entry in case.document["database"].values():
+        entry["subset"] = {"training": "validation", "validation": "test"}[entry["subset"]]
+    report = run(case)
+    assert (report.splits.train, report.splits.val, report.problems.found) == (("validation",), ("test",), [])
+
+
 def test_the_report_counts_by_hand(tmp_path):
     case = Case(tmp_path)
     values = as_dict(run(case))
