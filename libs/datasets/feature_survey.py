@@ -37,7 +37,7 @@ class FileFacts:
     """What is known of one video's features.
 
     path: the (first) file; length, width: T and C from the header; spread: standard deviation of all values; digest: of the
-    values; low, high: (C,) extremes per channel.  The last four are None where values are unusable or were not read.
+    values (both None where values are unusable or were not read); constant: every vector is the same.
     """
 
     path: str
@@ -45,8 +45,7 @@ class FileFacts:
     width: int
     spread: float | None = None
     digest: bytes | None = None
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    constant: bool = False
 
 
 def feature_names(folder: str) -> list[str]:
@@ -102,13 +101,14 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
     shapes = _shapes(store, ids, problems, may_lack)
     width = width or _usual_width(shapes)
     facts: dict[str, FileFacts] = {}
+    extremes: list[np.ndarray] = []  # per channel over all files: lowest, highest
     for vid in ids:
         if vid in shapes and _width_fits(store.path(vid), vid, shapes[vid], width, problems):
-            path, (length, channels) = store.path(vid), shapes[vid]
-            facts[vid] = _values(store, vid, FileFacts(path, length, channels), problems) if read_values else FileFacts(
-                path, length, channels)
+            facts[vid] = FileFacts(store.path(vid), *shapes[vid])
+            if read_values:
+                facts[vid] = _values(store, vid, facts[vid], extremes, problems)
         step()
-    _compare(facts, problems)
+    _compare(facts, extremes, problems)
     return facts
 
 
@@ -174,8 +174,8 @@ def _width_fits(path: str, vid: str, shape: tuple[int, int], width: tuple[int, s
     return False
 
 
-def _values(store: FeatureStore, vid: str, facts: FileFacts, problems: Problems) -> FileFacts:
-    """One pass over the values of a file."""
+def _values(store: FeatureStore, vid: str, facts: FileFacts, extremes: list[np.ndarray], problems: Problems) -> FileFacts:
+    """One pass over the values of a file; `extremes` takes its lowest and highest values in."""
     try:
         feats = store.read(vid)
     except UserError as error:
@@ -183,20 +183,22 @@ def _values(store: FeatureStore, vid: str, facts: FileFacts, problems: Problems)
         problems.caught(kind, _file_of(store, vid, error), "", error)
         return facts
     low, high = feats.min(axis=0), feats.max(axis=0)
-    if len(feats) > 1 and np.array_equal(low, high):
+    extremes[:] = [np.minimum(extremes[0], low), np.maximum(extremes[1], high)] if extremes else [low, high]
+    constant = len(feats) > 1 and np.array_equal(low, high)
+    if constant:
         what = "all values are 0" if not high.any() else "all feature vectors are equal"
         problems.error("constant-features", facts.path, f"video {vid!r}", what, "extract it again: the network saw no video")
     spread = float(feats.std(dtype=np.float32))
     digest = hashlib.blake2b(feats, digest_size=16).digest()
-    return FileFacts(facts.path, facts.length, facts.width, spread, digest, low, high)
+    return FileFacts(facts.path, facts.length, facts.width, spread, digest, constant)
 
 
-def _compare(facts: dict[str, FileFacts], problems: Problems) -> None:
+def _compare(facts: dict[str, FileFacts], extremes: list[np.ndarray], problems: Problems) -> None:
     """Findings that need all files: equal contents, another scale, channels that never change."""
     same: dict[bytes, list[str]] = defaultdict(list)
     read = {vid: fact for vid, fact in facts.items() if fact.digest is not None}
     for vid, fact in read.items():
-        if not np.array_equal(fact.low, fact.high):  # constant ones are reported as such
+        if not fact.constant:  # those are reported as such
             same[fact.digest].append(vid)
     for ids in same.values():
         if len(ids) > 1:
@@ -211,10 +213,9 @@ def _compare(facts: dict[str, FileFacts], problems: Problems) -> None:
             problems.warning("feature-scale", fact.path, f"video {vid!r}", "its values have a standard deviation of "
                              f"{fact.spread:.3g}, those of most files one of {usual:.3g}",
                              "check the normalisation of its frames, or the network")
-    low = np.min([fact.low for fact in read.values()], axis=0)
-    dead = np.flatnonzero(low == np.max([fact.high for fact in read.values()], axis=0))
-    if 0 < len(dead) < len(low):
+    dead = np.flatnonzero(extremes[0] == extremes[1])
+    if 0 < len(dead) < len(extremes[0]):
         folder = os.path.dirname(next(iter(read.values())).path)
-        problems.warning("dead-channels", folder, "", f"{len(dead)} of {len(low)} channels have one "
+        problems.warning("dead-channels", folder, "", f"{len(dead)} of {len(extremes[0])} channels have one "
                          f"value in all files (first: channel {dead[0]})",
                          "if a stream was left out, write files without it")

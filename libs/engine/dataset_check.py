@@ -303,7 +303,7 @@ def _check_coverage(report: Report, config: Config, options: CheckOptions) -> No
     per_subset: dict[str, list[int]] = {}
     total, longest, below_stride = 0, 0.0, 0
     grids = _grids(report, config, options)
-    for vid, (grid, length) in grids.items():
+    for vid, (grid, length) in tqdm(grids.items(), desc="pyramid", leave=False, dynamic_ncols=True, disable=not options.progress):
         video = survey.videos[vid]
         segments = grid.seconds_to_grid(video.segments).astype(np.float64)
         if len(segments) == 0:
