@@ -94,14 +94,17 @@ def _add_video(survey: Survey, vid: str, entry: dict[str, Any], table: LabelTabl
     """Add one video to the survey with zeros as labels; returns the class names of its segments."""
     where, place = f"{survey.path}: video {vid!r}", f"video {vid!r}"
 
-    def number(key: str, unit: str) -> float | None:
+    def number(key: str, unit: str, most: float) -> float | None:
         try:
-            return positive(where, entry, key, unit)
+            value = positive(where, entry, key, unit)
+            if value is not None and value > most:
+                raise UserError(f"{where}.{key}: {value:g} is beyond belief; expected {unit}")
         except UserError as error:
             problems.caught(key, survey.path, place, error)
             return None
+        return value
 
-    duration_s, fps = number("duration", "seconds"), number("fps", "frames per second")
+    duration_s, fps = number("duration", "seconds", 1e9), number("fps", "frames per second", 1e5)
     subset = entry["subset"] if isinstance(entry.get("subset"), str) else ""
     survey.spellings.setdefault(subset.lower(), Counter())[subset] += 1
     try:

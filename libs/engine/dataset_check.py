@@ -33,6 +33,7 @@ from libs.engine.coverage import REASONS, level_strides, segment_coverage, why_u
 from libs.engine.suggest import DataFacts, GridGuess, guess_grid, suggest_config, suggest_yaml
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
+FAR_S = 1e9
 FEW_LEFT = 0.5  # share of training videos longer than max_seq_len from which it is called too short
 
 
@@ -271,13 +272,20 @@ def _data_facts(report: Report, layout: Layout, options: CheckOptions) -> DataFa
     if not train or not survey.names:
         return None
     lengths = np.array([grids[video.id][1] for video in train])
-    segments = np.concatenate([np.diff(grids[video.id][0].seconds_to_grid(video.segments), axis=1)[:, 0] for video in train])
+    inside = [np.clip(_on_grid(grid, video), 0, length + 2 * grid.offset)
+              for video in train for grid, length in (grids[video.id],)]
+    segments = np.concatenate([np.diff(pairs, axis=1)[:, 0] for pairs in inside])
     lacking = options.fps or (report.config.dataset.default_fps if report.config else None)
     width = Counter(fact.width for fact in report.files.values()).most_common(1)[0][0]
     classes = max([len(survey.names), *(number + 1 for number in survey.ids.values())])
     folder = report.features[0] if len(report.features) == 1 else list(report.features)
     return DataFacts(survey.path, folder, layout.prefix, layout.extension, report.splits.train, report.splits.val, width, classes,
                      report.grid, lacking, lengths, segments, overlap_share(train))
+
+
+def _on_grid(grid: Grid, video: Video) -> np.ndarray:
+    """(N, 2) float64 grid units; times that float32 cannot hold are cut, they are findings already."""
+    return grid.seconds_to_grid(np.clip(video.segments, -FAR_S, FAR_S)).astype(np.float64)
 
 
 def overlap_share(videos: Sequence[Video]) -> float:
@@ -305,7 +313,7 @@ def _check_coverage(report: Report, config: Config, options: CheckOptions) -> No
     grids = _grids(report, config, options)
     for vid, (grid, length) in tqdm(grids.items(), desc="pyramid", leave=False, dynamic_ncols=True, disable=not options.progress):
         video = survey.videos[vid]
-        segments = grid.seconds_to_grid(video.segments).astype(np.float64)
+        segments = _on_grid(grid, video)
         if len(segments) == 0:
             continue
         found = segment_coverage(config, length, segments)
