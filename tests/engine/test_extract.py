@@ -30,8 +30,8 @@ def level(k: int) -> int:
 
 
 def make_video(path: Path, times: list[Fraction] | None = None, frames: int = FRAMES, size: tuple[int, int] = (H, W),
-               codec: str = "mpeg4", rate: int = FPS) -> Path:
-    """Frame k is grey with value 20 + 4 k; its time is k / rate, or times[k]."""
+               codec: str = "mpeg4", rate: int = FPS, first: int = 0) -> Path:
+    """Frame k is grey with value 20 + 4 (k + first); its time is k / rate, or times[k]."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -39,7 +39,7 @@ def make_video(path: Path, times: list[Fraction] | None = None, frames: int = FR
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
         for k in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level(k), np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level(k + first), np.uint8), format="rgb24")
             frame.pts = round(times[k] * 1000) if times else k
             frame.time_base = Fraction(1, 1000) if times else Fraction(1, rate)
             container.mux(stream.encode(frame))
@@ -283,7 +283,7 @@ def test_features_and_annotations_of_videos_pass_the_check(folder, capsys):
     """Videos -> features -> annotations with durations from them -> the check finds the grid without being told."""
     rows = ["video,start,end,label,subset"]
     for i in range(6):
-        make_video(folder / f"v{i}.mp4", frames=40 + 3 * i)
+        make_video(folder / f"v{i}.mp4", frames=40 + i, first=2 * i)
         subset = "training" if i < 4 else "validation"
         rows += [f"v{i},0.5,2,jump,{subset}", f"v{i},2.2,3.5,throw,{subset}"]
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
