@@ -23,8 +23,7 @@ class Survey:
 
     videos: by id, in file order; `labels` of a Video index `names` here; subset '' where the file does not say.
     entries: per video, the number in its `annotations` of each kept segment; names: class names, sorted; ids: label_id by
-    name, {} where the file has none; spellings: lower-case subset -> videos per spelling; faulty: videos with an unreadable
-    subset or duration (they are in `videos` all the same).
+    name, {} where the file has none; spellings: lower-case subset -> videos per spelling.
     """
 
     path: str
