@@ -27,8 +27,8 @@ BASE = "_base_"
 Settings = dict[str, tuple[Any, str]]  # dotted key -> (raw value, where it was written)
 
 
-def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """The checked configuration of one YAML file.
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), check: bool = True) -> Config:
+    """The checked configuration of one YAML file; `check` as in `from_dict`.
 
     Layers, later ones win: the schema's defaults, the files named by `_base_` (a path or a list, relative to the file that
     names them), the file itself, `overrides` ("dotted.key=value", the value in YAML).  Mappings merge, lists are replaced;
@@ -42,7 +42,7 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Confi
     _absorb_file(settings, path, ())
     for override in overrides:
         _absorb_override(settings, override, str(path))
-    return _build(settings, str(path), True)
+    return _build(settings, str(path), check)
 
 
 def from_dict(values: Mapping[str, Any], source: str = "config", check: bool = True) -> Config:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from libs.utils.names import id_problem
 DUPLICATE_TOLERANCE_S = 1e-3
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
 MAX_SECONDS = 1e7  # 116 days; beyond, float32 does not tell seconds apart
-FPS_RANGE = (1e-3, 1e6)
+LIMITS = {"duration": (0.0, MAX_SECONDS), "fps": (1e-3, 1e6)}
 MAX_LABEL_ID = 2**31 - 1
 
 
@@ -71,15 +71,8 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
     Raises UserError naming the file, the video, the entry, the value and the remedy.
     """
     path = str(path)
-    content = read_json(path, "annotation JSON")
-    database = content.get("database") if isinstance(content, dict) else None
-    if not isinstance(database, dict):
-        found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f'{path}: has no "database" object (found {found[:200]}); expected '
-                        '{"database": {"<video id>": {"subset": ..., "annotations": [...]}}}')
-    if not database:
-        raise UserError(f'{path}: "database" is empty; add the videos')
-    labels = _LabelTable(path)
+    database = read_database(path)
+    labels = LabelTable(path)
     oddities = _Oddities(path, strict)
     videos = {vid: _video(path, vid, entry, labels, oddities, allow_unlabelled, unlabelled) for vid, entry in database.items()}
     if labels.ids_missing:
@@ -90,6 +83,22 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
         label_ids = labels.ids
     oddities.report()
     return Annotations(path, videos, label_ids)
+
+
+def read_database(path: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+    """The unchecked entries of an annotation file by video id; `pairs_hook` as in `read_json`.
+
+    Raises UserError for a file that is unreadable, no JSON, or without a "database" that holds videos.
+    """
+    content = read_json(path, "annotation JSON", pairs_hook)
+    database = content.get("database") if isinstance(content, dict) else None
+    if not isinstance(database, dict):
+        found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f'{path}: has no "database" object (found {found[:200]}); expected '
+                        '{"database": {"<video id>": {"subset": ..., "annotations": [...]}}}')
+    if not database:
+        raise UserError(f'{path}: "database" is empty; add the videos')
+    return database
 
 
 def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S) -> Video:
@@ -108,7 +117,7 @@ def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S)
                                labels=_frozen(video.labels[kept], np.int64))
 
 
-class _LabelTable:
+class LabelTable:
     """Class names and ids over a whole file; refuses a file that contradicts itself."""
 
     def __init__(self, path: str) -> None:
@@ -126,9 +135,7 @@ class _LabelTable:
 
     def add(self, vid: str, where: str, entry: dict[str, Any]) -> int:
         """Record one entry; returns its id, or -1 while the file has no ids."""
-        name = entry.get("label")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{where}.label: {_shown(entry, 'label')}; expected the name of a class")
+        name = label_name(where, entry)
         has_id = entry.get("label_id") is not None
         self._first_where.setdefault(has_id, where)
         if len(self._first_where) == 2:
@@ -136,9 +143,10 @@ class _LabelTable:
                             f"({self._first_where[True]}); give every entry its label_id, or none")
         self.names.add(name)
         self.of_video.setdefault(vid, []).append(name)
-        return self._add_id(where, name, entry["label_id"]) if has_id else -1
+        return self.add_id(where, name, entry["label_id"]) if has_id else -1
 
-    def _add_id(self, where: str, name: str, value: Any) -> int:
+    def add_id(self, where: str, name: str, value: Any) -> int:
+        """Record a class id; UserError where it is none, or contradicts an earlier entry."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LABEL_ID or value % 1:
             raise UserError(f"{where}.label_id: {shown(value)} is not a class id; expected an integer from 0 on")
         number = int(value)
@@ -180,32 +188,23 @@ class _Oddities:
                           f"length (first: {self.first}); they are kept, dataset.strict: true refuses them", stacklevel=3)
 
 
-def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddities, allow_unlabelled: bool,
+def _video(path: str, vid: str, entry: Any, labels: LabelTable, oddities: _Oddities, allow_unlabelled: bool,
            unlabelled: Collection[str]) -> Video:
     where = f"{path}: video {shown(vid)}"
     if problem := id_problem(vid):
         raise UserError(f"{where}: this video id {problem}; rename it")
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is a {type(entry).__name__}; expected an object with subset and annotations")
-    subset = entry.get("subset")
-    if not isinstance(subset, str) or not subset:
-        raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
-    duration_s = _positive(where, entry, "duration", "seconds", (0.0, MAX_SECONDS))
-    items = entry.get("annotations")
-    if items is None and (allow_unlabelled or subset.lower() in unlabelled):
-        items = []
-    if not isinstance(items, list):
-        raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
-    if len(items) > MAX_SEGMENTS:
-        raise UserError(f"{where}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are read; split the video, or "
-                        "remove what is no annotation")
+    subset = subset_of(where, entry)
+    duration_s = positive(where, entry, "duration", "seconds")
+    items = items_of(where, entry, allow_unlabelled or subset.lower() in unlabelled)
     duration_s = math.inf if duration_s is None else duration_s
     segments, ids = [], []
     for i, item in enumerate(items):
         at = f"{where}, annotations[{i}]"
         if not isinstance(item, dict):
             raise UserError(f"{at}: is {shown(item)}; expected an object with segment and label")
-        segments.append(_segment(at, item))
+        segments.append(segment_of(at, item))
         ids.append(labels.add(vid, at, item))
         oddities.add(at, *segments[-1], duration_s)
     offset = entry.get("offset")
@@ -213,11 +212,41 @@ def _video(path: str, vid: str, entry: Any, labels: _LabelTable, oddities: _Oddi
         offset = _number(offset)
         if offset is None:
             raise UserError(f"{where}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key out")
-    return Video(vid, subset.lower(), duration_s, _positive(where, entry, "fps", "frames per second", FPS_RANGE),
+    return Video(vid, subset.lower(), duration_s, positive(where, entry, "fps", "frames per second"),
                  _frozen(segments, np.float64).reshape(-1, 2), _frozen(ids, np.int64), offset)
 
 
-def _segment(where: str, item: dict[str, Any]) -> tuple[float, float]:
+def subset_of(where: str, entry: dict[str, Any]) -> str:
+    """The subset of a video as written; UserError if there is none."""
+    subset = entry.get("subset")
+    if not isinstance(subset, str) or not subset:
+        raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
+    return subset
+
+
+def items_of(where: str, entry: dict[str, Any], may_lack: bool = False) -> list[Any]:
+    """The unchecked annotations of a video; [] where there are none and `may_lack`; UserError unless it is a list."""
+    items = entry.get("annotations")
+    if items is None and may_lack:
+        items = []
+    if not isinstance(items, list):
+        raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+    if len(items) > MAX_SEGMENTS:
+        raise UserError(f"{where}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are read; split the video, or "
+                        "remove what is no annotation")
+    return items
+
+
+def label_name(where: str, entry: dict[str, Any]) -> str:
+    """The class name of one entry; UserError if there is none."""
+    name = entry.get("label")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}.label: {_shown(entry, 'label')}; expected the name of a class")
+    return name
+
+
+def segment_of(where: str, item: dict[str, Any]) -> tuple[float, float]:
+    """(start, end) of one entry in the file's unit, seconds; UserError unless it is two finite numbers, start <= end."""
     value = item.get("segment")
     pair = [_number(v) for v in value] if isinstance(value, list) else []
     if len(pair) != 2 or None in pair:
@@ -241,14 +270,16 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _positive(where: str, entry: dict[str, Any], key: str, unit: str, limits: tuple[float, float]) -> float | None:
+def positive(where: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+    """Number `key` (duration or fps) of an entry, or None when it is absent; UserError for anything but a plausible number."""
     if entry.get(key) is None:
         return None
     number = _number(entry[key])
     if number is None or number <= 0:
         raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} above 0, or leave the key out")
-    if not limits[0] <= number <= limits[1]:
-        raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} between {limits[0]:g} and {limits[1]:g}")
+    low, high = LIMITS[key]
+    if not low <= number <= high:
+        raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} between {low:g} and {high:g}")
     return number
 
 

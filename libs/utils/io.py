@@ -14,6 +14,7 @@ from typing import IO, Any
 from libs.core.errors import UserError, shown
 from libs.core.files import read_text
 
+PairsHook = Callable[[list[tuple[str, Any]]], Any]
 TEMPORARY = ".tmp"  # end of the names of files that are being written, which begin with a dot
 
 
@@ -67,20 +68,20 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
     write_text_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike, what: str) -> Any:
+def read_json(path: str | os.PathLike, what: str, pairs_hook: PairsHook | None = None) -> Any:
     """Parsed JSON of a file; raises as `parse_json`."""
-    return parse_json(read_text(path, what), str(path), what)
+    return parse_json(read_text(path, what), str(path), what, pairs_hook)
 
 
-def parse_json(text: str, source: str, what: str) -> Any:
+def parse_json(text: str, source: str, what: str, pairs_hook: PairsHook | None = None) -> Any:
     """Parsed JSON; UserError names `source` and the line of a syntax error.
 
     Refused beyond syntax errors: a key that an object has twice, numbers of more than 4,300 digits, nesting beyond Python's
     recursion limit, and halves of surrogate pairs, which no text file can hold.  NaN and Infinity pass, as numbers: who uses a
-    number says where one is not finite.
+    number says where one is not finite.  `pairs_hook` makes objects of (key, value) pairs, and then decides on repeated keys.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=pairs_hook or _unique)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value

@@ -1,0 +1,60 @@
+"""Optical flow of a stream of frames (OpenCV; an optional package), as two-stream networks take it.
+
+Values are pixels per frame, cut at +-BOUND and divided by it, so in [-1, 1] (Carreira and Zisserman, CVPR 2017).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from libs.core.errors import UserError
+
+BOUND = 20.0
+METHODS = ("farneback", "tvl1")
+FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
+
+
+def flow_library() -> Any:
+    """The OpenCV module, on one thread; UserError naming the extra to install where it is missing."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError('optical flow needs the package opencv-python-headless: pip install -e ".[video]"') from error
+    return cv2
+
+
+def flow_method(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Function of two grey images (H, W) uint8 -> (H, W, 2) float32 pixels (x, y); UserError where OpenCV lacks the method."""
+    cv2 = flow_library()
+    if name == "farneback":
+        return lambda before, after: cv2.calcOpticalFlowFarneback(before, after, None, **FARNEBACK)
+    if not hasattr(cv2, "optflow"):
+        raise UserError("--flow-method tvl1: this OpenCV has no TV-L1; pip install opencv-contrib-python-headless in place of "
+                        "opencv-python-headless, or use farneback")
+    method = cv2.optflow.createOptFlow_DualTVL1()
+    return lambda before, after: method.calc(before, after, None)
+
+
+def with_flow(frames: Iterable[np.ndarray], method: Callable[[np.ndarray, np.ndarray], np.ndarray]
+              ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(frame k, flow k) for frames (H, W, 3) uint8; flow k, (H, W, 2) float32 in [-1, 1], is the motion from frame k - 1 to k.
+
+    Flow 0 repeats flow 1, so that both streams have one entry per frame; a single frame gets zeros.
+    """
+    cv2 = flow_library()
+    first = before = None
+    for frame in frames:
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if before is None:
+            first = frame
+        else:
+            flow = np.clip(np.asarray(method(before, grey), np.float32) / BOUND, -1, 1)
+            if first is not None:
+                yield first, flow
+                first = None
+            yield frame, flow
+        before = grey
+    if first is not None:
+        yield first, np.zeros((*first.shape[:2], 2), np.float32)

@@ -1,0 +1,164 @@
+"""Video files -> frames on a constant time grid, one at a time (PyAV; an optional package).
+
+    info = probe(path)
+    for frame in read_frames(path, fps=25.0, size=(256, 340)): ...      # (H, W, 3) uint8 RGB; frame k is that of second k / fps
+
+PyAV ships FFmpeg inside its wheels for every supported Python; torchcodec would need FFmpeg installed beside it and each of its
+releases fits one release of torch.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from libs.core.errors import UserError
+
+JITTER = 0.3  # of a frame: how far time stamps of a constant rate may be off
+LATE = 0.25  # of a frame: a grid point this close to the end of the last frame gets no frame
+COMPLETE = 0.95  # share of the announced duration that a whole file must give
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the header says: average frames per second, size in pixels, seconds (None: unknown)."""
+
+    path: str
+    fps: float
+    width: int
+    height: int
+    duration_s: float | None
+
+
+@dataclass
+class Decoded:
+    """What decoding found: frames in the file, frames given out, seconds, and whether time stamps are uneven."""
+
+    source_frames: int = 0
+    frames: int = 0
+    duration_s: float = 0.0
+    variable_rate: bool = False
+    rotation: int = 0
+
+
+def video_library() -> Any:
+    """The PyAV module; UserError naming the extra to install where it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError('reading videos needs the package av (PyAV): pip install -e ".[video]"') from error
+    return av
+
+
+def probe(path: str) -> VideoInfo:
+    """Header of a video; UserError for a file that is missing, no video, without a video stream or without a frame rate."""
+    av = video_library()
+    with _opened(av, path) as container:
+        return _info(path, container)
+
+
+def fitted_size(width: int, height: int, shorter: int | None, exact: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of frames: `exact`, else the shorter side scaled to `shorter` pixels (other rounded), else as stored."""
+    if exact is not None:
+        return exact
+    if shorter is None:
+        return height, width
+    scale = shorter / min(width, height)
+    return max(round(height * scale), shorter), max(round(width * scale), shorter)
+
+
+def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = None, allow_truncated: bool = False,
+                found: Decoded | None = None) -> Iterator[np.ndarray]:
+    """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: each is the decoded frame nearest in time to second k / fps after the first.
+
+    fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); size: (H, W)
+    to scale to (bilinear).  `found` is filled in.  One frame is held at a time.
+    Raises UserError for a damaged file, and for one that ends before `COMPLETE` of its announced duration unless
+    `allow_truncated`.
+    """
+    av, found = video_library(), found if found is not None else Decoded()
+    with _opened(av, path) as container:
+        info = _info(path, container)
+        rate = fps or info.fps
+        held: tuple[float, Any] | None = None
+        gaps: list[float] = []
+        for time, frame in _timed(av, path, container, info.fps, allow_truncated):
+            found.source_frames += 1
+            found.rotation = found.rotation or int(getattr(frame, "rotation", 0) or 0)
+            if held is not None:
+                if time <= held[0]:
+                    continue
+                if len(gaps) < 10_000:
+                    gaps.append(time - held[0])
+                picture = None
+                while found.frames / rate <= (held[0] + time) / 2:
+                    picture = _pixels(held[1], size) if picture is None else picture
+                    found.frames += 1
+                    yield picture
+            held = (time, frame)
+        if held is None:
+            raise UserError(f"{path}: no frame can be decoded; it is damaged: repair it, e.g. by encoding it again")
+        last = 1 / info.fps
+        found.duration_s = held[0] + last
+        found.variable_rate = bool(gaps) and max(abs(gap - last) for gap in gaps) > JITTER * last
+        if not allow_truncated and info.duration_s and found.duration_s < COMPLETE * info.duration_s - last:
+            raise UserError(f"{path}: ends after {found.duration_s:.2f} s of the {info.duration_s:.2f} s that its header says; "
+                            "the file is cut: fetch it again, or add --allow-truncated to use what is there")
+        picture = _pixels(held[1], size)
+        while found.frames == 0 or found.frames / rate < found.duration_s - LATE / rate:
+            found.frames += 1
+            yield picture
+
+
+def _opened(av: Any, path: str) -> Any:
+    try:
+        return av.open(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such video; check the path") from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a video ({_reason(error)}); it is damaged, cut or of another "
+                        "format") from error
+
+
+def _info(path: str, container: Any) -> VideoInfo:
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise UserError(f"{path}: holds no video stream (only {kinds}); name a video")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate or not math.isfinite(float(rate)):
+        raise UserError(f"{path}: does not say its frame rate; encode it again, e.g. with a constant rate")
+    duration = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else (
+        container.duration / 1e6 if container.duration else None)
+    if stream.width <= 0 or stream.height <= 0:
+        raise UserError(f"{path}: its frames have no size; it is damaged")
+    return VideoInfo(path, float(rate), stream.width, stream.height, duration)
+
+
+def _timed(av: Any, path: str, container: Any, fps: float, allow_truncated: bool) -> Iterator[tuple[float, Any]]:
+    """(seconds since the first frame, frame), in order of presentation."""
+    start, count = None, 0
+    try:
+        for frame in container.decode(container.streams.video[0]):
+            time = count / fps if frame.time is None else float(frame.time)
+            start = time if start is None else start
+            count += 1
+            yield time - start, frame
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if not (allow_truncated and count):
+            raise UserError(f"{path}: decoding stops after frame {count} ({_reason(error)}); the file is damaged or cut: fetch "
+                            "it again, or add --allow-truncated to use what is there") from error
+
+
+def _pixels(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
+    if size is None or (frame.height, frame.width) == size:
+        return frame.to_ndarray(format="rgb24")
+    return frame.to_ndarray(format="rgb24", height=size[0], width=size[1], interpolation="BILINEAR")
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Turn annotations of other tools into the JSON that this program reads.
+
+    python tools/convert_annotations.py labels.csv -o data/my/annotations.json --val-share 0.2
+    python tools/convert_annotations.py elan/*.eaf -o data/my/annotations.json --tier actions
+    python tools/convert_annotations.py project-1.json -o data/my/annotations.json --fps 25          (Label Studio)
+    python tools/convert_annotations.py export/labels.json -o data/my/annotations.json --fps 30      (FiftyOne)
+
+Formats: CSV (video,start,end,label), ELAN .eaf, Label Studio JSON and JSON-MIN, FiftyOne temporal detections; they are told
+apart by their contents.  Afterwards, `tools/check_dataset.py` says whether annotations and features fit.
+"""
+from __future__ import annotations
+
+import argparse
+
+from libs.core.arguments import above_zero, refuse_existing, share
+from libs.core.errors import UserError, run_main
+from libs.datasets.annotations import load_annotations
+from libs.datasets.convert import UNITS, ConvertOptions, feature_durations, read_durations, to_document
+from libs.datasets.convert_formats import FORMATS, read_source
+from libs.datasets.feature_survey import guess_layout
+from libs.datasets.provenance import read_provenance
+from libs.utils.io import write_json_atomic
+
+COLUMNS = ("video", "start", "end", "label", "subset", "duration", "fps")
+
+
+def main() -> None:
+    args = parse()
+    refuse_existing(args.output, args.overwrite)
+    options = ConvertOptions(args.time_unit, args.fps, dict(args.columns), args.tier, args.label_from, args.subset,
+                             args.val_share)
+    kind, rows = read_source(args.input, args.format, options)
+    lengths = read_durations(args.durations) if args.durations else {}
+    if args.features:
+        ids = dict.fromkeys(row.video for row in rows)
+        lengths = {**feature_lengths(args, list(ids)), **lengths}
+    document = to_document(rows, options, lengths, ", ".join(args.input))
+    write_json_atomic(args.output, document)
+    found = load_annotations(args.output)  # warns of what is odd but legal
+    subsets = ", ".join(f"{name} {count}" for name, count in found.subset_counts().items())
+    unknown = sum("duration" not in entry for entry in document["database"].values())
+    print(f"{kind}: {len(found.videos)} videos ({subsets}), {sum(len(v.segments) for v in found.videos.values())} segments, "
+          f"{len(found.label_ids)} classes: {', '.join(found.label_ids)}")
+    if unknown:
+        print(f"{unknown} videos have no duration; --durations or --features adds it")
+    print(f"written to {args.output}")
+
+
+def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, tuple[float, float | None]]:
+    noted = read_provenance(args.features)
+    listed = noted.content.get("videos") if noted else None
+    if isinstance(listed, dict) and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
+        return {vid: (entry["duration"], entry["fps"]) for vid, entry in listed.items()}
+    stride = args.feat_stride or (noted.stride if noted else None)
+    num_frames = args.num_frames or (noted.num_frames if noted else None)
+    if not (args.fps and stride and num_frames):
+        raise UserError(f"{args.features}: durations from features need --fps, --feat-stride and --num-frames; add them")
+    layout = guess_layout(args.features, ids)
+    return feature_durations(args.features, ids, layout.prefix, layout.extension, args.fps, stride, num_frames)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", metavar="INPUT", nargs="+", help="exported files, or a folder of .eaf files or of a FiftyOne "
+                        "export")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="JSON to write")
+    parser.add_argument("--overwrite", action="store_true", help="OUT may exist")
+    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="format of INPUT (auto)")
+    parser.add_argument("--columns", nargs="+", type=column, default=[], metavar="FIELD=NAME",
+                        help=f"CSV: the file's own column names; fields: {', '.join(COLUMNS)}")
+    parser.add_argument("--time-unit", choices=UNITS, help="of CSV numbers, Label Studio time series and FiftyOne timestamps (s)")
+    parser.add_argument("--fps", type=above_zero, metavar="F", help="frames per second of videos that do not say it")
+    parser.add_argument("--tier", nargs="+", default=[], metavar="NAME", help="ELAN: tiers to read")
+    parser.add_argument("--label-from", choices=("value", "tier"), default="value",
+                        help="ELAN: labels are the annotations' values (default), or the names of their tiers")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--subset", metavar="NAME", help="subset of all videos without one (training)")
+    group.add_argument("--val-share", type=share, metavar="P", help="this share of the videos becomes validation, chosen by a "
+                       "hash of their ids, the rest training")
+    parser.add_argument("--durations", metavar="CSV", help="columns video,duration (s) and, if known, fps")
+    parser.add_argument("--features", metavar="FOLDER", help="take durations from the features there (--fps, --feat-stride, "
+                        "--num-frames, the last two from provenance.json if it is there)")
+    parser.add_argument("--feat-stride", type=above_zero, metavar="N")
+    parser.add_argument("--num-frames", type=above_zero, metavar="N")
+    return parser.parse_args()
+
+
+def column(text: str) -> tuple[str, str]:
+    field, equals, name = text.partition("=")
+    if field not in COLUMNS or not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIELD=NAME with a field of {', '.join(COLUMNS)}")
+    return field, name
+
+
+if __name__ == "__main__":
+    run_main(main)
