@@ -112,7 +112,7 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.10,<3.14",
         packages=find_packages(include=["libs", "libs.*"]),
-        package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h"]},
+        package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h", "page/*"]},
         install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "h5py>=3.10", "tensorboard>=2.15", "tqdm>=4.60"],
         cmdclass={"build_ext": BuildLibraries},
         distclass=WithLibraries,
