@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from libs.utils.diagnosis_report import Subject, report, summary, timeline
 from libs.utils.io import write_json_atomic, write_text_atomic
 from libs.utils.metrics import DEFAULT_TIOUS, unique_rank_scores
 
+ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".ogv", ".avi")
 
 
@@ -91,7 +93,7 @@ def _names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
         return list(given)
     paths = [Path(file) for file in files]
     for depth in (1, 2, 3, 4):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
+        names = [ENDING.sub("", "/".join(path.parts[-depth:])) for path in paths]
         if len(set(names)) == len(names):
             return names
     return [f"{chr(ord('A') + i)}: {path.name}" for i, path in enumerate(paths)]

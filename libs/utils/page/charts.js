@@ -2,7 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 // Okabe and Ito, "Color Universal Design" (2008); grey for background
 const KIND_COLOURS = ["#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#D55E00", "#9AA3AE"];
-const SUBJECT_COLOURS = ["#0072B2", "#E69F00"];
+const SUBJECT_COLOURS = ["#0072B2", "#333333"]; // none of the kinds' colours
 const LINE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
 
 function make(name, attributes = {}, ...children) {
@@ -31,7 +31,7 @@ function ticks(low, high, about = 5) {
 }
 
 function figure(title, svg, legend) {
-  const out = make("figure", {}, make("figcaption", {}, title), svg);
+  const out = make("figure", {style: `max-width: ${svg.getAttribute("width")}px`}, make("figcaption", {}, title), svg);
   if (legend) out.append(legend);
   return out;
 }
@@ -117,8 +117,8 @@ function stackedChart(title, bars, names, colours, {width = 460, height = 270, x
   return figure(title, svg, legendOf(names.map((name, k) => [name, colours[k]])));
 }
 
-// head: texts; rows: [{cells: [{text, sort, style, className}]}]; a click on a head sorts
-function sortableTable(head, rows) {
+// head: texts; over: [[text, columns]] above them; rows: [{cells: [{text, sort, style, className}]}]; a click on a head sorts
+function sortableTable(head, rows, over = []) {
   const body = make("tbody"), titles = make("tr");
   let last = -1, rising = false;
   const fill = (list) => body.replaceChildren(...list.map((row) => make("tr", {}, ...row.map((cell) => {
@@ -138,5 +138,6 @@ function sortableTable(head, rows) {
     titles.append(make("th", {scope: "col"}, button));
   });
   fill(rows);
-  return make("table", {}, make("thead", {}, titles), body);
+  const above = over.length ? [make("tr", {}, ...over.map(([text, columns]) => make("th", {scope: "colgroup", colspan: columns}, text)))] : [];
+  return make("table", {}, make("thead", {}, ...above, titles), body);
 }

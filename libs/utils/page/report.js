@@ -33,7 +33,7 @@ function overview() {
     ["normalised mAP, mean over tIoUs (%)", (one) => percent(mean(one.normalised_mAP), 2), (one) => mean(one.normalised_mAP)],
     ["ground truths missed, mean over tIoUs (%)", (one) => percent(mean(one.missed), 2), (one) => mean(one.missed)],
     ["predictions", (one) => String(one.counts.predictions), null],
-    ["predictions ignored (class without ground truth)", (one) => String(one.counts.predictions_ignored), null],
+    ["predictions ignored", (one) => String(one.counts.predictions_ignored), null],
   ];
   const head = ["", ...subjects.map((one) => one.name), ...(compare ? ["difference"] : [])];
   const body = rows.map(([name, show, value]) => make("tr", {}, make("td", {}, name), ...subjects.map((one) => make("td", {}, show(one))),
@@ -41,12 +41,13 @@ function overview() {
   byId("cards").replaceChildren(make("table", {id: "overview-table"}, make("thead", {}, make("tr", {}, ...head.map((text) => make("th", {scope: "col"}, text)))), make("tbody", {}, ...body)),
     make("p", {class: "note"}, `${data.videos} videos, ${data.ground_truth} ground truths, ${data.classes.length} classes`));
   byId("overview-charts").replaceChildren(lineChart("mAP by tIoU", subjects.map((one, s) => ({name: one.name, x: data.tiou, y: one.mAP, colour: SUBJECT_COLOURS[s]})),
-    {xTicks: data.tiou, xName: "tIoU", yName: "mAP (%)", dots: true, width: 460}));
+    {xTicks: data.tiou, xName: "tIoU", yName: "mAP (%)", dots: true, width: 400}));
 }
 
 function classTable() {
-  const head = ["class", "ground truths", ...data.tiou.map((t) => compare ? `${subjects[0].name} @${t}` : `@${t}`), compare ? `${subjects[0].name} mean` : "mean"];
-  if (compare) head.push(...data.tiou.map((t) => `${subjects[1].name} @${t}`), `${subjects[1].name} mean`, "difference of means");
+  const perSubject = [...data.tiou.map((t) => `@${t}`), "mean"];
+  const head = ["class", "ground truths", ...subjects.flatMap(() => perSubject), ...(compare ? ["difference"] : [])];
+  const over = compare ? [["", 2], ...subjects.map((one) => [one.name, perSubject.length]), ["", 1]] : [];
   const rows = data.classes.map((name, c) => {
     const values = subjects.map((one) => one.AP.map((row) => row[c]));
     const cells = [{text: name, sort: name}, {text: String(data.ground_truth_per_class[c]), sort: data.ground_truth_per_class[c]}];
@@ -54,12 +55,12 @@ function classTable() {
     if (compare) cells.push(difference(mean(values[0]), mean(values[1])));
     return cells;
   });
-  byId("class-table").replaceChildren(sortableTable(head, rows));
+  byId("class-table").replaceChildren(sortableTable(head, rows, over));
 }
 
 function curves() {
   const c = Number(byId("curve-class").value), curve = (one, t) => c < 0 ? at(one.precision_recall[t].map((row) => row), AVERAGE) : one.precision_recall[t][c];
-  const shape = {xTicks: [0, 0.2, 0.4, 0.6, 0.8, 1], xName: "recall (%)", yName: "precision (%)", xFormat: (v) => String(Math.round(100 * v)), width: 470, height: 320};
+  const shape = {xTicks: [0, 0.2, 0.4, 0.6, 0.8, 1], xName: "recall (%)", yName: "precision (%)", xFormat: (v) => String(Math.round(100 * v)), width: 560, height: 320};
   const x = data.recall_levels, name = c < 0 ? "mean over classes" : data.classes[c];
   const ap = (one, t) => c < 0 ? one.mAP[t] : one.AP[t][c];
   const charts = subjects.map((one) => lineChart(`${compare ? `${one.name}: ` : ""}${name}`, data.tiou.map((t, i) => ({name: `tIoU ${t} (AP ${percent(ap(one, i))})`, x, y: curve(one, i), colour: LINE_COLOURS[i % LINE_COLOURS.length]})), shape));
@@ -71,14 +72,15 @@ function curves() {
 }
 
 function errors() {
-  byId("error-note").textContent = `At ${tiouText()}. Left to right: kinds among the best k·G predictions of each class, G being its number of ground truths; below: mAP gained if all errors of one kind were put right.`;
+  byId("error-note").textContent = `Shown: ${tiouText()}. Profile: kinds among the best k·G predictions of each class, where G is its number of ground truths. Bars: mAP gained if all errors of one kind were put right.`;
   byId("profile-charts").replaceChildren(...subjects.map((one) => stackedChart(`False-positive profile${compare ? `: ${one.name}` : ""}`,
-    at(one.profile).map((parts, i) => ({label: `${data.profile_factors[i]}G`, parts})), data.kinds, KIND_COLOURS, {xName: "best predictions per class", width: 520})));
+    at(one.profile).map((parts, i) => ({label: `${data.profile_factors[i]}G`, parts})), data.kinds, KIND_COLOURS, {xName: "best predictions per class", width: 560})));
   const kinds = data.kinds.slice(1), short = {"double detection": "double", "wrong label": "label"};
   byId("gain-charts").replaceChildren(...["removed", "repaired"].map((how) => barChart(`mAP gained, errors ${how} (points)`,
-    kinds.map((kind, k) => ({label: short[kind] ?? kind, colour: compare ? null : KIND_COLOURS[k + 1], values: subjects.map((one) => at(one.gains[how][kind]))})), seriesOf(), {width: 520, yName: "mAP gained", digits: 2})));
+    kinds.map((kind, k) => ({label: short[kind] ?? kind, colour: compare ? null : KIND_COLOURS[k + 1], values: subjects.map((one) => at(one.gains[how][kind]))})), seriesOf(), {width: 560, yName: "mAP gained", digits: 2})));
   const head = ["kind"], names = [...data.kinds, "all errors", "missed", "all errors and missed"];
-  for (const one of subjects) head.push(...["predictions", "share", "removed", "repaired"].map((text) => compare ? `${one.name}: ${text}` : text));
+  for (const one of subjects) head.push("predictions", "share", "removed", "repaired");
+  const over = compare ? [["", 1], ...subjects.map((one) => [one.name, 4])] : [];
   byId("error-table").replaceChildren(sortableTable(head, names.map((kind, k) => {
     const cells = [{text: kind, sort: kind}];
     for (const one of subjects) {
@@ -90,7 +92,7 @@ function errors() {
       }
     }
     return cells;
-  })));
+  }), over));
 }
 
 function bucketCharts(target, key, overall, yName) {
@@ -151,7 +153,7 @@ function viewer() {
     slider.value = state.least;
     byId("score-text").textContent = state.least.toFixed(3);
     const hidden = video.predictions.map((p, s) => p.total > p.score.length ? `${subjects[s].name}: the best ${p.score.length} of ${p.total}` : `${subjects[s].name}: all ${p.total}`);
-    byId("drawn").textContent = `Predictions of this video on the page: ${hidden.join(", ")} (at most ${data.timeline.most} per video and file). In the list of videos: ground truths | predictions.`;
+    byId("drawn").textContent = `Predictions of this video on the page: ${hidden.join(", ")} (at most ${data.timeline.most} per video and file). In the list of videos: ground truths | predictions.${timeline.hiddenRows ? ` ${timeline.hiddenRows} more classes with lower scores are not drawn; choose one above.` : ""}`;
     if (shown === state.video) return;
     shown = state.video;
     if (ofUser) { URL.revokeObjectURL(ofUser); ofUser = null; byId("file").value = ""; }

@@ -1,6 +1,6 @@
 // The timeline: one row per class, ground truth above a lane per predictions file, where height is score and colour the kind of error.
 // What is drawn is told in data-* attributes of the canvas.
-const GUTTER = 168, AXIS = 26, TRUTH = 16, LANE = 52, GAP = 12, MOST_ROWS = 30;
+const GUTTER = 168, AXIS = 26, TRUTH = 16, LANE = 52, LOW_LANE = 28, GAP = 12, MOST_ROWS = 30; // LOW_LANE: of classes without ground truth
 
 class Timeline {
   constructor(canvas, tip, data) {
@@ -59,10 +59,13 @@ class Timeline {
     return state.group >= 0 ? [state.group] : all;
   }
 
+  get hiddenRows() { return Math.max(0, this.rows().length - MOST_ROWS); }
+
   paint() {
     const {canvas, context: g, state, video, data} = this, subjects = data.predictions.length;
-    const all = this.rows(), rows = all.slice(0, MOST_ROWS), rowHeight = TRUTH + 4 + subjects * (LANE + 4) + GAP;
-    const width = canvas.parentElement.clientWidth, height = AXIS + Math.max(rows.length, 1) * rowHeight, ratio = window.devicePixelRatio || 1;
+    const all = this.rows(), rows = all.slice(0, MOST_ROWS), has = new Set(video.ground_truth.class);
+    const laneOf = (c) => has.has(c) || state.group >= 0 ? LANE : LOW_LANE, heightOf = (c) => TRUTH + 4 + subjects * (laneOf(c) + 4) + GAP;
+    const width = canvas.parentElement.clientWidth, height = AXIS + (rows.reduce((sum, c) => sum + heightOf(c), 0) || 60), ratio = window.devicePixelRatio || 1;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
@@ -74,9 +77,8 @@ class Timeline {
     this.shapes = [];
     this.scale = (width - GUTTER - 8) / (state.end - state.start);
     this.axis(width, height);
-    let truths = 0, drawn = 0;
+    let truths = 0, drawn = 0, top = AXIS;
     rows.forEach((c, i) => {
-      const top = AXIS + i * rowHeight;
       if (i) { g.fillStyle = "#d9dee5"; g.fillRect(0, top - GAP / 2, width, 1); }
       g.fillStyle = "#1c2430";
       g.textAlign = "left";
@@ -84,7 +86,8 @@ class Timeline {
       g.fillText(this.fitted(data.classes[c], GUTTER - 16), 8, top + TRUTH / 2 + 2);
       g.font = g.font.replace(/^bold /, "");
       truths += this.truth(c, top + 2, subjects);
-      for (let s = 0; s < subjects; s++) drawn += this.lane(c, s, top + TRUTH + 6 + s * (LANE + 4), subjects);
+      for (let s = 0; s < subjects; s++) drawn += this.lane(c, s, top + TRUTH + 6 + s * (laneOf(c) + 4), laneOf(c), subjects);
+      top += heightOf(c);
     });
     if (!rows.length) { g.fillStyle = "#5a6472"; g.textAlign = "left"; g.fillText("nothing to draw at this score", GUTTER + 8, AXIS + 24); }
     if (state.cursor !== null) { g.fillStyle = "#c00000"; g.fillRect(this.x(state.cursor) - 1, 0, 2, height); }
@@ -132,25 +135,27 @@ class Timeline {
     return count;
   }
 
-  lane(c, s, top, subjects) {
+  lane(c, s, top, height, subjects) {
     const {context: g, video, state} = this, one = video.predictions[s];
     g.fillStyle = "#fafbfc";
-    g.fillRect(GUTTER, top, 1e4, LANE);
+    g.fillRect(GUTTER, top, 1e4, height);
     g.fillStyle = "#5a6472";
     g.textAlign = "right";
-    if (subjects > 1) g.fillText(this.fitted(this.data.predictions[s].name, GUTTER - 52), GUTTER - 36, top + LANE / 2);
-    g.fillText(this.top.toFixed(2), GUTTER - 5, top + 7);
-    g.fillText("0", GUTTER - 5, top + LANE - 6);
+    if (subjects > 1) g.fillText(this.fitted(this.data.predictions[s].name, GUTTER - 52), GUTTER - 36, top + height / 2);
+    if (height === LANE) {
+      g.fillText(this.top.toFixed(2), GUTTER - 5, top + 7);
+      g.fillText("0", GUTTER - 5, top + height - 6);
+    }
     g.strokeStyle = "#d9dee5";
     g.lineWidth = 1;
-    g.strokeRect(GUTTER + 0.5, top + 0.5, 1e4, LANE - 1);
-    const level = (score) => top + 2 + (LANE - 8) * (1 - score / this.top);
+    g.strokeRect(GUTTER + 0.5, top + 0.5, 1e4, height - 1);
+    const level = (score) => top + 2 + (height - 8) * (1 - score / this.top);
     if (state.least > 0) { g.fillStyle = "#aab3bf"; g.fillRect(GUTTER, level(Math.min(state.least, this.top)) + 2, 1e4, 1); }
     let count = 0;
     for (let i = one.score.length - 1; i >= 0; i--) { // the best are drawn last, on top
       if (one.class[i] !== c || one.score[i] < state.least || one.end[i] < state.start || one.start[i] > state.end) continue;
       const kind = Number(one.kinds[i][state.tiou]), x = this.x(one.start[i]), w = Math.max(this.x(one.end[i]) - x, 1.5), y = level(one.score[i]);
-      this.clip(top, LANE, () => {
+      this.clip(top, height, () => {
         g.globalAlpha = kind === 0 ? 1 : 0.8;
         g.fillStyle = KIND_COLOURS[kind];
         g.fillRect(x, y, w, 5);
