@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, tuple[float, ...]]] = {
                  "instances": (0, 1, 40, 80, np.inf)},
 }
 BUCKETS = ("quantiles", *PRESETS)
-UNITS = {"length": "s", "coverage": "of the video", "instances": "in the video"}
+UNITS = {"length": "s", "coverage": "% of the video", "instances": "of its class in the video"}
 NAMES = {1: ("all",), 2: ("S", "L"), 3: ("S", "M", "L"), 4: ("XS", "S", "M", "L"), 5: ("XS", "S", "M", "L", "XL")}
 
 
@@ -33,7 +33,8 @@ NAMES = {1: ("all",), 2: ("S", "L"), 3: ("S", "M", "L"), 4: ("XS", "S", "M", "L"
 class Characteristic:
     """A property of ground truths, in buckets.
 
-    name, unit; value (m,) nan where unknown; bucket (m,) its bucket, -1 where unknown; labels: name and range of each bucket.
+    name; unit of the labels; value (m,) nan where unknown; bucket (m,) its bucket, -1 where unknown; labels: name and range
+    (above the first bound, up to the second) of each bucket.
     """
 
     name: str
@@ -123,13 +124,13 @@ def _in_buckets(name: str, value: np.ndarray, bounds: tuple[float, ...] | None) 
         bounds = (-np.inf, *inner.tolist(), np.inf)
     edges = np.array(bounds[1:-1])
     bucket = np.where(known, np.searchsorted(edges, np.where(known, value, 0.0), side="left"), -1)
-    names = NAMES[len(edges) + 1]
-    return Characteristic(name, UNITS[name], value, bucket, tuple(
-        f"{short} {text}".strip() for short, text in zip(names, _ranges(edges), strict=True)))
+    ranges = _ranges(100 * edges if UNITS[name].startswith("%") else edges)
+    labels = tuple(f"{short} {text}".strip() for short, text in zip(NAMES[len(edges) + 1], ranges, strict=True))
+    return Characteristic(name, UNITS[name], value, bucket, labels)
 
 
 def _ranges(edges: np.ndarray) -> list[str]:
-    shown = [f"{edge:.3g}" for edge in edges]
+    shown = [f"{edge:.0f}" if edge >= 100 else f"{edge:.3g}" if edge >= 1 else f"{edge:.2g}" for edge in edges]
     if not shown:
         return [""]
     return [f"≤ {shown[0]}", *(f"{a}–{b}" for a, b in pairwise(shown)), f"> {shown[-1]}"]

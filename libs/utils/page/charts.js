@@ -79,7 +79,7 @@ function barChart(title, groups, series, {lines = [], width = 420, height = 250,
   const values = [...groups.flatMap((g) => g.values), ...lines.map((l) => l.value)].filter((v) => v !== null);
   const yTicks = ticks(Math.min(0, ...values), Math.max(...values, 0.01) * 1.04, 4);
   const {svg, group, w, y} = frame(width, height, yTicks, {bottom: 46, yLabel: yName});
-  const slot = w / groups.length, bar = Math.min(40, slot * 0.82 / series.length);
+  const slot = w / groups.length, bar = Math.min(40, slot * 0.82 / series.length), texts = [];
   groups.forEach((one, i) => {
     const centre = slot * (i + 0.5);
     one.values.forEach((value, j) => {
@@ -88,13 +88,14 @@ function barChart(title, groups, series, {lines = [], width = 420, height = 250,
       const top = Math.min(y(value), y(0));
       group.append(draw("rect", {x: left + 1, y: top, width: bar - 2, height: Math.abs(y(value) - y(0)), fill: one.colour || series[j].colour},
         draw("title", {}, `${series[j].name}, ${one.label}: ${percent(value, 2)}`)));
-      if (bar >= 22) group.append(draw("text", {x: left + bar / 2, y: value < 0 ? y(value) + 13 : top - 4, "text-anchor": "middle", class: "small"}, percent(value, digits)));
+      if (bar >= 22) texts.push(draw("text", {x: left + bar / 2, y: value < 0 ? y(value) + 13 : top - 4, "text-anchor": "middle", class: "small halo"}, percent(value, digits)));
     });
     const h = height - 8 - 46;
     group.append(draw("text", {x: centre, y: h + 17, "text-anchor": "middle"}, one.label));
     if (one.below) group.append(draw("text", {x: centre, y: h + 33, "text-anchor": "middle", class: "small"}, one.below));
   });
   for (const line of lines) group.append(draw("path", {d: `M0 ${y(line.value)}H${w}`, stroke: line.colour, "stroke-width": 1.6, "stroke-dasharray": "6 4"}));
+  group.append(...texts); // over bars and lines
   return figure(title, svg, series.length > 1 ? legendOf(series.map((s) => [s.name, s.colour])) : null);
 }
 
