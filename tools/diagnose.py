@@ -34,6 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     files = [args.predictions, *([args.compare] if args.compare else [])]
     names = _names(files, args.names)
+    out = Path(args.output)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {out}: is a page, so its name must end in .html; the numbers are written beside it as .json")
+    if args.most_drawn < 1:
+        raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
     if args.png_folder:
         require_matplotlib()  # before the work, not after it
     found, truth = read_with_truth(files, args.annotations, args.split, args.labels_from)
@@ -45,15 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         warn_about_videos(detections, truth)
         subjects.append(Subject(name, diagnose(detections, truth.ground_truth, args.tiou, truth.label_names())))
     content = _content(args, files, subjects, truth)
-    print(summary(content), flush=True)  # first: not lost if a file cannot be written
-    out = Path(args.output)
-    write_json_atomic(out.with_suffix(".json"), content, indent=None)
-    if args.png_folder:
-        write_figures(content, Path(args.png_folder))
     drawn = timeline(subjects, truth.videos, truth.durations_s, args.most_drawn)
     if args.video_folder:
         _add_media(drawn, Path(args.video_folder))
     text = page({**content, "timeline": drawn})
+    print(summary(content), flush=True)  # first: not lost if a file cannot be written
+    write_json_atomic(out.with_suffix(".json"), content, indent=None)
+    if args.png_folder:
+        write_figures(content, Path(args.png_folder))
     write_text_atomic(out, text)
     print(f"written: {out} ({len(text.encode()) / 1e6:.1f} MB), {out.with_suffix('.json')}"
           + (f", {args.png_folder}/*.png" if args.png_folder else ""), flush=True)

@@ -15,7 +15,8 @@ from libs.core.errors import UserError
 from libs.utils.io import write_atomic
 from libs.utils.plots import COLOURS
 
-KIND_COLOURS = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#D55E00", "#9AA3AE")  # as on the page
+SUBJECT_COLOURS = ("#0072B2", "#333333")  # these two as on the page
+KIND_COLOURS = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#D55E00", "#9AA3AE")
 DPI = 120
 
 
@@ -56,7 +57,7 @@ def _name(text: str) -> str:
 
 def _map(content: Mapping[str, Any]) -> Any:
     figure, (ax,) = _axes(1, 5.5, 4)
-    for one, colour in zip(content["predictions"], COLOURS, strict=False):
+    for one, colour in zip(content["predictions"], SUBJECT_COLOURS, strict=False):
         ax.plot(content["tiou"], 100 * np.array(one["mAP"]), "o-", color=colour,
                 label=_name(f"{one['name']} (average {100 * one['average_mAP']:.2f})"))
     ax.set(xlabel="tIoU", ylabel="mAP (%)", title="mAP by tIoU", ylim=(0, None))
@@ -69,7 +70,7 @@ def _classes(content: Mapping[str, Any]) -> Any:
     figure, (ax,) = _axes(1, 7, 1.5 + 0.24 * len(order))
     height = 0.8 / len(content["predictions"])
     for s, one in enumerate(content["predictions"]):
-        ax.barh(np.arange(len(order)) - s * height, 100 * np.mean(one["AP"], axis=0)[order], height, color=COLOURS[s],
+        ax.barh(np.arange(len(order)) - s * height, 100 * np.mean(one["AP"], axis=0)[order], height, color=SUBJECT_COLOURS[s],
                 label=_name(one["name"]))
     ax.set_yticks(np.arange(len(order)), [_name(content["classes"][c]) for c in order])
     ax.set(xlabel="average precision, mean over tIoUs (%)", title="Classes", ylim=(-1, len(order)))
@@ -110,6 +111,7 @@ def _gains(content: Mapping[str, Any]) -> Any:
         _bars(ax, kinds, [[np.mean(one["gains"][how][kind]) for kind in kinds] for one in content["predictions"]], content)
         ax.set(ylabel="mAP gained (points)", title=f"errors {how}")
         ax.tick_params(axis="x", rotation=20)
+    _legend_below(figure, axes[0])
     return figure
 
 
@@ -128,18 +130,23 @@ def _buckets(content: Mapping[str, Any], key: str, overall: str, label: str) -> 
                   for one in content["predictions"]]
         texts = [f"{text}\n(n={n})" for text, n in zip(group["labels"], group["ground_truth"], strict=True)]
         _bars(ax, texts, values, content)
-        for one, colour in zip(content["predictions"], COLOURS, strict=False):
+        for one, colour in zip(content["predictions"], SUBJECT_COLOURS, strict=False):
             ax.axhline(100 * np.mean(one[overall]), color=colour, linestyle="--", linewidth=1)
         ax.set(ylabel=label, title=f"{group['name']} ({group['unit']})")
         ax.tick_params(axis="x", labelsize=8)
+    _legend_below(figure, axes[0])
     return figure
 
 
 def _bars(ax: Any, labels: Sequence[str], values: Sequence[Sequence[float]], content: Mapping[str, Any]) -> None:
     width = 0.8 / len(values)
     for s, (row, one) in enumerate(zip(values, content["predictions"], strict=True)):
-        ax.bar(np.arange(len(labels)) + (s - (len(values) - 1) / 2) * width, 100 * np.array(row, float), width, color=COLOURS[s],
-               label=_name(one["name"]))
+        places = np.arange(len(labels)) + (s - (len(values) - 1) / 2) * width
+        ax.bar(places, 100 * np.array(row, float), width, color=SUBJECT_COLOURS[s], label=_name(one["name"]))
     ax.set_xticks(np.arange(len(labels)), labels)
-    if len(values) > 1:
-        ax.legend()
+
+
+def _legend_below(figure: Any, ax: Any) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
