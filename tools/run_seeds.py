@@ -15,7 +15,16 @@ from pathlib import Path
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.checkpoint import checkpoint_name
-from libs.engine.launch import eval_command, log_of, read_results, run_commands, run_graph, threads_per_job, train_command
+from libs.engine.launch import (
+    eval_command,
+    log_of,
+    read_results,
+    report_runs,
+    run_commands,
+    run_graph,
+    threads_per_job,
+    train_command,
+)
 from libs.engine.run import run_folder
 from libs.utils.io import write_json_atomic
 
@@ -55,7 +64,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, dict]:
 def main() -> None:
     args = parse()
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
-    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, seed), args.jobs)
+    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, seed), args.jobs,
+                        report_runs())
     summary = {}
     for kind in KINDS:
         values = [100 * results[s][kind]["average_mAP"] for s in seeds]

@@ -4,9 +4,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,13 +21,17 @@ from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.engine.run import Run
-from libs.engine.teachers import load_teachers, streams_to_read
+from libs.engine.teachers import Teacher, load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
 from libs.utils.metrics import Scores
+from libs.utils.predictions import Detections
+from libs.utils.progress import Clock
+from libs.utils.timeline_image import timeline_image
 
 BEST = "best.pth.tar"
+SHOWN_VIDEOS = 3  # in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -82,10 +88,12 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
                 + (f", resumed after epoch {trainer.epoch}" if resume is not None else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
+        run.text("summary", _summary(trainer, train_set, val_set, teachers), trainer.iteration)
         scores = None
+        left = _time_left(trainer)
         while trainer.epoch < config.total_epochs:
             sampler.epoch = trainer.epoch
-            _one_epoch(trainer, loader, run, options.print_every)
+            _one_epoch(trainer, loader, run, options.print_every, left)
             last = trainer.epoch == config.total_epochs
             if val_set is not None and (last or trainer.epoch % options.eval_every == 0):
                 scores = _evaluate(trainer, val_set, run)
@@ -97,7 +105,14 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
         run.close()
 
 
-def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, print_every: int) -> None:
+def _time_left(trainer: Trainer) -> Callable[[], str]:
+    """What the rest of the run will take, judged by what this process did so far, evaluations included."""
+    clock, first, total = Clock(), trainer.iteration, trainer.config.total_epochs * trainer.iters_per_epoch
+    return lambda: clock.left(trainer.iteration - first, total - first)
+
+
+def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, print_every: int,
+               left: Callable[[], str]) -> None:
     epoch, total = trainer.epoch + 1, trainer.iters_per_epoch
     pending: list[dict[str, Tensor]] = []
     started, waited = time.perf_counter(), 0
@@ -111,7 +126,7 @@ def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, 
                 seconds, started = time.perf_counter() - started, time.perf_counter()
                 terms = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
                 run.say(f"epoch {epoch:3d}  {i:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
-                        f"{seconds / waited:.3f} s/iteration")
+                        f"{seconds / waited:.3f} s/iteration  {left()}")
                 pending, waited = [], 0
     trainer.epoch = epoch
 
@@ -127,7 +142,8 @@ def _log(trainer: Trainer, run: Run, pending: list[dict[str, Tensor]], epoch: in
         run.log({"iteration": first + i + 1, "epoch": epoch, "lr": trainer.schedule.at(first + i), **values})
     run.flush()
     mean = dict(zip(names, table.mean(0).tolist(), strict=True))
-    run.scalars({"train/lr": trainer.learning_rate, **{f"train/{k}": v for k, v in mean.items()}}, trainer.iteration)
+    steps = {f"{'optimizer' if k == 'grad_norm' else 'loss'}/{k}": v for k, v in mean.items()}
+    run.scalars({"optimizer/lr": trainer.learning_rate, **steps}, trainer.iteration)
     return mean
 
 
@@ -137,10 +153,13 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
     if config.test_cfg.weights == "ema":
         model = copy.deepcopy(trainer.model)
         model.load_state_dict(trainer.average.state_dict())
-    scores = score(predict(model, val_set, config, trainer.device), val_set)
+    with run.progress(len(val_set), "validation") as shown:
+        detections = predict(model, val_set, config, trainer.device, lambda done, total: shown.update(done - shown.n))
+    scores = score(detections, val_set)
     values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
     values["average_mAP"] = float(scores.average_mAP)
     run.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
+    _show(detections, val_set, run, trainer.iteration)
     run.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": config.test_cfg.weights, **values})
     run.flush()
     run.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({config.test_cfg.weights} weights)")
@@ -151,6 +170,33 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run) -> Scores:
         trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
         trainer.save(run.folder / BEST)
     return scores
+
+
+def _show(detections: Detections, val_set: TalDataset, run: Run, iteration: int) -> None:
+    """Pictures of predictions under the ground truth for three videos, the same ones at every evaluation."""
+    marked = [video for video in val_set.videos if len(video.segments)] or list(val_set.videos)
+    for i in np.linspace(0, len(marked) - 1, min(SHOWN_VIDEOS, len(marked))).round().astype(int):
+        video = marked[i]
+        mine = detections.take(detections.video_id == video.id)
+        pixels = timeline_image(video.id, (video.segments, video.labels),
+                                (np.stack([mine.t_start, mine.t_end], axis=1), mine.label, mine.score), val_set.label_names)
+        run.image(f"predictions/{video.id}", pixels, iteration)
+
+
+def _summary(trainer: Trainer, train_set: TalDataset, val_set: TalDataset | None, teachers: Sequence[Teacher]) -> str:
+    """What the run is, as a Markdown table."""
+    config, parameters = trainer.config, sum(p.numel() for p in trainer.model.parameters())
+    rows = {
+        "configuration": config.source, "seed": config.init_rand_seed, "device": str(trainer.device),
+        "data set": f"{config.dataset_name}, {config.dataset.json_file}",
+        "training videos": f"{len(train_set)} of {', '.join(config.train_split)}",
+        "validation videos": f"{len(val_set)} of {', '.join(config.val_split)}" if val_set is not None else "not evaluated",
+        "classes": len(train_set.label_names), "network": f"{config.model.backbone_type}, {parameters / 1e6:.2f} M parameters",
+        "teachers": ", ".join(t.name for t in teachers) or "none",
+        "length": f"{config.total_epochs} epochs of {trainer.iters_per_epoch} iterations, batch {config.loader.batch_size}",
+        "optimizer": f"{config.opt.type}, learning rate {config.opt.learning_rate:g}, weight decay {config.opt.weight_decay:g}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in rows.items())])
 
 
 def _resume_file(folder: Path, options: FitOptions) -> Path | None:

@@ -20,6 +20,7 @@ from typing import Any, TextIO, TypeVar
 from libs.core.errors import UserError
 from libs.engine.evaluate import evaluation_folder
 from libs.utils.io import read_json
+from libs.utils.progress import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 5  # lines of a failed program's log that its error shows
@@ -82,11 +83,13 @@ def read_results(checkpoint: Path, weights: str) -> dict[str, Any]:
     return results
 
 
-def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int) -> dict[Key, Result]:
+def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int,
+              progress: Callable[[int, int], None] = lambda done, total: None) -> dict[Key, Result]:
     """Call `work(key)` in threads, at most `jobs` at a time, each key after the keys that it waits for; results by key.
 
     Keys that may begin do so in the order of the mapping.  After a failure nothing else begins, what runs is waited for, and
-    the first failure is raised.  ValueError if keys wait for each other in a circle, or for one that is not there.
+    the first failure is raised.  `progress(done, of how many)` is called after each success.  ValueError if
+    keys wait for each other in a circle, or for one that is not there.
     """
     waiting, results = dict(waits_for), {}
     running: dict[Future, Key] = {}
@@ -106,11 +109,18 @@ def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Re
                     failure = failure or error
                 else:
                     results[key] = future.result()
+                    progress(len(results), len(waits_for))
     if failure is not None:
         raise failure
     if waiting:
         raise ValueError(f"never ready: {', '.join(map(str, waiting))}")
     return {key: results[key] for key in waits_for}
+
+
+def report_runs() -> Callable[[int, int], None]:
+    """A `progress` for run_graph that prints how many runs are done and how long the others will take."""
+    clock = Clock()
+    return lambda done, total: print(f"{done}/{total} runs done, {clock.left(done, total)}", flush=True)
 
 
 def _set(overrides: Sequence[str]) -> list[str]:

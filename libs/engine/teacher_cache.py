@@ -31,6 +31,7 @@ from libs.datasets.loader import Batch, batches, inference_loader
 from libs.engine.teachers import InputOrder, Teacher, say
 from libs.modeling.distill import TeacherOutputs
 from libs.utils.io import write_atomic, write_json_atomic
+from libs.utils.progress import bar
 
 MEMORY = 2**30  # bytes of outputs kept in memory; beyond it files are read again
 PER_STEP, PER_POINT = ("stem", "inputs"), ("logits", "offsets", "pyramid")
@@ -82,7 +83,10 @@ class CachedTeachers:
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
         write_json_atomic(folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
                                                   "arrays": list(request.names)})
+        advance, seen = bar(len(dataset), f"videos, teacher {teacher.name}"), 0
         for batch in batches(inference_loader(dataset, config)):
+            seen += len(batch.video_ids)
+            advance(seen, len(dataset))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
             if not wanted:
                 continue
