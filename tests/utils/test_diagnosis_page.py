@@ -12,7 +12,8 @@ from libs.utils.diagnosis_page import SCRIPTS, embedded_json, page
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("text", ["</script><script>alert(1)</script>", "<!--<script>", "]]>", "&lt;", "a\u2028b\u2029", '"\\', "日本"])
+@pytest.mark.parametrize("text", [
+    "</script><script>alert(1)</script>", "<!--<script>", "]]>", "&lt;", "a\u2028b\u2029", '"\\', "日本"])
 def test_text_comes_back_and_holds_no_markup(text):
     written = embedded_json({"id": [text, {text: 1}]})
     assert json.loads(written) == {"id": [text, {text: 1}]}
