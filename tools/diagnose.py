@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.output)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {out}: is a page, so its name must end in .html; the numbers are written beside it as .json")
+    for written in (out, out.with_suffix(".json")):
+        if any(written.resolve() == Path(file).resolve() for file in (*files, args.annotations)):
+            raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
     if args.png_folder:

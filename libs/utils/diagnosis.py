@@ -23,6 +23,7 @@ from libs.utils.predictions import Detections, GroundTruth
 TRUE_POSITIVE, DOUBLE, WRONG_LABEL, LOCALISATION, CONFUSION, BACKGROUND = range(6)
 KINDS = ("true positive", "double detection", "wrong label", "localisation", "confusion", "background")
 ERRORS = range(DOUBLE, BACKGROUND + 1)
+REPAIRABLE = (WRONG_LABEL, LOCALISATION, CONFUSION)
 MIN_TIOU = 0.1  # of an error that still belongs to a ground truth (Alwassel et al., section 3.1)
 PROFILE_FACTORS = tuple(range(1, 11))  # "top-10G" in their figure 4
 RECALL_LEVELS = np.linspace(0, 1, 101)
@@ -88,7 +89,8 @@ def gains(found: Diagnosis) -> dict[str, dict[str, np.ndarray]]:
     everything = np.isin(found.error, ERRORS)
     for kind in ERRORS:
         out["removed"][KINDS[kind]] = _change(found, found.error == kind)
-        out["repaired"][KINDS[kind]] = _change(found, found.error == kind, repair=True)
+        out["repaired"][KINDS[kind]] = (_change(found, found.error == kind, repair=True) if kind in REPAIRABLE
+                                        else out["removed"][KINDS[kind]])
     for how in out:
         out[how]["all errors"] = _change(found, everything, repair=how == "repaired")
     out["removed"]["missed"] = _change(found, np.zeros_like(everything), ignore_missed=True)
@@ -161,8 +163,9 @@ def _change(found: Diagnosis, wrong: np.ndarray, repair: bool = False, ignore_mi
             keep[fixed] = hit[fixed] = True
             det_class = det_class.copy()
             det_class[fixed] = matching.gt_class[found.target[i, fixed]]
-        order = np.flatnonzero(keep)
-        order = order[np.lexsort((matching.used[order], -found.score[order], det_class[order]))]
+        order = np.flatnonzero(keep)  # by class and falling score, unless a repair has changed classes
+        if repair:
+            order = order[np.lexsort((matching.used[order], -found.score[order], det_class[order]))]
         num_gt = np.bincount(matching.gt_class[~missed[i]] if ignore_missed else matching.gt_class,
                              minlength=len(matching.class_ids))
         rows = class_slices(det_class[order], len(num_gt))
@@ -174,7 +177,7 @@ def _change(found: Diagnosis, wrong: np.ndarray, repair: bool = False, ignore_mi
 def _repaired(found: Diagnosis, i: int, wrong: np.ndarray, missed: np.ndarray) -> np.ndarray:
     """Rows of `wrong` that become true positives at tIoU i: the best-scoring one of every target that is not found yet."""
     kind, target = found.error[i], found.target[i]
-    rows = np.flatnonzero(wrong & np.isin(kind, (WRONG_LABEL, LOCALISATION, CONFUSION)))
+    rows = np.flatnonzero(wrong & np.isin(kind, REPAIRABLE))
     rows = rows[missed[target[rows]]]
     rows = rows[np.lexsort((found.matching.used[rows], -found.score[rows], target[rows]))]
     return rows[np.diff(target[rows], prepend=-1) != 0]

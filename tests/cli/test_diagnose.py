@@ -183,6 +183,8 @@ BAD = {
     "names": (None, ["--names", "a", "b"], ["--names a b: expected 1"]),
     "video folder": (None, ["--video-folder", "nowhere"], ["--video-folder nowhere: no such folder"]),
     "most drawn": (None, ["--most-drawn", "0"], ["--most-drawn 0"]),
+    "output over predictions": (None, ["-o", "found.html"], ["-o found.html", "would overwrite found.json"]),
+    "output over annotations": (None, ["-o", "./truth.HTML"], ["would overwrite truth.json"]),
     "output": (None, ["-o", "r.json"], ["-o r.json", ".html"]),
 }
 
@@ -194,10 +196,10 @@ def test_bad_input_is_one_error_and_writes_nothing(kind, tmp_path, capsys, monke
     change, extra, words = BAD[kind]
     if change:
         change(found, truth)
-    before = sorted(tmp_path.iterdir())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     message = one_error(*run(capsys, found, truth, *(() if "-o" in extra else ("-o", "r.html")), *extra)[::2])
     assert all(word in message for word in words), message
-    assert sorted(tmp_path.iterdir()) == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_allowed_unknown_videos_count_as_false_positives(tmp_path, capsys):
