@@ -202,6 +202,14 @@ def test_bad_input_is_one_error_and_writes_nothing(kind, tmp_path, capsys, monke
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_evaluate_refuses_another_time_unit_too(tmp_path, capsys):
+    found, truth = write_inputs(tmp_path)
+    scaled(1000)(found, truth)
+    code, out, err = run_script(capsys, evaluate.main, "evaluate.py", str(found), str(truth))
+    assert "these look like milliseconds" in one_error(code, err)
+    assert out == ""
+
+
 def test_allowed_unknown_videos_count_as_false_positives(tmp_path, capsys):
     found, truth = write_inputs(tmp_path)
     spoil(lambda r: r.update(extra=[{"segment": [0, 5], "label": "jump", "score": .95}]))(found, truth)

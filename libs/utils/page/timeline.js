@@ -2,6 +2,13 @@
 // What is drawn is told in data-* attributes of the canvas.
 const GUTTER = 168, AXIS = 26, TRUTH = 16, LANE = 52, LOW_LANE = 28, GAP = 12, MOST_ROWS = 30; // LOW_LANE: of classes without ground truth
 
+// round seconds, or parts of minutes and hours where the view is long
+function timeTicks(start, end, about) {
+  if (end - start <= 120) return ticks(start, end, about);
+  const step = [15, 30, 60, 120, 300, 600, 900, 1800].find((s) => s >= (end - start) / about) ?? 3600 * Math.ceil((end - start) / about / 3600);
+  return Array.from({length: Math.floor(end / step) - Math.ceil(start / step) + 1}, (_, i) => (Math.ceil(start / step) + i) * step);
+}
+
 class Timeline {
   constructor(canvas, tip, data) {
     Object.assign(this, {canvas, tip, data, context: canvas.getContext("2d")});
@@ -102,7 +109,7 @@ class Timeline {
   axis(width, height) {
     const {context: g, state} = this, span = state.end - state.start;
     g.textAlign = "center";
-    const marks = ticks(state.start, state.end, Math.max(3, (width - GUTTER) / 110)).filter((t) => t >= state.start - 1e-9 && t <= state.end + 1e-9);
+    const marks = timeTicks(state.start, state.end, Math.max(3, (width - GUTTER) / 110)).filter((t) => t >= state.start - 1e-9 && t <= state.end + 1e-9);
     for (const mark of marks) {
       g.fillStyle = "#eceff3";
       g.fillRect(this.x(mark), AXIS - 4, 1, height);
