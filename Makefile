@@ -42,7 +42,7 @@ test: $(INSTALLED) $(DEV)
 
 # the report page in a real browser: headless Chromium, from Debian's packages where it is missing and this user may install them
 test-browser: $(INSTALLED) $(DEV) $(BROWSER)
-	@for p in chromium chromedriver; do command -v $$p >/dev/null 2>&1 || missing=yes; done; \
+	@missing=; for p in chromium chromedriver; do command -v $$p >/dev/null 2>&1 || missing=yes; done; \
 	if [ -n "$$missing" ]; then \
 	  command -v apt-get >/dev/null 2>&1 && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; } || { \
 	    echo "error: chromium and chromedriver are needed and cannot be installed here (no apt-get, or no right to use it);" \

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def _split_of(document: Annotations, detections: Detections, source: str, split:
     return next(iter(predicted))
 
 
-def _fps(videos: Sequence[Video]) -> dict[str, float]:
+def _fps(videos: Iterable[Video]) -> dict[str, float]:
     return {v.id: v.fps for v in videos if v.fps is not None}
 
 

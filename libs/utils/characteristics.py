@@ -17,7 +17,7 @@ from libs.utils.diagnosis import Diagnosis
 from libs.utils.metrics import class_slices
 from libs.utils.predictions import GroundTruth
 
-# bounds of (low, high] per characteristic: for ActivityNet those of Alwassel et al.; for THUMOS14 those that papers report with
+# bounds of (low, high] per characteristic: for ActivityNet those of Alwassel et al.; for THUMOS14 shorter ones
 PRESETS: dict[str, dict[str, tuple[float, ...]]] = {
     "activitynet": {"length": (0, 30, 60, 120, 180, np.inf), "coverage": (0, 0.2, 0.4, 0.6, 0.8, np.inf),
                     "instances": (0, 1, 4, 8, np.inf)},
@@ -91,7 +91,7 @@ def normalised_mAP(found: Diagnosis, inside: np.ndarray | None = None) -> np.nda
     """Mean (n_tiou,) over the classes that have ground truths `inside` (m,) bool (None: all) of the normalised AP.
 
     Precision is replaced by R N / (R N + F): R recall among those inside, F false positives so far, N the mean number of ground
-    truths per class, so that a rare kind is not punished for being rare (Alwassel et al., section 3.1, after Hoiem et al. 2012).
+    truths per class, so that a rare kind is not punished for being rare (Alwassel et al., after Hoiem et al. 2012).
     """
     matching = found.matching
     inside = np.ones(len(matching.gt_class), bool) if inside is None else inside

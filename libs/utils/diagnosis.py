@@ -24,8 +24,8 @@ TRUE_POSITIVE, DOUBLE, WRONG_LABEL, LOCALISATION, CONFUSION, BACKGROUND = range(
 KINDS = ("true positive", "double detection", "wrong label", "localisation", "confusion", "background")
 ERRORS = range(DOUBLE, BACKGROUND + 1)
 REPAIRABLE = (WRONG_LABEL, LOCALISATION, CONFUSION)
-MIN_TIOU = 0.1  # of an error that still belongs to a ground truth (Alwassel et al., section 3.1)
-PROFILE_FACTORS = tuple(range(1, 11))  # "top-10G" in their figure 4
+MIN_TIOU = 0.1  # of an error that still belongs to a ground truth (Alwassel et al.)
+PROFILE_FACTORS = tuple(range(1, 11))  # their "top-10G"
 RECALL_LEVELS = np.linspace(0, 1, 101)
 
 
