@@ -27,6 +27,7 @@ from libs.utils.io import write_json_atomic, write_text_atomic
 from libs.utils.metrics import DEFAULT_TIOUS, unique_rank_scores
 
 ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
+OUR_FILES = ("predictions", "eval_results")  # what eval.py writes, the same for every run
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".ogv", ".avi")
 
 
@@ -93,17 +94,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """The names given, else those of the files, with their folders where they are equal."""
+    """The names given, else those of the files, with their folders where they are equal or where the name says nothing."""
     if given is not None:
         if len(given) != len(files) or len(set(given)) != len(given):
             raise UserError(f"--names {' '.join(given)}: expected {len(files)} different names, one per predictions file")
         return list(given)
     paths = [Path(file) for file in files]
-    for depth in (1, 2, 3, 4):
-        names = [ENDING.sub("", "/".join(path.parts[-depth:])) for path in paths]
+    for depth in (0, 1, 2, 3):
+        names = [_name(path, depth) for path in paths]
         if len(set(names)) == len(names):
             return names
     return [f"{chr(ord('A') + i)}: {path.name}" for i, path in enumerate(paths)]
+
+
+def _name(path: Path, depth: int) -> str:
+    """ckpt/first/eval/epoch_030_ema/predictions.json is first/epoch_030_ema; any other name keeps `depth` folders."""
+    stem, folders = ENDING.sub("", path.name), [part for part in path.parts[:-1] if part not in ("eval", path.anchor)]
+    if stem in OUR_FILES and folders:
+        return "/".join(folders[-max(depth, 2):])
+    return "/".join([*folders[max(len(folders) - depth, 0):], stem])
 
 
 def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject], truth: Truth) -> dict[str, Any]:

@@ -215,6 +215,30 @@ def test_choice_of_video_and_class(one):
     assert int(state["drawn"]) == one.expected(index, group=turn)
 
 
+def test_the_worst_videos_come_first_and_keys_follow_the_list(two):
+    def missed(video, tiou):
+        return sum(f[tiou] == "0" for found in video["ground_truth"]["found"] for f in found)
+    videos = two.data["timeline"]["videos"]
+    two.choose("tiou", "0.6")
+    two.choose("order", "most missed")
+    expected = sorted(range(3), key=lambda i: (-missed(videos[i], 3), i))
+    assert missed(videos[expected[0]], 3) > 0
+    assert [int(o.get_attribute("value")) for o in Select(two.find("video")).options] == expected
+    two("arguments[0].focus()", two.find("canvas"))
+    seen = [two.state["video"]]
+    for _ in range(3):
+        two.keys("n")
+        seen.append(two.state["video"])
+    assert seen == [videos[i]["id"] for i in [*expected, expected[0]]]
+    two.choose("order", "most false positives")
+
+    def wrong(video):
+        return sum(s for one in video["predictions"] for s, k in zip(one["score"], one["kinds"], strict=True) if k[3] != "0")
+    amounts = [wrong(videos[int(o.get_attribute("value"))]) for o in Select(two.find("video")).options]
+    assert amounts == sorted(amounts, reverse=True)
+    assert two.state["video"] == max(videos, key=wrong)["id"]
+
+
 def test_hovering_tells_what_lies_there(one):
     canvas, tip = one.find("canvas"), one.find("tip")
     one("arguments[0].scrollIntoView({block: 'center'})", canvas)

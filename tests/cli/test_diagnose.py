@@ -119,6 +119,17 @@ def test_two_files(tmp_path, capsys):
     assert [one["name"] for one in named["predictions"]] == ["ours", "theirs"]
 
 
+@pytest.mark.parametrize(("files", "names"), [
+    (["a/b/scores.csv.gz"], ["scores"]), (["a/x.json", "b/x.json"], ["a/x", "b/x"]),
+    (["x.json", "x.csv"], ["A: x.json", "B: x.csv"]), (["a/x.json", "x.json"], ["a/x", "x"]),
+    (["ckpt/one/eval/epoch_030_ema/predictions.json"], ["one/epoch_030_ema"]), (["predictions.json"], ["predictions"]),
+    (["/a/one/eval/e_ema/predictions.json", "/a/two/eval/e_ema/eval_results.pkl"], ["one/e_ema", "two/e_ema"]),
+    (["/predictions.json"], ["predictions"]),
+    (["k/a/s/eval/e/predictions.json", "k/b/s/eval/e/predictions.json"], ["a/s/e", "b/s/e"])])
+def test_how_predictions_are_called(files, names):
+    assert diagnose._names(files, None) == names
+
+
 def test_media_of_a_folder(tmp_path, capsys):
     found, truth = write_inputs(tmp_path)
     (tmp_path / "plain.webm").write_bytes(b"")

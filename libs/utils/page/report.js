@@ -113,19 +113,29 @@ function perTiou() {
 function viewer() {
   const timeline = new Timeline(byId("canvas"), byId("tip"), data), videos = data.timeline.videos, media = byId("media");
   const label = (v) => `${v.id} (${v.ground_truth.start.length} | ${v.predictions.map((p) => p.total).join(", ")})`;
-  const list = (part) => options(byId("video"), videos.map((v, i) => [i, label(v), v.id]).filter(([, , id]) => id.toLowerCase().includes(part.toLowerCase())));
+  const missed = (v) => v.ground_truth.found.reduce((sum, found) => sum + found.filter((f) => f[timeline.state.tiou] === "0").length, 0);
+  const wrong = (v) => v.predictions.reduce((sum, one) => sum + one.kinds.reduce((s, kinds, i) => s + (kinds[timeline.state.tiou] === "0" ? 0 : one.score[i]), 0), 0);
+  const orders = {name: null, missed, wrong};
+  const list = () => {
+    const part = byId("search").value.toLowerCase(), worst = orders[byId("order").value];
+    timeline.order = videos.map((_, i) => i).filter((i) => videos[i].id.toLowerCase().includes(part));
+    if (worst) {
+      const amount = new Map(timeline.order.map((i) => [i, worst(videos[i])]));
+      timeline.order.sort((a, b) => amount.get(b) - amount.get(a) || a - b);
+    }
+    options(byId("video"), timeline.order.map((i) => [i, label(videos[i])]));
+    byId("video").value = timeline.state.video;
+  };
+  const toFirst = () => { list(); if (timeline.order.length) timeline.set({video: timeline.order[0]}); };
   const slider = byId("score");
-  list("");
+  list();
   options(byId("class"), [[-1, "all classes"], ...data.classes.map((name, c) => [c, name])]);
   byId("kinds").replaceChildren(...legendOf([["ground truth", "#1f3a5f"], ...data.kinds.map((name, k) => [name, KIND_COLOURS[k]])]).children, make("span", {}, "▭ ground truth that is missed"), make("span", {}, "height: score"));
   slider.max = timeline.top;
   slider.step = timeline.top / 200;
   byId("video").addEventListener("change", (event) => timeline.set({video: Number(event.target.value)}));
-  byId("search").addEventListener("input", (event) => {
-    list(event.target.value);
-    const first = byId("video").options[0];
-    if (first) timeline.set({video: Number(first.value)});
-  });
+  byId("search").addEventListener("input", toFirst);
+  byId("order").addEventListener("change", toFirst);
   byId("class").addEventListener("change", (event) => timeline.set({group: Number(event.target.value)}));
   slider.addEventListener("input", () => timeline.set({least: Number(slider.value)}));
   byId("previous").addEventListener("click", () => timeline.step(-1));
@@ -163,7 +173,7 @@ function viewer() {
     if (video.media) { source(video.media, ""); byId("player").open = true; }
   };
   timeline.set({video: 0, tiou: middle(), fit: true});
-  return timeline;
+  return {timeline, list};
 }
 
 header();
@@ -172,10 +182,11 @@ classTable();
 options(byId("curve-class"), [[-1, "mean over classes"], ...data.classes.map((name, c) => [c, name])]);
 byId("curve-class").addEventListener("change", curves);
 perTiou();
-const timeline = viewer();
+const {timeline, list} = viewer();
 byId("tiou").addEventListener("change", (event) => {
   chosen = Number(event.target.value);
   timeline.set({tiou: chosen === AVERAGE ? middle() : chosen});
+  list();
   perTiou();
 });
 document.body.dataset.ready = "true";

@@ -14,6 +14,7 @@ class Timeline {
     Object.assign(this, {canvas, tip, data, context: canvas.getContext("2d")});
     this.state = {video: 0, group: -1, least: 0, tiou: 0, start: 0, end: 1, cursor: null};
     this.top = Math.max(1e-9, ...data.timeline.videos.flatMap((v) => v.predictions.map((p) => p.score.length ? p.score[0] : 0)));
+    this.order = data.timeline.videos.map((_, i) => i);
     this.onSeek = this.onChange = () => {};
     this.pending = false;
     this.listen();
@@ -233,5 +234,10 @@ class Timeline {
     });
   }
 
-  step(by) { const number = this.data.timeline.videos.length; this.set({video: (this.state.video + by + number) % number}); }
+  // to the next or previous video of the list as it is shown
+  step(by) {
+    if (!this.order.length) return;
+    const place = this.order.indexOf(this.state.video);
+    this.set({video: this.order[place < 0 ? 0 : (place + by + this.order.length) % this.order.length]});
+  }
 }
