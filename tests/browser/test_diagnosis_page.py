@@ -68,7 +68,7 @@ class Page:
         browser.set_window_size(1280, 900)
         browser.get_log("browser")
         browser.get(path.as_uri())
-        WebDriverWait(browser, 10).until(lambda b: b.execute_script(
+        WebDriverWait(browser, 30).until(lambda b: b.execute_script(
             "return document.body.dataset.ready === 'true' && document.getElementById('canvas').dataset.drawn !== undefined"))
         self.data = json.loads(self("return document.getElementById('data').textContent"))
 
@@ -306,7 +306,7 @@ def seek(page: Page, seconds: float) -> None:
 def test_a_local_file_plays_in_step(one, folder):
     one("document.getElementById('player').open = true")
     one.find("file").send_keys(str(folder / "sound.wav"))
-    WebDriverWait(one.browser, 10).until(lambda _: one("return document.getElementById('media').readyState") > 0)
+    WebDriverWait(one.browser, 30).until(lambda _: one("return document.getElementById('media').readyState") > 0)
     seek(one, 7.5)
     assert float(one.state["cursor"]) == pytest.approx(7.5, abs=0.05)
     one.find("zoom-in").click()
@@ -316,7 +316,7 @@ def test_a_local_file_plays_in_step(one, folder):
     canvas = one.find("canvas")
     one("arguments[0].scrollIntoView({block: 'center'})", canvas)
     ActionChains(one.browser).move_to_element(canvas).click().perform()
-    WebDriverWait(one.browser, 10).until(lambda _: one("return !document.getElementById('media').seeking"))
+    WebDriverWait(one.browser, 30).until(lambda _: one("return !document.getElementById('media').seeking"))
     expected = one("return timeline.at(document.getElementById('canvas').clientWidth / 2)")
     assert one("return document.getElementById('media').currentTime") == pytest.approx(expected, abs=0.1)
     one("arguments[0].focus()", canvas)
@@ -328,7 +328,7 @@ def test_a_local_file_plays_in_step(one, folder):
 def test_files_of_a_folder_are_offered(browser, folder):
     page = Page(browser, folder / "media.html")
     page.find("search").send_keys("run")
-    WebDriverWait(browser, 10).until(lambda _: page("return document.getElementById('media').readyState") > 0)
+    WebDriverWait(browser, 30).until(lambda _: page("return document.getElementById('media').readyState") > 0)
     assert page("return document.getElementById('media').duration") == pytest.approx(20, abs=0.1)
     page.find("search").clear()
     page.find("search").send_keys("walk")
