@@ -14,7 +14,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-distill test lint setup clean
+.PHONY: help demo demo-distill test test-browser lint setup clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -23,6 +23,7 @@ HERE := $(shell pwd | cksum | cut -d' ' -f1)
 CREATED := $(VENV)/.stamp-created
 PACKAGES := $(VENV)/.stamp-packages
 DEV := $(VENV)/.stamp-dev
+BROWSER := $(VENV)/.stamp-browser
 INSTALLED := $(VENV)/.stamp-installed-$(HERE)
 SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
 
@@ -38,6 +39,21 @@ demo-distill: $(INSTALLED)
 
 test: $(INSTALLED) $(DEV)
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# the report page in a real browser: headless Chromium, from Debian's packages where it is missing and this user may install them
+test-browser: $(INSTALLED) $(DEV) $(BROWSER)
+	@missing=; for p in chromium chromedriver; do command -v $$p >/dev/null 2>&1 || missing=yes; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null 2>&1 && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; } || { \
+	    echo "error: chromium and chromedriver are needed and cannot be installed here (no apt-get, or no right to use it);" \
+	      "install them, on Debian: apt-get install chromium chromium-driver" >&2; exit 2; }; \
+	  as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+	  echo "installing Debian's chromium and chromium-driver"; \
+	  { $$as_root apt-get update -qq && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    chromium chromium-driver fonts-dejavu-core >/dev/null; } || { \
+	    echo "error: apt-get could not install chromium and chromium-driver (its message is above); install them by hand" >&2; exit 2; }; \
+	fi
+	$(RUN) -m pytest tests/browser $(PYTEST_ARGS)
 
 lint: $(DEV)
 	$(RUN) -m ruff check .
@@ -64,6 +80,11 @@ $(PACKAGES): requirements.txt | $(CREATED)
 $(DEV): requirements-dev.txt | $(CREATED)
 	@echo "installing requirements-dev.txt"
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(BROWSER): requirements-browser.txt | $(CREATED)
+	@echo "installing requirements-browser.txt"
+	@$(PIP) -r requirements-browser.txt
 	@touch $@
 
 $(INSTALLED): $(PACKAGES) setup.py $(SOURCES)

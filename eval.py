@@ -20,7 +20,7 @@ from libs.core.errors import run_main
 from libs.datasets.demo import ensure_demo_of
 from libs.engine.distributed import launched
 from libs.engine.evaluate import evaluate_checkpoint
-from libs.engine.run import bar
+from libs.utils.progress import bar
 
 
 def parse() -> argparse.Namespace:

@@ -11,44 +11,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-
-from libs.core.errors import UserError, run_main
-from libs.datasets.annotations import load_annotations
+from libs.core.errors import run_main
+from libs.datasets.truth import check_time_unit, read_with_truth, warn_about_videos
 from libs.utils.io import write_json_atomic
 from libs.utils.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
-from libs.utils.predictions import Detections, GroundTruth, read_predictions
-from libs.utils.score_fusion import fuse_external_scores, load_external_scores
-from libs.utils.thumos_protocol import evaluate_thumos14, load_thumos14_folder
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What the predictions are held against: one split's segments, the videos it has, class name -> id."""
-
-    split: str
-    ground_truth: GroundTruth
-    ambiguous: GroundTruth | None
-    videos: frozenset[str]
-    label_ids: Mapping[str, int]
+from libs.utils.thumos_protocol import evaluate_thumos14
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    if Path(args.annotations).is_dir():
-        detections, truth = _against_folder(args)
-    else:
-        detections, truth = _against_json(args)
-    _warn_about_videos(detections, truth)
+    (detections,), truth = read_with_truth([args.predictions], args.annotations, args.split, args.labels_from, args.class_scores,
+                                           args.class_agnostic)
+    check_time_unit(detections, truth, args.predictions)
+    warn_about_videos(detections, truth)
     if args.unique_rank_scores:
         detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
-    names = {class_id: name for name, class_id in truth.label_ids.items()}
+    names = truth.label_names()
     if args.protocol == "thumos14":
         ambiguous = None if args.count_ambiguous else truth.ambiguous
         scores = evaluate_thumos14(detections, truth.ground_truth, args.tiou, ambiguous, names)
@@ -86,65 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--per-class", action="store_true", help="print the average precision of every class too")
     parser.add_argument("--json", metavar="OUT", help="write everything to a JSON file (rates as fractions of 1)")
     return parser
-
-
-def _against_json(args: argparse.Namespace) -> tuple[Detections, Truth]:
-    if args.labels_from:
-        raise UserError(f"{args.annotations}: --labels-from goes with a THUMOS14 folder only; leave it out")
-    annotations = load_annotations(args.annotations)
-    detections = read_predictions(args.predictions, annotations.label_ids, bool(args.class_scores) or args.class_agnostic)
-    if args.class_scores:
-        scores = load_external_scores(args.class_scores, annotations.label_ids, np.unique(detections.video_id).tolist())
-        detections = fuse_external_scores(detections, scores, source=args.class_scores, keep_unscored=False)
-    subsets = annotations.subset_counts()
-    if args.split is not None:
-        split = args.split.lower()
-        if split not in subsets:
-            raise UserError(f"{args.annotations}: has no split {args.split!r}; it has {', '.join(sorted(subsets))}")
-    elif len(subsets) == 1:
-        split = next(iter(subsets))
-    else:
-        predicted = Counter(annotations.videos[video].subset for video in set(detections.video_id.tolist())
-                            if video in annotations.videos)
-        if len(predicted) != 1:
-            found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "none of its splits"
-            raise UserError(f"{args.predictions}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with "
-                            "--split")
-        split = next(iter(predicted))
-    videos = [video for video in annotations.videos.values() if video.subset == split]
-    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), args.annotations)
-    if args.class_agnostic:
-        truth = dataclasses.replace(truth, label=np.zeros_like(truth.label))
-    label_ids = {"any class": 0} if args.class_agnostic else annotations.label_ids
-    return detections, Truth(split, truth, None, frozenset(v.id for v in videos), label_ids)
-
-
-def _against_folder(args: argparse.Namespace) -> tuple[Detections, Truth]:
-    if args.class_scores or args.class_agnostic:
-        raise UserError(f"{args.annotations}: --class-scores and --class-agnostic go with an annotation JSON; leave them out")
-    official = load_thumos14_folder(args.annotations, args.split)
-    if args.labels_from:
-        ids = load_annotations(args.labels_from).label_ids
-        detections = read_predictions(args.predictions, ids)
-        official_id = {class_id: official.label_ids.get(name, -1) for name, class_id in ids.items()}
-        labels = np.array([official_id.get(label, -1) for label in detections.label.tolist()], np.int64)
-        detections = dataclasses.replace(detections, label=labels)
-    else:
-        detections = read_predictions(args.predictions, official.label_ids)
-        lowest = min(official.label_ids.values())
-        if len(detections) and detections.label.min() < lowest:
-            raise UserError(f"{args.predictions}: has the class id {detections.label.min()}, but the ids of {args.annotations} "
-                            f"begin at {lowest}; if the ids are those of an annotation JSON, name it with --labels-from")
-    return detections, Truth(official.subset, official.ground_truth, official.ambiguous, official.video_ids, official.label_ids)
-
-
-def _warn_about_videos(detections: Detections, truth: Truth) -> None:
-    predicted, counts = np.unique(detections.video_id, return_counts=True)
-    strange = np.array([video not in truth.videos for video in predicted.tolist()], bool)
-    if strange.any():
-        some = ", ".join(predicted[strange][:5].tolist()) + (", ..." if strange.sum() > 5 else "")
-        warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {truth.split} does not have "
-                      f"count as false positives ({some})", stacklevel=2)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from libs.core.errors import UserError, note, run_main
+from libs.core.errors import UserError, run_main
 from libs.datasets.grid import expected_length
 from libs.datasets.planted import Difficulty, make_video, make_world, pick
 from libs.datasets.staging import refuse_foreign, staged
 from libs.datasets.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
 from libs.utils.io import read_json, write_text_atomic
+from libs.utils.progress import bar
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,6 +104,7 @@ def main() -> None:
     chosen, files = set(keep), {}
     with staged(out, (FEATURES, ANNOTATIONS, PLANTED)) as folder:
         (folder / FEATURES).mkdir()
+        advance = bar(len(keep), "videos")
         for i, name in enumerate(keep, 1):
             video = database[name]
             events = [(float(a["segment"][0]), float(a["segment"][1]), int(a["label_id"])) for a in video["annotations"]]
@@ -110,8 +112,7 @@ def main() -> None:
             x = make_video(world, args.seed, name, steps, events, float(video["fps"]), level)
             np.save(folder / FEATURES / f"{name}.npy", x)
             files[name] = {"shape": list(x.shape), "sha256": None if args.no_hash else hashlib.sha256(x.tobytes()).hexdigest()}
-            if i % 50 == 0:
-                note(f"{i} of {len(keep)} videos")
+            advance(i, len(keep))
         videos = {k: {**v, "subset": "unlabelled"} if k in further else v for k, v in database.items() if k in chosen}
         subset = {"version": document.get("version", ""), "database": videos}
         write_text_atomic(folder / ANNOTATIONS, json.dumps(subset))

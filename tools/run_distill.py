@@ -18,7 +18,7 @@ from pathlib import Path
 from libs.core.errors import UserError, run_main
 from libs.engine.chain import Chain, StageRun, load_chain
 from libs.engine.chain_table import chain_results, markdown, table_rows
-from libs.engine.launch import run_graph, shown, threads_per_job
+from libs.engine.launch import report_runs, run_graph, shown, threads_per_job
 from libs.utils.io import write_json_atomic, write_text_atomic
 
 
@@ -52,7 +52,8 @@ def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None
         run.complete(threads_per_job(jobs))
         print(f"{label}: average mAP {run.average_mAP():.2f} ({run.weights} weights)", flush=True)
 
-    run_graph({label: [t for t in chain.teachers(run) if t in todo] for label, run in todo.items()}, complete, jobs)
+    run_graph({label: [t for t in chain.teachers(run) if t in todo] for label, run in todo.items()}, complete, jobs,
+              report_runs())
 
 
 def main() -> None:

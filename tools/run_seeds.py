@@ -15,7 +15,16 @@ from pathlib import Path
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.chain import StageRun
-from libs.engine.launch import eval_command, log_of, read_results, run_commands, run_graph, threads_per_job, train_command
+from libs.engine.launch import (
+    eval_command,
+    log_of,
+    read_results,
+    report_runs,
+    run_commands,
+    run_graph,
+    threads_per_job,
+    train_command,
+)
 from libs.engine.teachers import with_run_name
 from libs.utils.io import write_json_atomic
 
@@ -62,7 +71,7 @@ def main() -> None:
     args = parse()
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
     runs = {seed: run_of(args, seed) for seed in seeds}
-    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, runs[seed]), args.jobs)
+    results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, runs[seed]), args.jobs, report_runs())
     summary = {}
     for kind in KINDS:
         values = [100 * results[s][kind]["average_mAP"] for s in seeds]

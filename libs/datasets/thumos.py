@@ -20,6 +20,7 @@ from libs.datasets.archives import Member, copy, members
 from libs.datasets.grid import expected_length
 from libs.datasets.staging import refuse_foreign, staged
 from libs.utils.io import read_json
+from libs.utils.progress import Clock
 
 MD5 = "375f76ffbf7447af1035e694971ec9b2"  # of the published archive, see README.md for the download page
 ANNOTATIONS, FEATURES, PLANTED = "annotations/thumos14.json", "i3d_features", "planted_manifest.json"
@@ -30,7 +31,7 @@ REPORT_EVERY = 256 << 20
 
 def md5(path: str | os.PathLike, say: Callable[[str], None] = lambda line: None) -> str:
     """Hex MD5 of a file; `say` gets a progress line per 256 MiB.  UserError when it cannot be read."""
-    digest, done = hashlib.md5(usedforsecurity=False), 0
+    digest, done, clock = hashlib.md5(usedforsecurity=False), 0, Clock()
     try:
         total = os.path.getsize(path)
         with open(path, "rb") as file:
@@ -38,7 +39,7 @@ def md5(path: str | os.PathLike, say: Callable[[str], None] = lambda line: None)
                 digest.update(chunk)
                 done += len(chunk)
                 if done % REPORT_EVERY < len(chunk):
-                    say(f"md5: {done / 2**30:.2f} of {total / 2**30:.2f} GiB")
+                    say(f"md5: {done / 2**30:.2f} of {total / 2**30:.2f} GiB, {clock.left(done, total)}")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such archive; download it first (see README.md) or check the path") from error
     except OSError as error:

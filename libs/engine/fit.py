@@ -4,9 +4,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +24,21 @@ from libs.engine.interrupt import Interruption
 from libs.engine.objective import DetectionObjective, distillation
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
-from libs.engine.run import VALIDATION, Run, SilentRun
+from libs.engine.run import Run, SilentRun
 from libs.engine.saving import Saver
-from libs.engine.teachers import load_teachers, streams_to_read
+from libs.engine.teachers import Teacher, load_teachers, streams_to_read
 from libs.engine.trainer import Trainer, seed_everything, seed_generators
 from libs.modeling.distill import resolve
 from libs.modeling.model import build_model
 from libs.utils.lock import FolderLock
 from libs.utils.machine import keep_freed_memory
 from libs.utils.metrics import Scores
+from libs.utils.predictions import Detections
+from libs.utils.progress import Clock
+from libs.utils.timeline_image import timeline_image
 
 BEST = "best.pth.tar"
+SHOWN_VIDEOS = 3  # in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
                 + (f" and {trainer.steps} iterations" if trainer.steps else ""))
         if trainer.epoch >= config.total_epochs:
             run.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
+        run.text("summary", _summary(trainer, train_set, val_set, teachers), trainer.iteration)
         with Interruption(options.save_minutes) as asked:
             saver = Saver(run, trainer, asked, options.keep)
             if options.resume == "auto":
@@ -135,28 +142,36 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
         run.close()
 
 
+def _time_left(trainer: Trainer) -> Callable[[], str]:
+    """What the rest of the run will take, judged by what this process did so far, evaluations included."""
+    clock, first, total = Clock(), trainer.iteration, trainer.config.total_epochs * trainer.iters_per_epoch
+    return lambda: clock.left(trainer.iteration - first, total - first)
+
+
 def _epochs(trainer: Trainer, loader: torch.utils.data.DataLoader, sampler: EpochSampler, val_set: TalDataset | None,
             options: FitOptions, run: Run | SilentRun, saver: Saver) -> Scores | None:
-    scores = None
+    scores, left = None, _time_left(trainer)
     while trainer.epoch < trainer.config.total_epochs:
         sampler.epoch, sampler.skip = trainer.epoch, trainer.steps
-        _one_epoch(trainer, loader, run, saver, options.print_every)
+        _one_epoch(trainer, loader, run, saver, options.print_every, left)
         epoch = trainer.epoch + 1
         last = epoch == trainer.config.total_epochs
         evaluate = val_set is not None and (last or epoch % options.eval_every == 0)
         if evaluate:
             try:
-                scores = _evaluate(trainer, val_set, saver)
+                scores, detections = _evaluate(trainer, val_set, run, saver)
             except _AskedToStop:
                 saver.stop()
         trainer.end_epoch()
         if evaluate:
             _record(trainer, scores, run)
+            _show(detections, val_set, run, trainer.iteration)
         saver.after_epoch(due=last or epoch % options.checkpoint_every == 0, last=last)
     return scores
 
 
-def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, saver: Saver, print_every: int) -> None:
+def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run | SilentRun, saver: Saver, print_every: int,
+               left: Callable[[], str]) -> None:
     """The steps of the next epoch that are not done yet."""
     epoch, total = trainer.epoch + 1, trainer.iters_per_epoch
     started, waited = time.perf_counter(), 0
@@ -171,7 +186,7 @@ def _one_epoch(trainer: Trainer, loader: torch.utils.data.DataLoader, run: Run, 
                 seconds, started = time.perf_counter() - started, time.perf_counter()
                 terms = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
                 run.say(f"epoch {epoch:3d}  {trainer.steps:5d}/{total}  {terms}  lr {trainer.learning_rate:.3e}  "
-                        f"{seconds / waited:.3f} s/iteration")
+                        f"{seconds / waited:.3f} s/iteration  {left()}")
                 waited = 0
             saver.after_step()
 
@@ -188,30 +203,33 @@ def _log(trainer: Trainer, run: Run, epoch: int) -> dict[str, float]:
         run.log({"iteration": first + i + 1, "epoch": epoch, "lr": trainer.schedule.at(first + i), **values})
     run.flush()
     mean = dict(zip(names, table.mean(0).tolist(), strict=True))
-    run.scalars({"train/lr": trainer.learning_rate, **{f"train/{k}": v for k, v in mean.items()}}, trainer.iteration)
+    steps = {f"{'optimizer' if k == 'grad_norm' else 'loss'}/{k}": v for k, v in mean.items()}
+    run.scalars({"optimizer/lr": trainer.learning_rate, **steps}, trainer.iteration)
     trainer.unlogged = []
     return mean
 
 
-def _evaluate(trainer: Trainer, val_set: TalDataset, saver: Saver) -> Scores:
+def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run | SilentRun, saver: Saver) -> tuple[Scores, Detections]:
     """Raises _AskedToStop instead of finishing what would be done again anyway."""
-    def stop_here(_done: int, _total: int) -> None:
-        if saver.asked.stopping and trainer.world.size == 1:  # of several processes none may leave the others alone here
-            raise _AskedToStop
     config = trainer.config
     model = trainer.model
     if config.test_cfg.weights == "ema":
         model = copy.deepcopy(trainer.model)
         model.load_state_dict(trainer.average.state_dict())
-    detections = predict(model, val_set, config, trainer.device, stop_here, trainer.world)
-    return trainer.world.share(score(detections, val_set) if trainer.world.first else None)
+    with run.progress(len(val_set), "validation") as shown:
+        def advance(done: int, _total: int) -> None:
+            shown.update(done - shown.n)
+            if saver.asked.stopping and trainer.world.size == 1:  # of several processes none may leave the others alone here
+                raise _AskedToStop
+        detections = predict(model, val_set, config, trainer.device, advance, trainer.world)
+    return trainer.world.share(score(detections, val_set) if trainer.world.first else None), detections
 
 
-def _record(trainer: Trainer, scores: Scores, run: Run) -> None:
+def _record(trainer: Trainer, scores: Scores, run: Run | SilentRun) -> None:
     config = trainer.config
     values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
     values["average_mAP"] = float(scores.average_mAP)
-    run.scalars({f"{VALIDATION}{k}": 100 * v for k, v in values.items()}, trainer.iteration)
+    run.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
     run.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": config.test_cfg.weights, **values})
     run.flush()
     run.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({config.test_cfg.weights} weights)")
@@ -221,6 +239,33 @@ def _record(trainer: Trainer, scores: Scores, run: Run) -> None:
                  "epoch instead")
         trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
         trainer.save(run.folder / BEST)
+
+
+def _show(detections: Detections, val_set: TalDataset, run: Run, iteration: int) -> None:
+    """Pictures of predictions under the ground truth for three videos, the same ones at every evaluation."""
+    marked = [video for video in val_set.videos if len(video.segments)] or list(val_set.videos)
+    for i in np.linspace(0, len(marked) - 1, min(SHOWN_VIDEOS, len(marked))).round().astype(int):
+        video = marked[i]
+        mine = detections.take(detections.video_id == video.id)
+        pixels = timeline_image(video.id, (video.segments, video.labels),
+                                (np.stack([mine.t_start, mine.t_end], axis=1), mine.label, mine.score), val_set.label_names)
+        run.image(f"predictions/{video.id}", pixels, iteration)
+
+
+def _summary(trainer: Trainer, train_set: TalDataset, val_set: TalDataset | None, teachers: Sequence[Teacher]) -> str:
+    """What the run is, as a Markdown table."""
+    config, parameters = trainer.config, sum(p.numel() for p in trainer.model.parameters())
+    rows = {
+        "configuration": config.source, "seed": config.init_rand_seed, "device": str(trainer.device),
+        "data set": f"{config.dataset_name}, {config.dataset.json_file}",
+        "training videos": f"{len(train_set)} of {', '.join(config.train_split)}",
+        "validation videos": f"{len(val_set)} of {', '.join(config.val_split)}" if val_set is not None else "not evaluated",
+        "classes": len(train_set.label_names), "network": f"{config.model.backbone_type}, {parameters / 1e6:.2f} M parameters",
+        "teachers": ", ".join(t.name for t in teachers) or "none",
+        "length": f"{config.total_epochs} epochs of {trainer.iters_per_epoch} iterations, batch {config.loader.batch_size}",
+        "optimizer": f"{config.opt.type}, learning rate {config.opt.learning_rate:g}, weight decay {config.opt.weight_decay:g}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in rows.items())])
 
 
 def _resumed(folder: Path, options: FitOptions, world: World) -> Checkpoint | None:

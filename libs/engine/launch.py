@@ -24,6 +24,7 @@ from libs.core.errors import EXIT_STOPPED, Stopped, Terminated, UserError
 from libs.engine.evaluate import evaluation_folder
 from libs.engine.interrupt import STARTED_BY
 from libs.utils.io import read_json
+from libs.utils.progress import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 5  # lines of a failed program's log that its error shows
@@ -126,21 +127,24 @@ def read_results(checkpoint: Path, weights: str) -> dict[str, Any]:
     return results
 
 
-def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int) -> dict[Key, Result]:
+def run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int,
+              progress: Callable[[int, int], None] = lambda done, total: None) -> dict[Key, Result]:
     """Call `work(key)` in threads, at most `jobs` at a time, each key after the keys that it waits for; results by key.
 
     Keys that may begin do so in the order of the mapping.  After a failure nothing else begins, what runs is waited for, and
-    the first failure is raised.  Ctrl-C and SIGTERM ask the programs that run to save and stop, wait for them and go on upwards.
+    the first failure is raised.  `progress(done, of how many)` is called after each success.  Ctrl-C and SIGTERM ask the
+    programs that run to save and stop, wait for them and go on upwards.
     ValueError if keys wait for each other in a circle, or for one that is not there.
     """
     PROGRAMS.allow()
     try:
-        return _run_graph(waits_for, work, jobs)
+        return _run_graph(waits_for, work, jobs, progress)
     except (KeyboardInterrupt, Terminated) as stop:
         raise type(stop)("stopped, and what was being trained is saved; start the same command again to go on") from None
 
 
-def _run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int) -> dict[Key, Result]:
+def _run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], Result], jobs: int,
+               progress: Callable[[int, int], None]) -> dict[Key, Result]:
     waiting, results = dict(waits_for), {}
     running: dict[Future, Key] = {}
     failure: BaseException | None = None
@@ -159,6 +163,7 @@ def _run_graph(waits_for: Mapping[Key, Collection[Key]], work: Callable[[Key], R
                     failure = failure or error
                 else:
                     results[key] = future.result()
+                    progress(len(results), len(waits_for))
     if failure is not None:
         raise failure
     if waiting:
@@ -174,6 +179,12 @@ def _stop_programs() -> Iterator[None]:
     except (KeyboardInterrupt, Terminated):
         PROGRAMS.stop()
         raise
+
+
+def report_runs() -> Callable[[int, int], None]:
+    """A `progress` for run_graph that prints how many runs are done and how long the others will take."""
+    clock = Clock()
+    return lambda done, total: print(f"{done}/{total} runs done, {clock.left(done, total)}", flush=True)
 
 
 def _set(overrides: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ from libs.engine.predict import predict, score
 from libs.engine.teachers import moved_channels
 from libs.modeling.model import build_model
 from libs.utils.plots import Line, Panel, line_chart
+from libs.utils.progress import Clock
 
 # what belongs to the data set and the evaluation; everything else is a checkpoint's own
 SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
@@ -122,7 +123,7 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
     _check_modalities(subjects, settings.modalities)
     cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
     found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
-    held, samples = None, None
+    held, samples, clock = None, None, Clock()
     for number, subject in enumerate(subjects, start=1):
         if subject.dataset is not held:  # models that read the same features share one copy in memory
             held, samples = subject.dataset, None
@@ -136,7 +137,9 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
             dataset = CorruptedDataset(held, samples, streams, corruption, severity, settings.seed)
             values[corruption, severity] = 100 * score(predict(model, dataset, own, device), dataset).average_mAP
             what = "clean" if corruption is None else f"{corruption} {severity}"
-            say(f"[{number}/{len(subjects)} {done}/{len(cases)}] {subject.name}: {what}: {values[corruption, severity]:.2f}")
+            left = clock.left((number - 1) * len(cases) + done, len(subjects) * len(cases))
+            say(f"[{number}/{len(subjects)} {done}/{len(cases)}] {subject.name}: {what}: {values[corruption, severity]:.2f}, "
+                f"{left}")
         subject.model.to("cpu")
         found.setdefault(subject.name, []).append(values)
     return {

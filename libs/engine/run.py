@@ -6,10 +6,11 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from libs.core.config import dump_text, dump_yaml
@@ -18,8 +19,13 @@ from libs.core.schema import Config
 from libs.engine.checkpoint import checkpoints_of, epochs_of
 from libs.engine.event_files import cut_events
 from libs.utils.io import remove_leftovers, write_atomic, write_text_atomic
+from libs.utils.progress import bar
 
-VALIDATION = "validation/"  # TensorBoard tags of evaluations begin with it
+__all__ = ["Run", "SilentRun", "bar", "run_folder"]
+
+EVALUATIONS = ("validation/", "predictions/")  # TensorBoard tags of evaluations begin with one of them
+CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
+          "training": {"losses": ["Multiline", [r"loss/.*"]]}}  # of TensorBoard's tab "custom scalars": tags, as patterns
 
 
 def run_folder(config: Config, name: str) -> Path:
@@ -43,10 +49,11 @@ class Run:
             for place in (folder, logs):
                 remove_leftovers(place)
             self._cut_metrics(logged, evaluated)
-            cut_events(logs, lambda tag, step: step <= (evaluated if tag.startswith(VALIDATION) else logged))
+            cut_events(logs, lambda tag, step: step <= (evaluated if tag.startswith(EVALUATIONS) else logged))
             self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             self._board = SummaryWriter(str(logs))
             self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", logged)
+            self._board.add_custom_scalars(CHARTS)
         self._hook, threading.excepthook = threading.excepthook, self._thread_failed
 
     @staticmethod
@@ -82,6 +89,16 @@ class Run:
         with self._writing():
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def text(self, name: str, content: str, step: int) -> None:
+        """Write a text (Markdown) to TensorBoard."""
+        with self._writing():
+            self._board.add_text(name, content, step)
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Write a picture (height, width, 3) uint8 to TensorBoard."""
+        with self._writing():
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -160,6 +177,12 @@ class SilentRun:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Nothing."""
 
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """Nothing."""
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Nothing."""
+
     def say(self, line: str) -> None:
         """Nothing."""
 
@@ -174,29 +197,12 @@ class SilentRun:
 class _Silent:
     """A progress bar that shows nothing."""
 
-    def update(self, _steps: int = 1) -> None:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def update(self, steps: int = 1) -> None:
         """Count without showing."""
+        self.n += steps
 
     def set_postfix_str(self, _text: str) -> None:
         """Say nothing."""
-
-
-def bar(total: int, label: str, print_every: int = 50) -> Callable[[int, int], None]:
-    """A progress callback (done, total) for the inference loop: a bar on a terminal, a line every so often elsewhere."""
-    if sys.stderr.isatty():
-        shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)
-
-        def advance(done: int, total: int) -> None:
-            shown.update(done - shown.n)
-            if done >= total:
-                shown.close()
-        return advance
-
-    last = 0
-
-    def line(done: int, total: int) -> None:
-        nonlocal last
-        if done // print_every > last // print_every:
-            print(f"{done}/{total} {label}", flush=True)
-        last = done
-    return line

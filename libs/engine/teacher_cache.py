@@ -32,6 +32,7 @@ from libs.engine.distributed import ALONE, World
 from libs.engine.teachers import InputOrder, Teacher, say
 from libs.modeling.distill import TeacherOutputs
 from libs.utils.io import write_atomic, write_json_atomic
+from libs.utils.progress import bar
 
 MEMORY = 2**30  # bytes of outputs kept in memory; beyond it files are read again
 PER_STEP, PER_POINT = ("stem", "inputs"), ("logits", "offsets", "pyramid")
@@ -87,8 +88,10 @@ class CachedTeachers:
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
         write_json_atomic(folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
                                                   "arrays": list(request.names)})
-        made = 0
+        advance, made, seen = bar(-(-len(missing) // ranks), f"videos, teacher {teacher.name}"), 0, 0
         for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
+            seen += len(batch.video_ids)
+            advance(seen, max(seen, -(-len(missing) // ranks)))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
             moved = batch.to(device)
             said = say(teacher, moved.feats, moved.mask, request.order)

@@ -79,18 +79,35 @@ class Scores:
         }
 
 
-def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], top_k: Sequence[int] = (1, 5),
-                        label_names: Mapping[int, str] | None = None) -> Scores:
-    """mAP and recall of `detections` against `ground_truth` (one split); inputs are not changed.
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Which detection found which ground truth at every tIoU, by the rules above.
 
-    Duplicate ground truth is dropped first (`without_duplicates`).  Predictions of a class that the ground truth lacks are
-    ignored with one warning; predictions of videos without ground truth are false positives; no prediction at all is an mAP
-    of 0 with a warning.  Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
+    used (n,) rows of the detections of known classes, class after class, by falling score; det_class (n,) and gt_class (m,)
+    places in class_ids (n_cls,); ground_truth: m rows, without duplicates; matched (n_tiou, n) int32 the ground truth that a
+    used detection found, -1: a false positive; best_iou (n_k, m) that a ground truth reaches among the first
+    top_k * (number of ground truths) detections of its video and class.
     """
+
+    tious: np.ndarray
+    class_ids: np.ndarray
+    ground_truth: GroundTruth
+    gt_class: np.ndarray
+    used: np.ndarray
+    det_class: np.ndarray
+    matched: np.ndarray
+    best_iou: np.ndarray
+
+    @property
+    def num_gt(self) -> np.ndarray:
+        """Ground truths per class (n_cls,)."""
+        return np.bincount(self.gt_class, minlength=len(self.class_ids))
+
+
+def match_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float],
+                     top_k: Sequence[int] = ()) -> Matching:
+    """The matching under `evaluate_detections`, which says what is checked and raised."""
     tious = checked_tious(tious)
-    top_k = tuple(int(k) for k in top_k)
-    if not top_k or min(top_k) < 1:
-        raise UserError(f"top_k: {list(top_k)} is not a list of numbers >= 1; use for example 1 5")
     detections.check("detections")
     kept = without_duplicates(ground_truth)
     if len(kept) == 0:
@@ -109,8 +126,8 @@ def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious
     used = used[np.argsort(det_class[used].astype(np.min_scalar_type(len(class_ids))), kind="stable")]
     det_class, det_group = det_class[used], det_group[used]
     within = _within_top_k(det_group, groups, top_k)
-    hit, taken = np.zeros((len(tious), len(used)), bool), np.zeros((len(tious), len(kept)), bool)
-    best_iou = np.zeros((len(top_k), len(kept)))  # that each ground truth reaches among the first of its video and class
+    matched, taken = np.full((len(tious), len(used)), -1, np.int32), np.zeros((len(tious), len(kept)), bool)
+    best_iou = np.zeros((len(top_k), len(kept)))
     for det_index, gt_index, iou in overlapping_pairs(
             np.stack([detections.t_start[used], detections.t_end[used]]), det_group,
             np.stack([kept.t_start, kept.t_end]), groups, at_least=float(tious.min())):
@@ -119,18 +136,47 @@ def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious
         order = best_first(det_index, -gt_index, iou)
         picked = pick_in_order(det_index[order], gt_index[order], iou[order] >= tious[:, None], taken)
         row, gt = np.nonzero(picked >= 0)
-        hit[row, picked[row, gt]] = taken[row, gt] = True
+        matched[row, picked[row, gt]] = gt
+        taken[row, gt] = True
+    return Matching(tious, class_ids, kept, gt_class, used, det_class, matched, best_iou)
 
-    num_gt = np.bincount(gt_class, minlength=len(class_ids))
-    ends = np.cumsum(np.bincount(det_class, minlength=len(class_ids)))
-    ap = np.stack([interpolated_ap(hit[:, end - size:end], total) for end, size, total
-                   in zip(ends, np.diff(ends, prepend=0), num_gt, strict=True)], axis=1)
-    recall = np.stack([[np.bincount(gt_class[best >= tiou], minlength=len(class_ids)) / num_gt for best in best_iou]
-                       for tiou in tious])
-    counts = {"predictions": len(used), "ground_truth": len(kept), "predictions_ignored": len(detections) - len(used),
-              "ground_truth_dropped": len(ground_truth) - len(kept)}
+
+def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], top_k: Sequence[int] = (1, 5),
+                        label_names: Mapping[int, str] | None = None) -> Scores:
+    """mAP and recall of `detections` against `ground_truth` (one split); inputs are not changed.
+
+    Duplicate ground truth is dropped first (`without_duplicates`).  Predictions of a class that the ground truth lacks are
+    ignored with one warning; predictions of videos without ground truth are false positives; no prediction at all is an mAP
+    of 0 with a warning.  Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
+    """
+    top_k = tuple(int(k) for k in top_k)
+    if not top_k or min(top_k) < 1:
+        raise UserError(f"top_k: {list(top_k)} is not a list of numbers >= 1; use for example 1 5")
+    matching = match_detections(detections, ground_truth, tious, top_k)
+    return scores_of(matching, len(detections), len(ground_truth), top_k, label_names)
+
+
+def scores_of(matching: Matching, num_detections: int, num_ground_truth: int, top_k: Sequence[int] = (),
+              label_names: Mapping[int, str] | None = None) -> Scores:
+    """The rates of a matching; the two numbers are those of the rows before any was left out."""
+    num_gt, classes = matching.num_gt, len(matching.class_ids)
+    hit = matching.matched >= 0
+    ap = np.stack([interpolated_ap(hit[:, rows], total) for rows, total
+                   in zip(class_slices(matching.det_class, classes), num_gt, strict=True)], axis=1)
+    recall = np.array([[np.bincount(matching.gt_class[best >= tiou], minlength=classes) / num_gt for best in matching.best_iou]
+                       for tiou in matching.tious]).reshape(len(matching.tious), len(top_k), classes)
+    counts = {"predictions": len(matching.used), "ground_truth": len(matching.gt_class),
+              "predictions_ignored": num_detections - len(matching.used),
+              "ground_truth_dropped": num_ground_truth - len(matching.gt_class)}
     mean_ap = ap.mean(axis=1)
-    return Scores(tious, mean_ap, float(mean_ap.mean()), ap, class_ids, top_k, recall, recall.mean(axis=2), counts, label_names)
+    return Scores(matching.tious, mean_ap, float(mean_ap.mean()), ap, matching.class_ids, tuple(top_k), recall,
+                  recall.mean(axis=2), counts, label_names)
+
+
+def class_slices(det_class: np.ndarray, classes: int) -> list[slice]:
+    """Where the rows of each class stand in `det_class` (n,), which is sorted."""
+    ends = np.cumsum(np.bincount(det_class, minlength=classes))
+    return [slice(begin, end) for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
 
 
 def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:

@@ -106,7 +106,8 @@ def test_saveonly_computes_no_scores(trained, capsys, tmp_path):
 def test_progress_lines(trained, capsys, tmp_path):
     config, folder = trained
     out = run(capsys, config, folder, "-p", "2", "--output", tmp_path)[1]
-    assert [line for line in out.splitlines() if line.endswith(" videos")] == ["2/3 videos"]
+    shown = [line for line in out.splitlines() if " videos, " in line and line.endswith(" left")]
+    assert [line.partition(",")[0] for line in shown] == ["2/3 videos"]
 
 
 def test_a_published_checkpoint_is_evaluated(trained, capsys, tmp_path):

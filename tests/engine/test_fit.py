@@ -4,10 +4,12 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import resource
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from libs.datasets.loader import EpochSampler
 from libs.engine import fit as fit_module
 from libs.engine.checkpoint import load_checkpoint
 from libs.engine.fit import FitOptions, fit
-from libs.engine.run import Run, bar, run_folder
+from libs.engine.run import Run, run_folder
 from libs.engine.trainer import Trainer
+from libs.utils.predictions import Detections
 
 CPU = torch.device("cpu")
 
@@ -86,15 +89,66 @@ def test_tensorboard_tags(data, tmp_path):
     fit(config, tmp_path / "run", CPU, FitOptions(eval_every=1, print_every=2))
     events = EventAccumulator(str(tmp_path / "run" / "logs"))
     events.Reload()
-    training = {"train/lr", "train/cls_loss", "train/reg_loss", "train/final_loss", "train/grad_norm"}
+    training = {"loss/cls_loss", "loss/reg_loss", "loss/final_loss", "optimizer/lr", "optimizer/grad_norm"}
     validation = {f"validation/mAP@0.{t}0" for t in range(3, 8)} | {"validation/average_mAP"}
     assert set(events.Tags()["scalars"]) == training | validation
-    assert [e.step for e in events.Scalars("train/final_loss")] == [2, 3, 5, 6]
+    assert [e.step for e in events.Scalars("loss/final_loss")] == [2, 3, 5, 6]
     assert [e.step for e in events.Scalars("validation/average_mAP")] == [3, 6]
     logged = [r["final_loss"] for r in records(tmp_path / "run") if "final_loss" in r]
-    assert events.Scalars("train/final_loss")[0].value == pytest.approx((logged[0] + logged[1]) / 2, rel=1e-5)
+    assert events.Scalars("loss/final_loss")[0].value == pytest.approx((logged[0] + logged[1]) / 2, rel=1e-5)
     average = [r["average_mAP"] for r in records(tmp_path / "run") if "average_mAP" in r]
     assert events.Scalars("validation/average_mAP")[1].value == pytest.approx(100 * average[1], rel=1e-5)
+
+
+def test_tensorboard_shows_three_fixed_videos_and_says_what_the_run_is(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    config = data_config(data, tmp_path, opt={"epochs": 1})
+    fit(config, tmp_path / "run", CPU, FitOptions(eval_every=1))
+    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events.Reload()
+    pictures = {f"predictions/v{i}" for i in range(3)}
+    assert set(events.Tags()["images"]) == pictures, "all three validation videos, there being no more"
+    for name in pictures:
+        shown = events.Images(name)
+        assert [e.step for e in shown] == [3, 6]
+        assert (shown[0].width, shown[0].encoded_image_string[:4]) == (900, b"\x89PNG")
+    texts = {name: events.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+             for name in ("config", "summary")}
+    assert "learning_rate: 0.003" in texts["config"]
+    assert "| training videos | `6 of training` |" in texts["summary"]
+    assert "| length | `2 epochs of 3 iterations, batch 2` |" in texts["summary"]
+
+
+@pytest.mark.parametrize(("names", "chosen"), [("abcdefg", "adg"), ("ab", "ab"), ("a", "a"), ("abcd", "acd")])
+def test_shown_videos_are_spread_over_those_with_segments(names, chosen):
+    class Log:
+        def __init__(self):
+            self.names = []
+
+        def image(self, name, pixels, step):
+            self.names.append(name)
+    videos = [SimpleNamespace(id=name, segments=np.array([[0.0, 1.0]]), labels=np.array([0])) for name in names]
+    empty = SimpleNamespace(id="empty", segments=np.empty((0, 2)), labels=np.empty(0, int))
+    log = Log()
+    fit_module._show(Detections.empty(), SimpleNamespace(videos=[empty, *videos, empty], label_names={0: "x"}), log, 1)
+    assert log.names == [f"predictions/{name}" for name in chosen]
+
+
+def test_one_tensorboard_shows_all_runs_of_a_folder(data, tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    for name in ("a", "distill/b"):
+        fit(data_config(data, tmp_path, opt={"epochs": 1}), tmp_path / "ckpt" / name, CPU, FitOptions())
+    board = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "ckpt")).Reload()
+    assert set(board.Runs()) == {"a/logs", "distill/b/logs"}
+    assert all("loss/final_loss" in run["tensors"] for run in board.Runs().values()), "curves of one name lie in one chart"
+
+
+def test_log_lines_say_how_long_the_rest_takes(data, tmp_path, capsys):
+    fit(data_config(data, tmp_path, opt={"epochs": 1}), tmp_path / "run", CPU, FitOptions(print_every=2))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 4
+    assert all(re.search(r"s/iteration  \d+:\d\d:\d\d left$", line) for line in lines)
+    assert lines[-1].endswith("  0:00:00 left")
 
 
 def test_the_best_checkpoint_is_the_first_of_the_highest_score(data, tmp_path, monkeypatch, capsys):
@@ -267,13 +321,6 @@ def test_a_read_only_folder(data, tmp_path):
     (tmp_path / "ckpt").mkdir(mode=0o555)
     with pytest.raises(UserError, match="cannot be written"):
         fit(data_config(data, tmp_path), tmp_path / "ckpt" / "run", CPU, FitOptions())
-
-
-def test_progress_lines(capsys):
-    advance = bar(7, "videos", 3)
-    for done in (1, 2, 4, 6, 7):
-        advance(done, 7)
-    assert capsys.readouterr().out.splitlines() == ["4/7 videos", "6/7 videos"]
 
 
 def test_a_progress_bar_on_a_terminal(data, tmp_path, monkeypatch, capsys):

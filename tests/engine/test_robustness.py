@@ -3,6 +3,7 @@ statistics are what their names say."""
 from __future__ import annotations
 
 import copy
+import re
 import statistics
 from xml.etree import ElementTree
 
@@ -91,7 +92,8 @@ def test_a_modality_that_is_not_read_can_be_corrupted_without_effect(data, tmp_p
     assert models["student"]["mean_corrupted"]["values"] == models["student"]["clean"]["values"]
     assert models["student"]["relative_drop"]["mean"] == 0
     assert models["teacher"]["mean_corrupted"]["values"] != models["teacher"]["clean"]["values"]
-    assert [line.rpartition(":")[0] for line in lines] == [
+    assert all(re.search(r": \d+\.\d\d, \d+:\d\d:\d\d left$", line) for line in lines)
+    assert [": ".join(line.split(": ")[:2]) for line in lines] == [
         "[1/2 1/2] teacher: clean", "[1/2 2/2] teacher: noise 5", "[2/2 1/2] student: clean", "[2/2 2/2] student: noise 5"]
     with pytest.raises(UserError, match=r"--modalities flwo: no checkpoint reads it .did you mean 'flow'.*; use rgb, flow"):
         measure(teacher, subjects, Settings(modalities=("flwo",)), CPU)

@@ -58,7 +58,7 @@ def content(path: Path):
 def points(folder: Path) -> list[tuple[str, int, float]]:
     """Every scalar in the TensorBoard files themselves."""
     return sorted((v.tag, event.step, v.tensor.float_val[0]) for path in (folder / "logs").iterdir()
-                  for event in EventFileLoader(str(path)).Load() for v in event.summary.value if v.tag[:6] != "config")
+                  for event in EventFileLoader(str(path)).Load() for v in event.summary.value if v.tensor.float_val)
 
 
 def assert_same(folder: Path, whole: Path):

@@ -1,0 +1,45 @@
+"""How far a long command is, and how long the rest will take: a bar on a terminal, lines elsewhere.
+
+    advance = bar(len(videos), "videos");  advance(done, total)
+    clock = Clock();  print(f"{done}/{total} videos, {clock.left(done, total)}")
+"""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class Clock:
+    """Estimates the time left from the time since it was made, supposing that the rest goes as fast."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._start = now, now()
+
+    def left(self, done: float, total: float) -> str:
+        """'0:02:10 left' after `done` > 0 of `total` units of work."""
+        seconds = round((self._now() - self._start) * max(total - done, 0) / done)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def bar(total: int, label: str, print_every: int = 50) -> Callable[[int, int], None]:
+    """A progress callback (done, total): a bar with the time left on a terminal, a line every so often elsewhere."""
+    if sys.stderr.isatty():
+        shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)
+
+        def advance(done: int, total: int) -> None:
+            shown.update(done - shown.n)
+            if done >= total:
+                shown.close()
+        return advance
+
+    clock, last = Clock(), 0
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if done // print_every > last // print_every:
+            print(f"{done}/{total} {label}, {clock.left(done, total)}", flush=True)
+        last = done
+    return line

@@ -1,0 +1,141 @@
+"""What is wrong with detections: one HTML page with a timeline, curves and an analysis of errors, and the numbers as JSON.
+
+    python tools/diagnose.py ckpt/demo_first/eval/epoch_030_ema/predictions.json data/demo/annotations/demo.json -o report.html
+    python tools/diagnose.py ours.json thumos14.json --compare theirs.csv --buckets thumos14 --png-folder figures -o report.html
+
+PREDICTIONS and ANNOTATIONS: as for tools/evaluate.py, with the same mAP.  Writes the page (self-contained, works offline) and
+the same numbers beside it as report.json; --png-folder draws them with matplotlib (pip install 'actionformer-tal[plots]').
+docs/diagnosis.md explains every part.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from libs.core.errors import UserError, run_main
+from libs.datasets.truth import Truth, check_fit, read_with_truth, warn_about_videos
+from libs.utils.characteristics import BUCKETS
+from libs.utils.diagnosis import diagnose
+from libs.utils.diagnosis_figures import require_matplotlib, write_figures
+from libs.utils.diagnosis_page import page
+from libs.utils.diagnosis_report import Subject, report, summary, timeline
+from libs.utils.io import write_json_atomic, write_text_atomic
+from libs.utils.metrics import DEFAULT_TIOUS, unique_rank_scores
+
+ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
+OUR_FILES = ("predictions", "eval_results")  # what eval.py writes, the same for every run
+VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".ogv", ".avi")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    files = [args.predictions, *([args.compare] if args.compare else [])]
+    names = _names(files, args.names)
+    out = Path(args.output)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"-o {out}: is a page, so its name must end in .html; the numbers are written beside it as .json")
+    for written in (out, out.with_suffix(".json")):
+        if any(written.resolve() == Path(file).resolve() for file in (*files, args.annotations)):
+            raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
+    if args.most_drawn < 1:
+        raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
+    if args.png_folder:
+        require_matplotlib()  # before the work, not after it
+    found, truth = read_with_truth(files, args.annotations, args.split, args.labels_from)
+    subjects = []
+    for path, name, detections in zip(files, names, found, strict=True):
+        if args.unique_rank_scores:
+            detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
+        check_fit(detections, truth, path, args.allow_unknown)
+        warn_about_videos(detections, truth)
+        subjects.append(Subject(name, diagnose(detections, truth.ground_truth, args.tiou, truth.label_names())))
+    content = _content(args, files, subjects, truth)
+    drawn = timeline(subjects, truth.videos, truth.durations_s, args.most_drawn)
+    if args.video_folder:
+        _add_media(drawn, Path(args.video_folder))
+    text = page({**content, "timeline": drawn})
+    print(summary(content), flush=True)  # first: not lost if a file cannot be written
+    write_json_atomic(out.with_suffix(".json"), content, indent=None)
+    if args.png_folder:
+        write_figures(content, Path(args.png_folder))
+    write_text_atomic(out, text)
+    print(f"written: {out} ({len(text.encode()) / 1e6:.1f} MB), {out.with_suffix('.json')}"
+          + (f", {args.png_folder}/*.png" if args.png_folder else ""), flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("predictions", metavar="PREDICTIONS")
+    parser.add_argument("annotations", metavar="ANNOTATIONS")
+    parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write, e.g. report.html")
+    parser.add_argument("--compare", metavar="PREDICTIONS2", help="a second predictions file, shown beside the first")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="how to call the predictions (default: from the files' names)")
+    parser.add_argument("--tiou", type=float, nargs="+", default=DEFAULT_TIOUS, metavar="T",
+                        help=f"IoU thresholds (default: {' '.join(map(str, DEFAULT_TIOUS))})")
+    parser.add_argument("--split", metavar="NAME", help="subset of the annotations (default: that of the predicted videos)")
+    parser.add_argument("--labels-from", metavar="JSON", help="with a THUMOS14 folder: the annotation JSON whose class ids the "
+                        "predictions use")
+    parser.add_argument("--buckets", choices=BUCKETS, default="quantiles", help="of length, coverage and number of instances: "
+                        "five of equal number of segments (quantiles), or the bounds for a data set in docs/diagnosis.md")
+    parser.add_argument("--video-folder", metavar="DIR", help="where <video id>.mp4 (.webm, .mkv, ...) are, to be played in "
+                        "step; the page refers to the files by their place on this computer")
+    parser.add_argument("--png-folder", metavar="DIR", help="write the figures there as PNG files")
+    parser.add_argument("--most-drawn", type=int, default=200, metavar="N", help="predictions per video and file that the "
+                        "timeline holds, best first (200); all are counted everywhere else")
+    parser.add_argument("--allow-unknown", action="store_true", help="count predictions of videos that the annotations do not "
+                        "have as false positives, as tools/evaluate.py does, instead of refusing them")
+    parser.add_argument("--unique-rank-scores", action="store_true",
+                        help="replace each score by its rank (stable, file order): for scores outside [0, 1]")
+    return parser
+
+
+def _names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """The names given, else those of the files, with their folders where they are equal or where the name says nothing."""
+    if given is not None:
+        if len(given) != len(files) or len(set(given)) != len(given):
+            raise UserError(f"--names {' '.join(given)}: expected {len(files)} different names, one per predictions file")
+        return list(given)
+    paths = [Path(file) for file in files]
+    for depth in (0, 1, 2, 3):
+        names = [_name(path, depth) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{chr(ord('A') + i)}: {path.name}" for i, path in enumerate(paths)]
+
+
+def _name(path: Path, depth: int) -> str:
+    """ckpt/first/eval/epoch_030_ema/predictions.json is first/epoch_030_ema; any other name keeps `depth` folders."""
+    stem, folders = ENDING.sub("", path.name), [part for part in path.parts[:-1] if part not in ("eval", path.anchor)]
+    if stem in OUR_FILES and folders:
+        return "/".join(folders[-max(depth, 2):])
+    return "/".join([*folders[max(len(folders) - depth, 0):], stem])
+
+
+def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject], truth: Truth) -> dict[str, Any]:
+    """The report with what the page says about where it comes from."""
+    content = report(subjects, truth.durations_s, args.buckets)
+    for one, file in zip(content["predictions"], files, strict=True):
+        one["file"] = str(file)
+    return {"title": "Diagnosis of " + " and ".join(s.name for s in subjects), "annotations": str(args.annotations),
+            "split": truth.split, "videos": len(truth.videos),
+            "ground_truth": subjects[0].found.scores.counts["ground_truth"], **content}
+
+
+def _add_media(drawn: dict[str, Any], folder: Path) -> None:
+    """Give each video of the timeline the file in `folder` that is called like it."""
+    if not folder.is_dir():
+        raise UserError(f"--video-folder {folder}: no such folder")
+    files = {path.stem: path for ending in reversed(VIDEO_ENDINGS) for path in sorted(folder.glob(f"*{ending}"))}
+    here = [video for video in drawn["videos"] if video["id"] in files]
+    if not here:
+        raise UserError(f"--video-folder {folder}: has no file named after a video, such as {drawn['videos'][0]['id']}.mp4")
+    for video in here:
+        video["media"] = files[video["id"]].resolve().as_uri()
+
+
+if __name__ == "__main__":
+    run_main(main)
