@@ -67,7 +67,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions)
     else:
         objective = DetectionObjective(model, config)
     objective.to(device)
-    trainer = Trainer(objective, config, iters_per_epoch=len(sampler))
+    trainer = Trainer(objective, config, iters_per_epoch=len(sampler), label_names=train_set.label_names)
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
     if resume is not None:

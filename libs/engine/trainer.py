@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,10 @@ def seed_everything(seed: int) -> None:
 class Trainer:
     """Model, optimizer, schedule, weight average and objective of a run, and the step that advances them."""
 
-    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int):
+    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int,
+                 label_names: Mapping[int, str] | None = None):
+        """`label_names`: class id -> name, kept in checkpoints for inference without the annotation file."""
+        self.label_names = dict(label_names or {})
         self.objective, self.model, self.config = objective, objective.model, config
         self.device = next(self.model.parameters()).device
         self.optimizer = make_optimizer(objective.trained, config.opt)
@@ -106,7 +110,7 @@ class Trainer:
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
                     "objective": self.objective.training_state(), "random": random_state(), "best": dict(self.best),
                     "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch},
-                    "config": to_dict(self.config), "torch": str(torch.__version__)}
+                    "config": to_dict(self.config), "labels": self.label_names, "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
                         self.schedule.state(self.iteration, len(self.optimizer.param_groups)), training)
 

@@ -22,7 +22,7 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     B, T, H, D = q_BTHD.shape
     half = window // 2
     Q = max(BLOCK, 2 * half)
-    N = -(-T // Q)
+    N = (T + Q - 1) // Q  # exported graphs divide rounding to zero: no negative numbers
     W = Q + 2 * half
     tail = N * Q - T
     q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)

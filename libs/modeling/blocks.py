@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from libs.modeling.attention import band_attention, global_attention
 
+# whether torch.export traces the network; before torch 2.7 compiling and exporting could not be told apart
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
     """Max pooling over time around every stride-th step, kernel stride + 1 (odd strides: stride), padding half of it.
@@ -97,7 +100,8 @@ def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv, sizes: Sequence[in
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
-    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if (conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+            and not exporting()):
         return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias, tuple(sizes) or (x_BTC.shape[1],))
     if len(sizes) > 1:
         return torch.cat([conv_time(part, conv) for part in x_BTC.split(tuple(sizes), dim=1)], dim=1)
