@@ -228,8 +228,9 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False,
     return _loader(dataset, sampler, padding, config.loader.num_workers, pin), sampler
 
 
-def inference_loader(dataset: TalDataset, config: Config, pin: bool = False) -> DataLoader:
-    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`; read from files, or where they are kept."""
+def inference_loader(dataset: Dataset, config: Config, pin: bool = False) -> DataLoader:
+    """Loader of the whole videos of a `TalDataset` or of `FeatureVideos`, in batches of `test_cfg.batch_size`; read from files,
+    or where they are kept."""
     padding = padding_of(config)
     groups = group_for_inference([int(n) for n in dataset.lengths()], padding, config.test_cfg.batch_size)
     return _loader(dataset, groups, padding, config.loader.num_workers, pin)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
 from libs.datasets.dataset import TalDataset
+from libs.datasets.feature_videos import FeatureVideos
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, inference_loader
 from libs.modeling.decode import decode_batch
@@ -51,7 +52,7 @@ def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Seque
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch.device,
+def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Config, device: torch.device,
             progress: Callable[[int, int], None] = lambda done, total: None) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
 
