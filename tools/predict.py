@@ -7,7 +7,7 @@
     python tools/predict.py pretrained/CHECKPOINT.pth.tar clips/ --config configs/thumos_i3d.yaml --labels thumos14.json --fps 30
 
 The configuration comes from the checkpoint (or the config.yaml beside it); a published checkpoint needs --config.  Without -o
-the detections are printed.  Formats: .json (read by tools/evaluate.py), .csv, .csv.gz, .pkl; one file per video: .srt, .vtt, .eaf.
+the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.gz, .pkl; one file per video: .srt, .vtt, .eaf.
 """
 from __future__ import annotations
 

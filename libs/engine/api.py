@@ -20,6 +20,7 @@ from libs.core.config import from_dict, load_config, resolve_device, to_dict, wi
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations
+from libs.datasets.dataset import is_single_class
 from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, read_video_info
 from libs.datasets.labels import read_labels
 from libs.datasets.presets import get_preset
@@ -213,10 +214,9 @@ def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None =
     the ids as text, with one line that says so.  Raises UserError as `read_labels`."""
     classes = config.dataset.num_classes
     preset = get_preset(config.dataset_name)
-    agnostic = preset.class_agnostic and classes == 1
     if path is not None:
-        return read_labels(path, 1 if agnostic and config.test_cfg.ext_score_file is None else classes)
-    if agnostic and config.test_cfg.ext_score_file is None:
+        return read_labels(path, classes)
+    if is_single_class(config) and config.test_cfg.ext_score_file is None:
         return {0: "action"}
     names = own_labels(checkpoint)
     if names is None and Path(config.dataset.json_file).is_file():

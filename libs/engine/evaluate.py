@@ -11,6 +11,7 @@ from libs.core.config import to_dict
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
+from libs.engine.candidates import CANDIDATES, CandidateCollector
 from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
@@ -42,10 +43,11 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
                         output: Path | None = None,
                         progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
-                        ) -> Scores | None:
+                        save_candidates: bool = False) -> Scores | None:
     """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
 
-    `progress(total)` makes the callback of the inference loop.  Returns the scores, or None with `save_only`.  Raises UserError
+    `progress(total)` makes the callback of the inference loop.  `save_candidates`: write candidates.npz too, what is there before
+    NMS, for tools/sweep_nms.py.  Returns the scores, or None with `save_only`.  Raises UserError
     for every input that does not fit.
     """
     which = config.test_cfg.weights
@@ -60,13 +62,19 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
           flush=True)
 
+    collector = CandidateCollector(config.test_cfg) if save_candidates else None
     started = time.perf_counter()
-    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)))
+    detections = predict(model.to(device), dataset, config, device, progress(len(dataset)),
+                         *([collector] if collector is not None else []))
     seconds = time.perf_counter() - started
     names = dataset.label_names
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)
+    if collector is not None:
+        written = collector.write(folder / CANDIDATES, [v.id for v in dataset.videos], config,
+                                  {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which})
+        print(f"{written} candidates before NMS written to {folder / CANDIDATES}", flush=True)
     print(f"{len(detections.score)} segments in {seconds:.1f} s, written to {folder}", flush=True)
     if save_only:
         return None

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
-from libs.datasets.dataset import TalDataset
+from libs.datasets.dataset import Sample, TalDataset
 from libs.datasets.feature_videos import FeatureVideos
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, inference_loader
-from libs.modeling.decode import decode_batch
+from libs.modeling.decode import BatchCandidates, decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
 from libs.utils.nms import announce_fallback, nms_of_batch
@@ -45,7 +45,12 @@ def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Seque
 
     `videos`: feature grid and duration in seconds of each video of the batch.
     """
-    *kept, counts = nms_of_batch(*decode_batch(outputs, config), **nms_settings(config))
+    return suppress(decode_batch(outputs, config), config, videos)
+
+
+def suppress(candidates: BatchCandidates, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
+    """What follows decoding in `detections_of_batch`."""
+    *kept, counts = nms_of_batch(*candidates, **nms_settings(config))
     parts = zip(*(t.cpu().split(counts.tolist()) for t in kept), videos, strict=True)
     return [VideoDetections(grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s), scores, labels)
             for segments, scores, labels, (grid, duration_s) in parts]
@@ -53,10 +58,12 @@ def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Seque
 
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Config, device: torch.device,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> Detections:
+            progress: Callable[[int, int], None] = lambda done, total: None,
+            collect: Callable[[Sequence[Sample], LevelOutputs], None] = lambda samples, outputs: None) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
 
-    The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch.
+    The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch, and
+    `collect` gets what the network says about it.
     """
     announce_fallback(device)
     was_training = model.training
@@ -66,15 +73,20 @@ def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Confi
         ahead = ((batch.samples, _run(model, batch.to(device)))
                  for batch in batches(inference_loader(dataset, config, pin=device.type == "cuda")))
         for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
+            collect(samples, outputs)
             done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
             found.update(zip((s.video_id for s in samples), done, strict=True))
             progress(len(found), len(dataset))
     finally:
         model.train(was_training)
-    detections = as_detections(found, [v.id for v in dataset.videos])
-    if config.test_cfg.ext_score_file:
-        detections = fuse_external_scores(detections, load_external_scores(config.test_cfg.ext_score_file))
-    return detections
+    return fused(as_detections(found, [v.id for v in dataset.videos]), config.test_cfg)
+
+
+def fused(detections: Detections, config: TestConfig) -> Detections:
+    """The detections with the classes of test_cfg.ext_score_file, where there is one."""
+    if not config.ext_score_file:
+        return detections
+    return fuse_external_scores(detections, load_external_scores(config.ext_score_file))
 
 
 def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
