@@ -114,6 +114,7 @@ if __name__ == "__main__":
         packages=find_packages(include=["libs", "libs.*"]),
         package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h"]},
         install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "h5py>=3.10", "tensorboard>=2.15", "tqdm>=4.60"],
+        extras_require={"export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"]},
         cmdclass={"build_ext": BuildLibraries},
         distclass=WithLibraries,
         zip_safe=False,

@@ -13,21 +13,22 @@ import onnxruntime
 
 
 def detect(session: onnxruntime.InferenceSession, feats: np.ndarray, fps: float) -> list[tuple[float, float, float, str]]:
-    """Features (L, C) of one video -> (start s, end s, score, label)."""
+    """Features (steps, channels) of one video -> (start s, end s, score, label)."""
     about = json.loads(session.get_modelmeta().custom_metadata_map["tal"])
     cfg, grid, pad = about["test_cfg"], about["grid"], about["padding"]
     last = ((len(feats) - 1) * grid["feat_stride"] + grid["num_frames"]) / fps
     feats = feats[::grid["downsample_rate"]]
-    L, C = feats.shape
+    steps, channels = feats.shape
     if cfg["nms_method"] != "soft" or not cfg["multiclass_nms"] or cfg["multiclass_voting"] or grid["force_upsampling"]:
         raise SystemExit("this example does per-class soft-NMS without voting, on features that are not resized")
-    T = pad["max_seq_len"] if pad["max_seq_len"] >= L else -(-L // pad["factor"]) * pad["factor"]
-    if T - L >= pad["margin"] and not pad["always"]:  # shorter, with the same outputs
-        T = min(T, -(-(L + pad["margin"]) // pad["stride"]) * pad["stride"])
-    x = np.zeros((1, T, C), np.float32)
-    x[0, :L] = feats
-    scores, segments = (y[0] for y in session.run(["scores", "segments"], {"feats": x, "mask": np.arange(T)[None] < L}))
-    found, ends = [], np.cumsum([T // s for s in about["strides"]])[:-1]
+    padded = pad["max_seq_len"] if steps <= pad["max_seq_len"] else -(-steps // pad["factor"]) * pad["factor"]
+    if padded - steps >= pad["margin"] and not pad["always"]:  # shorter, with the same outputs
+        padded = min(padded, -(-(steps + pad["margin"]) // pad["stride"]) * pad["stride"])
+    x = np.zeros((1, padded, channels), np.float32)
+    x[0, :steps] = feats
+    mask = np.arange(padded)[None] < steps
+    scores, segments = (y[0] for y in session.run(["scores", "segments"], {"feats": x, "mask": mask}))
+    found, ends = [], np.cumsum([padded // s for s in about["strides"]])[:-1]
     for score, segment in zip(np.split(scores, ends), np.split(segments, ends), strict=True):  # the best of each FPN level
         top = np.argsort(-score, axis=None, kind="stable")[:cfg["pre_nms_topk"]]
         top = top[score.flat[top] > cfg["pre_nms_thresh"]]

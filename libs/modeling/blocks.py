@@ -15,10 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.modeling.attention import band_attention, global_attention
-
-# whether torch.export traces the network; before torch 2.7 compiling and exporting could not be told apart
-exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+from libs.modeling.attention import band_attention, exporting, global_attention
 
 
 def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
