@@ -24,7 +24,7 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = {0: "run", 1: "jump", 2: "sit"}
-SMALL = {"model": {"backbone_arch": [1, 1, 1], "regression_range": [[0, 4], [4, 10000]], "head_num_layers": 2},
+SMALL = {"model": {"backbone_arch": [1, 0, 1], "regression_range": [[0, 4], [4, 10000]], "head_num_layers": 2},
          "test_cfg": {"pre_nms_topk": 30, "max_seg_num": 25}}
 
 
