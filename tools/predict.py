@@ -12,6 +12,7 @@ the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from libs.core.errors import UserError, note, run_main
@@ -62,7 +63,9 @@ def main() -> None:
         raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
     output = plan_output(args.output, args.format, ids) if args.output else None
     note(f"{model.checkpoint}: epoch {model.epoch}, {model.weights} weights, {len(ids)} videos, {model.device}")
-    found = model.predict_videos(videos, args.batch_size, args.workers, bar(len(ids), "videos", args.print_freq))
+    quiet = output is None and not sys.stderr.isatty()  # progress lines would stand among the detections
+    progress = (lambda done, total: None) if quiet else bar(len(ids), "videos", args.print_freq)
+    found = model.predict_videos(videos, args.batch_size, args.workers, progress)
     kept = found.above(threshold, per_class, str(args.class_thresholds))
     if output is None:
         print(kept)

@@ -24,7 +24,15 @@ from libs.datasets.dataset import is_single_class
 from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, read_video_info
 from libs.datasets.labels import read_labels
 from libs.datasets.presets import get_preset
-from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config, own_labels
+from libs.engine.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    own_config,
+    own_labels,
+)
 from libs.engine.precision import set_products
 from libs.engine.predict import predict
 from libs.modeling.model import LocPointTransformer, build_model
@@ -186,6 +194,8 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     config = with_overrides(config, [f"devices={where}"])
     place = torch.device(resolve_device(config))
     which = weights or config.test_cfg.weights
+    if which not in WEIGHTS:
+        raise UserError(f"weights: {which!r} are not known; use {' or '.join(WEIGHTS)}")
     model = build_model(config)
     load_weights(model, checkpoint, which)
     model.requires_grad_(False).eval().to(place)

@@ -111,6 +111,8 @@ def test_where_configuration_weights_and_names_come_from(project, tmp_path, caps
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     assert load_model(theirs, labels=tmp_path / "names.txt", device="cpu").label_names == {0: "a", 1: "b", 2: "c"}
     assert load_model(theirs, config=tmp_path / "c.yaml", device="cpu").label_names == LABELS  # dataset.json_file is there
+    with pytest.raises(UserError, match="'best' are not known; use ema or raw"):
+        load_model(run, weights="best", device="cpu")
     slow = load_model(run, device="cpu", stride=10.0, overrides=["test_cfg.max_seg_num=3"])
     assert "dataset.feat_stride: 5 -> 10" in capsys.readouterr().err
     assert len(slow.predict(video, fps=25)) == 3
