@@ -178,7 +178,7 @@ def _difference(wrapper: Network, run: Run, config: Config, steps: int) -> float
             feats[i, :n], mask[i, :n] = torch.randn(n, config.model_channels, generator=generator), True
         for ours, theirs in zip(wrapper(feats, mask), run(feats.numpy(), mask.numpy()), strict=True):
             a, b = ours.double().numpy(), np.asarray(theirs, np.float64)
-            if a.shape != b.shape:
+            if a.shape != b.shape or not np.isfinite(b).all():
                 return float("inf")
             worst = max(worst, float((np.abs(a - b) / (np.maximum(np.abs(a), 1.0) if relative else 1.0)).max()))
     return worst

@@ -120,13 +120,16 @@ def test_torch_export_by_the_script(tmp_path, capsys):
             assert torch.allclose(ours.float(), theirs.float(), atol=1e-5)
 
 
-def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "told"), [(2e-4, "2.0e-04"), (float("nan"), "inf")])
+def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch, error, told):
     model, config, _ = make(tmp_path)
+
+    def wrong(feats, mask):
+        logits, offsets, valid = (t.numpy() for t in Network(model)(torch.from_numpy(feats), torch.from_numpy(mask)))
+        return logits, offsets + error, valid
     monkeypatch.setattr(exporting, "_trace", lambda wrapper, config: None)
-    monkeypatch.setattr(exporting, "_write_torch", lambda program, path, about: (
-        lambda feats, mask: [t.numpy() + 2e-4 for t in Network(model)(torch.from_numpy(feats), torch.from_numpy(mask))[:2]]
-        + [Network(model)(torch.from_numpy(feats), torch.from_numpy(mask))[2].numpy()]))
-    with pytest.raises(UserError, match=r"x.pt2: the exported graph differs from PyTorch by 2.0e-04 at .* not written"):
+    monkeypatch.setattr(exporting, "_write_torch", lambda program, path, about: wrong)
+    with pytest.raises(UserError, match=rf"x.pt2: the exported graph differs from PyTorch by {told} at .* not written"):
         export(model, config, LABELS, tmp_path / "x.pt2", "torch_export")
     assert not (tmp_path / "x.pt2").exists()
 
