@@ -46,6 +46,7 @@ class FeatureFile:
 
     @property
     def path(self) -> str:
+        """The file, or the .h5 file and the data set in it."""
         name = self.prefix + self.id
         bundled = not os.path.isdir(self.folder)
         return f"{self.folder}[{name}]" if bundled else os.path.join(self.folder, name + self.extension)
