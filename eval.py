@@ -7,7 +7,8 @@
     torchrun --nproc_per_node=4 eval.py configs/thumos_i3d.yaml ckpt/thumos_i3d_reproduce --set devices=cuda
 
 Writes <checkpoint's folder>/eval/<epoch>_<weights>/: predictions.json (ActivityNet format), predictions.csv,
-eval_results.pkl (the published layout), results.json and environment.json.
+eval_results.pkl (the published layout), results.json and environment.json; with --save-candidates also candidates.npz, for
+tools/sweep_nms.py.
 """
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-epoch", "--epoch", type=int, default=None, metavar="N", help="epoch to load from the folder")
     parser.add_argument("-t", "--topk", type=int, default=None, metavar="TOPK", help="segments kept per video (max_seg_num)")
     parser.add_argument("--saveonly", action="store_true", help="write predictions, compute no mAP")
+    parser.add_argument("--save-candidates", action="store_true", help="write what there is before NMS, for tools/sweep_nms.py")
     parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
     parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
     parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
@@ -51,7 +53,8 @@ def main() -> None:
         world.in_turn(lambda: ensure_demo_of(config))
         evaluate_checkpoint(config, args.ckpt, device, epoch=args.epoch, save_only=args.saveonly, output=args.output,
                             deterministic=args.deterministic,
-                            progress=lambda total: bar(total, "videos", args.print_freq), world=world)
+                            progress=lambda total: bar(total, "videos", args.print_freq), save_candidates=args.save_candidates,
+                            world=world)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@
     python tools/cost.py configs/thumos_i3d.yaml
     python tools/cost.py configs/hapt.yaml --length 256 --device cpu --runs 50 --json cost.json
     OMP_NUM_THREADS=1 python tools/cost.py configs/thumos_i3d.yaml --set model.backbone_type=conv
+    python tools/cost.py configs/hapt.yaml --pipeline ckpt/hapt_first
 
 The network is freshly initialised; neither data nor a checkpoint is needed.  FLOPs are 2 x multiply-adds of matrix products,
 convolutions and attention.  Latency is that of the network alone: no feature extraction, no decoding, no NMS.
+
+With --pipeline: what a video takes from its feature file to detections, stage by stage (reading, network, decoding, NMS), over
+the videos of val_split, one at a time, with the weights of a checkpoint; how much there is to suppress depends on them.
 """
 from __future__ import annotations
 
@@ -14,8 +18,11 @@ import argparse
 from pathlib import Path
 
 from libs.core.config import load_config
-from libs.core.errors import note, run_main
+from libs.core.errors import UserError, note, run_main
+from libs.datasets.demo import ensure_demo_of
 from libs.engine.cost import full_length, measure
+from libs.engine.pipeline import measure_pipeline
+from libs.engine.run import bar
 from libs.utils.io import write_json_atomic
 
 
@@ -25,7 +32,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=None, metavar="T",
                         help="feature steps, padded to a multiple of the coarsest level's stride (dataset.max_seq_len)")
     parser.add_argument("--device", default=None, metavar="D", help="cpu, auto, cuda or cuda:N; short for --set devices=D")
-    parser.add_argument("--runs", type=int, default=20, metavar="N", help="forward passes that are timed (20)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="forward passes, or rounds over the videos, that are "
+                        "timed (20)")
+    parser.add_argument("--pipeline", metavar="CKPT", help="time the whole way of each video of val_split with this checkpoint")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the numbers here too")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args()
@@ -35,6 +44,15 @@ def main() -> None:
     args = parse()
     device = [] if args.device is None else [f"devices={args.device}"]
     config = load_config(args.config, [*device, *args.set])
+    if args.pipeline:
+        if args.length is not None:
+            raise UserError("--length: videos come as long as they are with --pipeline; leave it out")
+        ensure_demo_of(config)
+        pipeline = measure_pipeline(config, args.pipeline, bar(args.runs, "rounds", 5), rounds=args.runs)
+        print(pipeline.table())
+        if args.json:
+            write_json_atomic(args.json, {**pipeline.as_dict(), "set": args.set})
+        return
     length = full_length(config, args.length)
     if args.length not in (None, length):
         note(f"--length {args.length}: padded to {length}, which is the least that the network takes")

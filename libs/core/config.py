@@ -2,6 +2,7 @@
 
     load_config("configs/x.yaml", ["opt.epochs=3"])    defaults <- _base_ files <- the file <- --set, then checked
     from_dict(values)                                  the same from a plain dict (a checkpoint's saved config)
+    with_overrides(config, ["opt.epochs=3"])           a configuration changed by --set
     dump_yaml / dump_text / to_dict / config_diff      the resolved configuration, out again
 
 Every error is one `UserError` that names the file, the dotted key, the value and what to write instead.  The keys
@@ -55,6 +56,15 @@ def from_dict(values: Mapping[str, Any], source: str = "config", check: bool = T
     settings: Settings = {}
     _absorb(settings, values, Config, "", source, source)
     return _build(settings, source, check)
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with `overrides` ("dotted.key=value") on top, checked again; raises UserError as `load_config`."""
+    settings: Settings = {}
+    _absorb(settings, to_dict(config), Config, "", config.source, config.source)
+    for override in overrides:
+        _absorb_override(settings, override, config.source)
+    return _build(settings, config.source, True)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

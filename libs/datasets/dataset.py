@@ -96,7 +96,7 @@ class TalDataset(Dataset):
         annotations = load_annotations(data.json_file, data.strict, self.preset.unlabelled, config.unlabelled_split)
         self.label_ids = annotations.label_ids
         self.tious = tuple(data.tiou_thresholds or self.preset.tious)
-        self._single_class = self.preset.class_agnostic and data.num_classes == 1
+        self._single_class = is_single_class(config)
         self._check_labels(annotations.path)
         self.empty_classes = self._find_empty_classes(annotations)
         self._annotated = self._select(annotations)
@@ -222,13 +222,7 @@ class TalDataset(Dataset):
 
         Labels are 0 where the evaluation is `class_agnostic`, which external scores (test_cfg.ext_score_file) end.
         """
-        counts = [len(v.segments) for v in self._annotated]
-        ids = np.repeat(np.array([v.id for v in self._annotated], dtype=str), counts)
-        segments = np.concatenate([v.segments for v in self._annotated])
-        labels = np.concatenate([v.labels for v in self._annotated])
-        if self.class_agnostic:
-            labels = np.zeros_like(labels)
-        return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
+        return ground_truth_of(self._annotated, self.config)
 
     def _read_file(self, index: int, start: int, stop: int, out: torch.Tensor) -> None:
         self._reader.read(self.videos[index].id, self._file_lengths[index], self._lengths[index], start, stop, out)
@@ -360,6 +354,22 @@ class TalDataset(Dataset):
             return [message]
         raise UserError(f"{message}; check dataset.feat_stride ({data.feat_stride:g}), dataset.num_frames ({data.num_frames:g}), "
                         f"the fps (dataset.default_fps or the annotation's) and the video's duration in {path}")
+
+
+def is_single_class(config: Config) -> bool:
+    """Whether every label counts as class 0."""
+    return get_preset(config.dataset_name).class_agnostic and config.dataset.num_classes == 1
+
+
+def ground_truth_of(videos: Sequence[Video], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`TalDataset.ground_truth` of these videos."""
+    counts = [len(v.segments) for v in videos]
+    ids = np.repeat(np.array([v.id for v in videos], dtype=str), counts)
+    segments = np.concatenate([v.segments for v in videos])
+    labels = np.concatenate([v.labels for v in videos])
+    if is_single_class(config) and not config.test_cfg.ext_score_file:
+        labels = np.zeros_like(labels)
+    return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
 
 
 def crop_rng(seed: int, epoch: int, video_id: str) -> random.Random:

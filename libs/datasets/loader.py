@@ -267,9 +267,10 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teac
     return _loader(dataset, order, padding, config.loader.num_workers, pin), sampler
 
 
-def inference_loader(dataset: TalDataset, config: Config, pin: bool = False, rank: int = 0, ranks: int = 1,
+def inference_loader(dataset: Dataset, config: Config, pin: bool = False, rank: int = 0, ranks: int = 1,
                      wanted: Collection[str] | None = None) -> DataLoader:
-    """Loader of whole videos for evaluation, in batches of `test_cfg.batch_size`; read from files, or where they are kept.
+    """Loader of the whole videos of a `TalDataset` or of `FeatureVideos`, in batches of `test_cfg.batch_size`; read from files,
+    or where they are kept.
 
     `ranks` > 1: every ranks-th batch from number `rank` on, so that the loaders of all ranks give each batch once.
     `wanted`: only batches with one of these video ids.  What is in a batch depends on neither.

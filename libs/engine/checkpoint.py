@@ -87,10 +87,7 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
                                "optimizer": _on_cpu(optimizer), "state_dict_ema": _on_cpu(add_prefix(weights_ema))}
     if training is not None:
         content["training"] = {"format_version": FORMAT_VERSION, **training}
-    buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
-    torch.save(content, buffer)
-    parts = seal(buffer.getbuffer())
-    write_atomic(path, lambda file: file.writelines(parts))
+    _write(path, content)
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -169,6 +166,35 @@ def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = 
         for name in copied:
             own[name].copy_(source[name])
     return copied, [n for n in own if n not in copied], [n for n in source if n not in own]
+
+
+def own_config(checkpoint: Checkpoint) -> Config | None:
+    """The configuration that our checkpoint was trained with; None for one that another program wrote."""
+    values = (checkpoint.training or {}).get("config")
+    return None if values is None else from_dict(values, f"{checkpoint.path}: training.config")
+
+
+def own_labels(checkpoint: Checkpoint) -> dict[int, str] | None:
+    """Class id -> name as our checkpoint keeps them; None where it does not (older, or of another program)."""
+    labels = (checkpoint.training or {}).get("labels")
+    if not isinstance(labels, dict) or not labels:
+        return None
+    if not all(isinstance(k, int) and isinstance(v, str) for k, v in labels.items()):
+        raise UserError(f"{checkpoint.path}: training.labels: is not {{class id: name}}; the file is damaged, use another epoch")
+    return dict(labels)
+
+
+def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike) -> None:
+    """Write a checkpoint for inference: one set of weights (under both names, stored once), configuration and class names.
+
+    Without optimizer, schedule and training state it can be evaluated, predicted with, distilled from and fine-tuned
+    (--init-from), not resumed.  Raises UserError when the weights are missing or the file cannot be written.
+    """
+    weights = _on_cpu(add_prefix(checkpoint.select(which)))
+    training = {k: v for k, v in (checkpoint.training or {}).items() if k in ("config", "labels", "torch", "format_version")}
+    content = {"epoch": checkpoint.epoch, "state_dict": weights, "state_dict_ema": weights, "optimizer": None, "scheduler": None,
+               **({"training": {**training, "slim": which}} if training else {})}
+    _write(path, content)
 
 
 def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
@@ -298,6 +324,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], sour
         for name, value in moments.items():
             if value.shape == parameter.shape:  # the fused update walks through memory: all must be laid out like the weight
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
+    torch.save(content, buffer)
+    parts = seal(buffer.getbuffer())
+    write_atomic(path, lambda file: file.writelines(parts))
 
 
 def _on_cpu(value: Any) -> Any:

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from libs.core.config import to_dict
-from libs.core.errors import note
+from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
+from libs.engine.candidates import CANDIDATES, CandidateCollector
 from libs.engine.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.determinism import strict_determinism
 from libs.engine.distributed import ALONE, World
@@ -46,11 +47,12 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
                         output: Path | None = None, deterministic: bool = False,
                         progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
-                        world: World = ALONE) -> Scores | None:
+                        save_candidates: bool = False, world: World = ALONE) -> Scores | None:
     """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
 
     `world`: the processes that share the work; each calls this, the first one writes and gets the scores.
     `progress(total)` makes the callback of the inference loop; `deterministic`: as in libs/engine/determinism.py.
+    `save_candidates`: write candidates.npz too, what is there before NMS, for tools/sweep_nms.py.
     Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
     """
     which = config.test_cfg.weights
@@ -65,9 +67,13 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
           flush=True)
 
+    if save_candidates and world.size > 1:
+        raise UserError("--save-candidates: the candidates lie in several processes here; run eval.py without torchrun")
+    collector = CandidateCollector(config.test_cfg) if save_candidates else None
     started = time.perf_counter()
     with strict_determinism(deterministic):
-        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world)
+        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world,
+                             *([collector] if collector is not None else []))
         about = environment(config, device)
     if not world.first:
         return None
@@ -78,6 +84,10 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)
+    if collector is not None:
+        written = collector.write(folder / CANDIDATES, [v.id for v in dataset.videos], config,
+                                  {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which})
+        print(f"{written} candidates before NMS written to {folder / CANDIDATES}", flush=True)
     print(f"{len(detections.score)} segments in {seconds:.1f} s, written to {folder}", flush=True)
     if save_only:
         return None

@@ -104,7 +104,7 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
     else:
         objective = DetectionObjective(model, config)
     objective.to(device)
-    trainer = Trainer(objective, config, len(sampler), world)
+    trainer = Trainer(objective, config, len(sampler), world, train_set.label_names)
     if not world.first:  # the first one goes on with the numbers of a run of one process
         seed_generators(world.seed(config.init_rand_seed, 0))
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device, world)):

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
-from libs.datasets.dataset import TalDataset
+from libs.datasets.dataset import Sample, TalDataset
+from libs.datasets.feature_videos import FeatureVideos
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, close, inference_loader
 from libs.engine.distributed import ALONE, World
 from libs.engine.precision import low_weights
-from libs.modeling.decode import decode_batch
+from libs.modeling.decode import BatchCandidates, decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.metrics import Scores, evaluate_detections
 from libs.utils.nms import announce_fallback, nms_of_batch
@@ -47,22 +48,29 @@ def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Seque
 
     `videos`: feature grid and duration in seconds of each video of the batch.
     """
-    *kept, counts = nms_of_batch(*decode_batch(outputs, config), **nms_settings(config))
+    return suppress(decode_batch(outputs, config), config, videos)
+
+
+def suppress(candidates: BatchCandidates, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
+    """What follows decoding in `detections_of_batch`."""
+    *kept, counts = nms_of_batch(*candidates, **nms_settings(config))
     parts = zip(*(t.cpu().split(counts.tolist()) for t in kept), videos, strict=True)
     return [VideoDetections(grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s), scores, labels)
             for segments, scores, labels, (grid, duration_s) in parts]
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch.device,
-            progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE) -> Detections:
+def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Config, device: torch.device,
+            progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE,
+            collect: Callable[[Sequence[Sample], LevelOutputs], None] = lambda samples, outputs: None) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
 
-    The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch.
+    The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch, and
+    `collect` gets what the network says about it.
     `world`: the processes that share the work; each calls this, each gets the detections of all, the same as one would get.
     """
     announce_fallback(device)
-    external = _external_scores(dataset, config)
+    external = external_scores(config, getattr(dataset, "label_ids", None), [v.id for v in dataset.videos])
     was_training = model.training
     model.eval()
     found: dict[str, VideoDetections] = {}
@@ -71,6 +79,7 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
         with low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
+                collect(samples, outputs)
                 done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
                 found.update(zip((s.video_id for s in samples), done, strict=True))
                 progress(min(len(found) * world.size, len(dataset)), len(dataset))
@@ -78,11 +87,15 @@ def predict(model: nn.Module, dataset: TalDataset, config: Config, device: torch
         model.train(was_training)
         close(loader)
     found = merged(world.gather(found))
-    detections = as_detections(found, [v.id for v in dataset.videos])
-    if external is not None:
-        detections = fuse_external_scores(detections, external, source=str(config.test_cfg.ext_score_file),
-                                          keep_unscored=config.dataset.num_classes > 1)
-    return detections
+    return fused(as_detections(found, [v.id for v in dataset.videos]), external, config)
+
+
+def fused(detections: Detections, external: Mapping[str, np.ndarray] | None, config: Config) -> Detections:
+    """The detections with the classes of `external_scores`, where there are any."""
+    if external is None:
+        return detections
+    return fuse_external_scores(detections, external, source=str(config.test_cfg.ext_score_file),
+                                keep_unscored=config.dataset.num_classes > 1)
 
 
 def merged(parts: Sequence[dict[str, VideoDetections]]) -> dict[str, VideoDetections]:
@@ -93,12 +106,15 @@ def merged(parts: Sequence[dict[str, VideoDetections]]) -> dict[str, VideoDetect
     return found
 
 
-def _external_scores(dataset: TalDataset, config: Config) -> dict[str, np.ndarray] | None:
-    """The scores of test_cfg.ext_score_file, if it is set; a warning where they replace classes that the network knows."""
+def external_scores(config: Config, label_ids: Mapping[str, int] | None, videos: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The scores of test_cfg.ext_score_file, if it is set; a warning where they replace classes that the network knows.
+
+    Arguments and errors as of `load_external_scores`.
+    """
     path = config.test_cfg.ext_score_file
     if not path:
         return None
-    scores = load_external_scores(path, dataset.label_ids, [v.id for v in dataset.videos])
+    scores = load_external_scores(path, label_ids, videos)
     if config.dataset.num_classes > 1:
         warnings.warn(f"test_cfg.ext_score_file: {path} replaces the classes that the network itself finds; that lowers results "
                       "where it knows them well (THUMOS14, by a user's measurement: average mAP 66.4 without, 61.8 with)",

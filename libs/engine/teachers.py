@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from libs.core.checks import teacher_names
-from libs.core.config import from_dict, load_config
+from libs.core.config import load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, TeacherConfig
 from libs.datasets.annotations import load_annotations
 from libs.datasets.loader import Batch, padding_of
 from libs.datasets.presets import get_preset
-from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
 from libs.modeling.blocks import AffineDropPath
 from libs.modeling.distill import TeacherOutputs, TeacherSpec
 from libs.modeling.model import LocPointTransformer, build_model
@@ -96,10 +96,10 @@ def _load(student: Config, settings: DistillConfig, entry: TeacherConfig, name: 
 def _config_of(entry: TeacherConfig, checkpoint: Checkpoint) -> Config:
     if entry.config is not None:
         return load_config(entry.config)
-    own = (checkpoint.training or {}).get("config")
+    own = own_config(checkpoint)
     if own is None:
         raise UserError(f"{checkpoint.path}: holds no configuration (another program wrote it); name the teacher's in config")
-    return from_dict(own, f"{checkpoint.path}: training.config")
+    return own
 
 
 def check_teacher(student: Config, teacher: Config, where: str) -> None:

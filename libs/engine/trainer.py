@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ class Trainer:
     Of several processes each has its own trainer; all do the same steps with equal weights, and every method is called by all.
     """
 
-    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int, world: World = ALONE):
+    def __init__(self, objective: DetectionObjective, config: Config, iters_per_epoch: int, world: World = ALONE,
+                 label_names: Mapping[int, str] | None = None):
+        """`label_names`: class id -> name, kept in checkpoints for inference without the annotation file."""
+        self.label_names = dict(label_names or {})
         self.objective, self.model, self.config = objective, objective.model, config
         self.device, self.world = next(self.model.parameters()).device, world
         self.gradients = Gradients(objective, self.device, world)
@@ -137,7 +141,7 @@ class Trainer:
                     "data_order": {"seed": self.config.init_rand_seed, "next_epoch": self.epoch, "next_step": self.steps},
                     "unlogged": [{k: v.float().cpu().clone() for k, v in step.items()} for step in self.unlogged],
                     "processes": {"videos_per_step": self.videos_per_step, "random_of_others": states[1:]},
-                    "config": to_dict(self.config), "torch": str(torch.__version__)}
+                    "config": to_dict(self.config), "labels": self.label_names, "torch": str(torch.__version__)}
         save_checkpoint(path, self.epoch, self.model.state_dict(), self.average.state_dict(), self.optimizer.state_dict(),
                         self.schedule.state(self.iteration, len(self.optimizer.param_groups)), training)
 

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# whether torch.export traces the network; before torch 2.7 compiling and exporting could not be told apart
+exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 BLOCK = 32  # queries per block: with a half window h, each block computes Q (Q + 2 h) scores, of which Q (2 h + 1) count
 
 
@@ -22,10 +25,11 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     B, T, H, D = q_BTHD.shape
     half = window // 2
     Q = max(BLOCK, 2 * half)
-    N = -(-T // Q)
+    N = (T + Q - 1) // Q  # exported graphs divide rounding to zero: no negative numbers
     W = Q + 2 * half
     tail = N * Q - T
-    q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
+    # an exported graph has no branches: it pads by nothing where nothing is to be padded
+    q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if exporting() or tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
     k, v = (overlapping_blocks(x.flatten(2), Q, half, N).flatten(0, 1).unflatten(2, (H, D)).transpose(1, 2)
             for x in (k_BTHD, v_BTHD))
     valid = overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).reshape(B * N, 1, 1, W)

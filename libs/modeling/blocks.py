@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.modeling.attention import band_attention, global_attention
+from libs.modeling.attention import band_attention, exporting, global_attention
 
 
 def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
@@ -97,7 +97,8 @@ def conv_time(x_BTC: Tensor, conv: nn.Conv1d | SeparableConv, sizes: Sequence[in
     kernel, stride = conv.kernel_size[0], conv.stride[0]
     if conv.groups == 1 and kernel == 1:
         return pointwise(x_BTC[:, ::stride] if stride > 1 else x_BTC, conv)
-    if conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if (conv.groups == 1 and stride == 1 and x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+            and not exporting()):
         return ShiftedProducts.apply(x_BTC, conv.weight, conv.bias, tuple(sizes) or (x_BTC.shape[1],))
     if len(sizes) > 1:  # one call for all, with as many zeros between two sequences as the kernel reaches over
         zeros = kernel // 2 if x_BTC.device.type != "meta" else 0  # where FLOPs are counted, zeros are no work

@@ -68,6 +68,19 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
     write_text_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise the UserError of `write_atomic` now, before long work, if `path` cannot be written; makes its folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
+
+
 def read_json(path: str | os.PathLike, what: str, pairs_hook: PairsHook | None = None) -> Any:
     """Parsed JSON of a file; raises as `parse_json`."""
     return parse_json(read_text(path, what), str(path), what, pairs_hook)

@@ -160,11 +160,14 @@ def write_predictions(path: str | os.PathLike, detections: Detections, label_nam
 
 
 def write_predictions_json(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None,
-                           version: str = "VERSION 1.3", external_data: Mapping[str, Any] | None = None) -> None:
-    """ActivityNet submission file; a class without a name is written as its id in text.  Rows keep their order in a video."""
+                           version: str = "VERSION 1.3", external_data: Mapping[str, Any] | None = None,
+                           videos: Iterable[str] = ()) -> None:
+    """ActivityNet submission file; a class without a name is written as its id in text.  Rows keep their order in a video.
+
+    videos: ids that come first and in this order, also those without any row."""
     detections.check(str(path))
     names = label_names or {}
-    results: dict[str, list[dict]] = {}
+    results: dict[str, list[dict]] = {video: [] for video in videos}
     for video, start, end, label, score in zip(*(getattr(detections, c).tolist() for c in COLUMNS), strict=True):
         results.setdefault(video, []).append({"segment": [start, end], "label": names.get(label, str(label)), "score": score})
     write_json_atomic(path, {"version": version, "results": results, "external_data": dict(external_data or {})}, indent=None)

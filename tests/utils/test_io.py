@@ -103,3 +103,16 @@ def test_reading_errors_name_the_file_and_the_place(tmp_path: Path) -> None:
         io.read_json(bad, "annotation file")
     bad.write_bytes(b'\xef\xbb\xbf{"a": 1}')  # a byte-order mark, as some editors write
     assert io.read_json(bad, "annotation file") == {"a": 1}
+
+
+def test_what_cannot_be_written_shows_before_the_work_and_nothing_is_left(tmp_path: Path) -> None:
+    io.check_writable(tmp_path / "new" / "a.bin")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    for path, told in ((tmp_path / "file" / "a", "cannot be written"), (tmp_path / "new", "is a folder")):
+        with pytest.raises(UserError) as error:
+            io.check_writable(path)
+        assert str(error.value).startswith(str(path))
+        assert told in str(error.value)
+    io.check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"

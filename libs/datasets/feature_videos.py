@@ -1,0 +1,362 @@
+"""Videos that are nothing but features, for inference: files, whole folders, .h5 bundles or arrays; no annotations.
+
+    files = find_videos(["clips/", "one.npy"], config)
+    videos = FeatureVideos(files, config, Timing(fps=25))
+    detections = predict(model, videos, config, device)       # libs.engine.predict
+"""
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from libs.core.errors import UserError, nearest
+from libs.core.files import read_text
+from libs.core.schema import Config, FolderModality
+from libs.datasets.dataset import Sample
+from libs.datasets.features import FeatureStore
+from libs.datasets.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.grid import expected_length, implausible_length, plan_grid
+from libs.datasets.presets import get_preset
+from libs.datasets.streams import StreamReader
+from libs.datasets.transforms import resize
+from libs.utils.io import read_json
+
+INFO_COLUMNS = ("video_id", "fps", "duration")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Where one video's features are: folder/prefix + id + extension, or the data set prefix + id of an .h5 file `folder`."""
+
+    id: str
+    folder: str
+    prefix: str
+    extension: str
+
+    @property
+    def path(self) -> str:
+        """The file, or the .h5 file and the data set in it."""
+        name = self.prefix + self.id
+        bundled = not os.path.isdir(self.folder)
+        return f"{self.folder}[{name}]" if bundled else os.path.join(self.folder, name + self.extension)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureArray:
+    """One video's features in memory: (T, C), any real type."""
+
+    id: str
+    values: np.ndarray
+
+    @property
+    def path(self) -> str:
+        return f"features of {self.id!r}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What features do not say: frames per second and duration in seconds, of all videos or (it wins) by video id.
+
+    fps None: the configuration's dataset.default_fps.  duration_s None: the end of the last feature vector's window.
+    """
+
+    fps: float | None = None
+    duration_s: float | None = None
+    by_video: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def of(self, video_id: str) -> tuple[float | None, float | None]:
+        """(fps, duration in s) of a video, None where unknown."""
+        fps, duration = self.by_video.get(video_id, (None, None))
+        return (self.fps if fps is None else fps), (self.duration_s if duration is None else duration)
+
+
+class FeatureVideos(Dataset):
+    """Videos without annotations, as `libs.engine.predict.predict` takes them: item i is the `Sample` of video i.
+
+    videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
+    their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.
+    Files hold all channels of training (dataset.input_dim), or as far as the model reads, or just the channels that it reads.
+    Raises UserError for no video, an id that comes twice, an unknown fps, and features of a wrong shape, from headers only;
+    reading an item, for damaged files and values that are not finite.
+    """
+
+    def __init__(self, videos: Sequence[FeatureFile | FeatureArray], config: Config, timing: Timing = Timing(),
+                 streams: Mapping[str, str] | None = None, join: Sequence[str] = ()) -> None:
+        if not videos:
+            raise UserError("no features are given; name feature files, or a folder that holds some")
+        self.videos, self.config, self._data = tuple(videos), config, config.dataset
+        self._streams, self._join = dict(streams or {}), tuple(join)
+        self._check_streams()
+        self._refuse_repeated_ids()
+        self._readers: dict[tuple, StreamReader] = {}
+        self._file_lengths, self._grids, self._lengths, self._durations, self._exact = [], [], [], [], []
+        for video in self.videos:
+            self._measure(video, timing)
+        for reader in self._readers.values():
+            reader.close()  # workers are forked later and open their own
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The whole video number `index`, with no segments.  UserError for unusable features."""
+        video, length = self.videos[index], self._lengths[index]
+        if isinstance(video, FeatureArray):
+            feats = self._from_array(video, length)
+        else:
+            reader = self._reader(video, self._exact[index])
+            feats = reader.read(video.id, self._file_lengths[index], length, 0, length)
+        return Sample(video.id, feats, self._grids[index], self._durations[index], torch.zeros(0, 2),
+                      torch.zeros(0, dtype=torch.int64), length)
+
+    @property
+    def durations_s(self) -> dict[str, float]:
+        """Video id -> duration in seconds, as given or as the features say."""
+        return {video.id: duration for video, duration in zip(self.videos, self._durations, strict=True)}
+
+    def lengths(self) -> np.ndarray:
+        """(len,) int64: grid steps of every video; no features are read."""
+        return np.array(self._lengths, np.int64)
+
+    def _check_streams(self) -> None:
+        own = [n for n in self.config.model.modalities or () if isinstance(self._data.modalities[n], FolderModality)]
+        for name in self._streams:
+            if name not in own:
+                raise UserError(f"stream {name!r}: the model reads no stream of that name with files of its own"
+                                f"{nearest(name, own)}; it reads {', '.join(own) or 'none such'}")
+
+    def _refuse_repeated_ids(self) -> None:
+        seen: dict[str, str] = {}
+        for video in self.videos:
+            if video.id in seen:
+                raise UserError(f"{video.path}: another video is called {video.id!r} too ({seen[video.id]}); results go by that "
+                                "name, so rename one file or run them apart")
+            seen[video.id] = video.path
+
+    def _measure(self, video: FeatureFile | FeatureArray, timing: Timing) -> None:
+        """Length, grid and duration of a video, from headers only."""
+        data, exact = self._data, False
+        fps, duration = timing.of(video.id)
+        fps = data.default_fps if fps is None else fps
+        if fps is None:
+            raise UserError(f"{video.path}: the frames per second of this video are not known (in training they came with the "
+                            "annotations); give --fps, or a file with one per video: --info")
+        for name, value in (("fps", fps), ("duration", duration)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{video.path}: {name}: {value!r} is not a positive number; correct it")
+        if isinstance(video, FeatureArray):
+            file_length = self._check_array(video)
+        else:
+            exact = self._holds_only_what_is_read(video)
+            file_length = self._reader(video, exact).length(video.id)
+        self._check_length(video, file_length, fps, duration)
+        grid, length = plan_grid(
+            file_length, fps, math.inf if duration is None else duration, feat_stride=data.feat_stride,
+            num_frames=data.num_frames, downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len,
+            force_upsampling=data.force_upsampling)
+        if self._resampled and length > data.max_seq_len:
+            raise UserError(f"{video.path}: has {length} feature vectors, but a network with feat_stride <= 0 takes at most "
+                            f"{data.max_seq_len}; thin the features out")
+        if duration is None:
+            duration = ((file_length - 1) * data.feat_stride + data.num_frames) / fps
+        self._file_lengths.append(file_length)
+        self._grids.append(grid)
+        self._lengths.append(length)
+        self._durations.append(float(duration))
+        self._exact.append(exact)
+
+    @property
+    def _resampled(self) -> bool:
+        return self._data.force_upsampling or self._data.feat_stride <= 0
+
+    def _check_length(self, video: FeatureFile | FeatureArray, file_length: int, fps: float, duration: float | None) -> None:
+        data = self._data
+        if data.feat_stride <= 0:
+            if duration is None:
+                raise UserError(f"{video.path}: this network stretches a video to its features (feat_stride <= 0), so its "
+                                "duration in seconds is needed; give --duration, or a file with one per video: --info")
+            return
+        if duration is None:
+            return
+        expected = expected_length(duration, fps, data.feat_stride, data.num_frames)
+        if not implausible_length(file_length, expected):
+            return
+        message = f"{video.path}: has {file_length} feature vectors, but {duration:g} s at {fps:g} fps give about {expected}"
+        if not get_preset(self.config.dataset_name).trim:  # as in training: such features only warn there
+            raise UserError(f"{message}; check fps, duration, stride ({data.feat_stride:g}) and num-frames ({data.num_frames:g})")
+        warnings.warn(message, stacklevel=2)
+
+    def _reader(self, video: FeatureFile, exact: bool) -> StreamReader:
+        key = (video.folder, video.prefix, video.extension, exact)
+        if key not in self._readers:
+            self._readers[key] = self._make_reader(video, exact)
+        return self._readers[key]
+
+    def _make_reader(self, video: FeatureFile, exact: bool) -> StreamReader:
+        data, names = self._data, self.config.model.modalities
+        folders = (video.folder, *self._join) if self._join else video.folder
+        where = {"feat_folder": folders, "file_prefix": video.prefix, "file_ext": video.extension}
+        if names is None or exact:
+            where["input_dim"] = self.config.model_channels
+            return StreamReader(dataclasses.replace(self.config, dataset=dataclasses.replace(data, **where)), None)
+        modalities = dict(data.modalities)
+        for i, name in enumerate(names):
+            entry = modalities[name]
+            if not isinstance(entry, FolderModality):
+                continue
+            if name in self._streams:
+                modalities[name] = dataclasses.replace(entry, folder=self._streams[name])
+            elif i == 0 and not self._ranges:
+                modalities[name] = dataclasses.replace(entry, folder=video.folder, file_prefix=video.prefix,
+                                                       file_ext=video.extension)
+        data = dataclasses.replace(data, modalities=modalities, **where)
+        return StreamReader(dataclasses.replace(self.config, dataset=data), names)
+
+    @property
+    def _ranges(self) -> list[tuple[int, int]]:
+        """The channel ranges that the model reads, in its order; empty: all channels, or streams with files of their own."""
+        names = self.config.model.modalities or ()
+        return [m for n in names if not isinstance(m := self._data.modalities[n], FolderModality)]
+
+    def _holds_only_what_is_read(self, video: FeatureFile) -> bool:
+        """Whether a file has just the channels that the model reads; UserError if it fits in no way."""
+        names = self.config.model.modalities
+        if names is not None and len(self._ranges) < len(names):
+            return False  # streams in files of their own: their reader checks each
+        folders = (video.folder, *self._join)
+        with_any_width = FeatureStore(folders, video.prefix, video.extension)
+        return self._exact_width(video.path, with_any_width.shape(video.id))
+
+    def _exact_width(self, path: str, shape: tuple[int, int]) -> bool:
+        """True: only the channels that the model reads; False: the layout of training; UserError for any other width."""
+        stored, read, width = self.config.file_channels, self.config.model_channels, shape[1]
+        layouts = {stored}
+        if self._ranges:
+            needed = max(high for _, high in self._ranges)
+            declared = [m for m in self._data.modalities.values() if not isinstance(m, FolderModality)]
+            layouts |= {high for _, high in declared if high >= needed}
+        if width in layouts:
+            return False
+        if width == read:
+            return True
+        names = self.config.model.modalities
+        takes = f"{stored} channels, as in training" + (f", or {read}: {' + '.join(names)}" if names else "")
+        hint = ("they look transposed, store them as (T, C)" if shape[0] in (*layouts, read)
+                else "use the features that it was trained on")
+        raise UserError(f"{path}: has {width} channels (shape {shape}), but {self.config.source} takes {takes}; {hint}")
+
+    def _check_array(self, video: FeatureArray) -> int:
+        """Number of feature vectors; UserError for a wrong shape or type, or values that are not finite."""
+        values, names = video.values, self.config.model.modalities
+        if values.ndim != 2 or values.dtype.kind not in "fiu":
+            raise UserError(f"{video.path}: an array of shape {values.shape}, type {values.dtype}; expected numbers (T, C)")
+        if values.shape[0] == 0:
+            raise UserError(f"{video.path}: has no feature vectors (shape {values.shape}); extract them again")
+        if names is None or len(self._ranges) == len(names):
+            self._exact_width(video.path, values.shape)
+        elif values.shape[1] != self.config.model_channels:
+            raise UserError(f"{video.path}: has {values.shape[1]} channels, but {self.config.source} reads "
+                            f"{self.config.model_channels}: {' + '.join(names)}, side by side")
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            raise UserError(f"{video.path}: {len(bad)} of {values.size} values are NaN or infinite (first: row {bad[0][0]}, "
+                            f"channel {bad[0][1]}); extract them again")
+        return len(values)
+
+    def _from_array(self, video: FeatureArray, length: int) -> torch.Tensor:
+        names = self.config.model.modalities
+        values = torch.from_numpy(np.ascontiguousarray(video.values, dtype=np.float32))
+        if names is not None and self._ranges and not self._exact_width(video.path, video.values.shape):
+            values = torch.cat([values[:, low:high] for low, high in self._ranges], dim=1)
+        return (resize(values, length) if self._resampled else values[::self._data.downsample_rate]).contiguous()
+
+
+def find_videos(paths: Sequence[str | os.PathLike], config: Config) -> list[FeatureFile]:
+    """The feature files that command-line arguments mean, in their order; of a folder every feature file, sorted, and of an
+    .h5 file with several data sets every one of them.
+
+    The video id is the file's name without the configuration's file_prefix and file_ext if it has them, else without its
+    extension.  Raises UserError for what does not exist, has an unknown extension or holds no features.
+    """
+    return [video for path in paths for video in _videos_of(Path(path), config)]
+
+
+def _videos_of(path: Path, config: Config) -> Iterator[FeatureFile]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and format_of(p.suffix))
+        if not files:
+            raise UserError(f"{path}: holds no feature files ({', '.join(OPENERS)}); name the folder that does")
+        for file in files:
+            yield from _videos_of(file, config)
+        return
+    if not path.exists():
+        raise UserError(f"{path}: no such feature file or folder; check the path")
+    if format_of(path.suffix) is None:
+        raise UserError(f"{path}: {path.suffix or 'no extension'!r} is not a known format of features"
+                        f"{nearest(path.suffix, OPENERS)}; use one of {', '.join(OPENERS)}")
+    prefix, extension = config.dataset.file_prefix or "", config.dataset.file_ext or ""
+    if path.suffix.lower() in HDF5_EXTENSIONS and (names := _bundled(path)):
+        for name in names:
+            cut = prefix if name.startswith(prefix) else ""
+            yield FeatureFile(name.removeprefix(cut), str(path), cut, extension)
+        return
+    name = path.name
+    cut = prefix if name.startswith(prefix) and len(name) > len(prefix) else ""
+    end = extension if name.endswith(extension) and len(name) > len(cut + extension) and format_of(extension) else path.suffix
+    yield FeatureFile(name[len(cut):len(name) - len(end)], str(path.parent), cut, end)
+
+
+def _bundled(path: Path) -> list[str]:
+    """Names of the data sets of an .h5 file that holds one per video; [] for a file of a single video."""
+    try:
+        with hdf5_file(str(path)) as file:
+            names = sorted(file)
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read as a feature file ({reason}); write it again") from error
+    return [] if NPZ_KEY in names or len(names) == 1 else names
+
+
+def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, float | None]]:
+    """Video id -> (fps, duration in s), None where not given, from a CSV with the columns video_id, fps, duration (one of the
+    two may be left out or empty) or a JSON {"database": {id: {"fps": ..., "duration": ...}}}; annotations in it are ignored.
+
+    Raises UserError naming the file, the video and the value.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV of fps and durations"))))
+        if not rows or "video_id" not in rows[0]:
+            raise UserError(f"{path}: expected a first line {','.join(INFO_COLUMNS)} and a line per video")
+        entries = {row["video_id"]: {k: row.get(k) or None for k in INFO_COLUMNS[1:]} for row in rows}
+    elif path.suffix.lower() == ".json":
+        content = read_json(path, "JSON of fps and durations")
+        entries = content.get("database") if isinstance(content, dict) else None
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise UserError(f'{path}: expected {{"database": {{"<video id>": {{"fps": ..., "duration": ...}}}}}}')
+    else:
+        raise UserError(f"{path}: unknown kind of file {path.suffix!r}; use .csv or .json")
+    return {vid: tuple(_number(path, vid, key, entry.get(key)) for key in INFO_COLUMNS[1:]) for vid, entry in entries.items()}
+
+
+def _number(path: Path, video: str, key: str, value: object) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise UserError(f"{path}: video {video}: {key}: {value!r} is not a positive number; correct it")
+    return number

@@ -1,0 +1,279 @@
+"""Inference on features of your own videos, in Python.
+
+    model = load_model("pretrained/demo_student.pth.tar")
+    found = model.predict("pretrained/demo_video.npy", fps=25)
+    print(found.above(0.3))                      # a table; .t_start, .t_end, .label, .score are columns; .save("out.srt")
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from libs.core.config import from_dict, load_config, resolve_device, to_dict, with_overrides
+from libs.core.errors import UserError, note
+from libs.core.schema import Config
+from libs.datasets.annotations import load_annotations
+from libs.datasets.dataset import AGNOSTIC, is_single_class
+from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, read_video_info
+from libs.datasets.labels import read_labels
+from libs.datasets.presets import get_preset
+from libs.engine.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    own_config,
+    own_labels,
+)
+from libs.engine.precision import set_products
+from libs.engine.predict import predict
+from libs.modeling.model import LocPointTransformer, build_model
+from libs.utils import thresholds
+from libs.utils.outputs import plan_output, write_output
+from libs.utils.predictions import Detections
+
+Path_ = Union[str, os.PathLike]
+Features = Union[Path_, np.ndarray, Tensor]
+
+
+class Row(NamedTuple):
+    """One detection: seconds, class name, score."""
+
+    video_id: str
+    t_start: float
+    t_end: float
+    label: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """Detections of some videos, falling score inside a video.
+
+    Columns (N,): video_id str, t_start and t_end float64 seconds, label (class names, str), label_id int64, score float64.
+    `videos`: id -> duration in seconds of every video that was looked at, also those without detections.  Iterating gives rows.
+    """
+
+    detections: Detections
+    label_names: dict[int, str]
+    videos: dict[str, float]
+
+    @property
+    def video_id(self) -> np.ndarray:
+        return self.detections.video_id
+
+    @property
+    def t_start(self) -> np.ndarray:
+        return self.detections.t_start
+
+    @property
+    def t_end(self) -> np.ndarray:
+        return self.detections.t_end
+
+    @property
+    def label_id(self) -> np.ndarray:
+        return self.detections.label
+
+    @property
+    def label(self) -> np.ndarray:
+        return np.array([self.label_names.get(i, str(i)) for i in self.detections.label.tolist()], dtype=np.str_)
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.detections.score
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    def __iter__(self) -> Iterator[Row]:
+        columns = (self.video_id, self.t_start, self.t_end, self.label, self.score)
+        return (Row(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
+
+    def of(self, video_id: str) -> Predictions:
+        """The rows of one video; UserError for one that was not looked at."""
+        if video_id not in self.videos:
+            raise UserError(f"video {video_id!r} is not among the {len(self.videos)} videos of these predictions")
+        rows = self.detections.take(self.detections.video_id == video_id)
+        return Predictions(rows, self.label_names, {video_id: self.videos[video_id]})
+
+    def above(self, threshold: float, per_class: Mapping[str, float] | None = None, source: str = "per_class") -> Predictions:
+        """The rows with at least this score, or that of their class in `per_class`; UserError for an unknown class name."""
+        kept = thresholds.above(self.detections, threshold, per_class or {}, self.label_names, source)
+        return dataclasses.replace(self, detections=kept)
+
+    def save(self, path: Path_, fmt: str | None = None) -> tuple[Path, ...]:
+        """Write a .json, .csv(.gz), .pkl, .srt, .vtt or .eaf file, or `fmt` files into a folder; returns what was written.
+
+        Each file is whole or not there.  Raises UserError as `libs.utils.outputs.plan_output`.
+        """
+        output = plan_output(path, fmt, list(self.videos))
+        write_output(output, self.detections, self.label_names, list(self.videos))
+        return output.files
+
+    def __str__(self) -> str:
+        rows = list(self)
+        width = max([len("video"), *(len(r.video_id) for r in rows)])
+        lines = [f"{'video':<{width}}  {'start s':>9}  {'end s':>9}  score  label"]
+        lines += [f"{r.video_id:<{width}}  {r.t_start:>9.2f}  {r.t_end:>9.2f}  {r.score:>5.3f}  {r.label}" for r in rows]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Localizer:
+    """A trained network with its configuration and class names; made by `load_model`."""
+
+    model: LocPointTransformer
+    config: Config
+    label_names: dict[int, str]
+    device: torch.device
+    checkpoint: Path
+    epoch: int
+    weights: str
+
+    @property
+    def no_predictions(self) -> Predictions:
+        """Predictions of no video, with the class names: for checking thresholds."""
+        return Predictions(Detections.empty(), self.label_names, {})
+
+    def predict(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
+                duration: float | None = None, info: Path_ | None = None, batch_size: int | None = None, workers: int = 0,
+                streams: Mapping[str, str] | None = None, join: Sequence[str] = (),
+                progress: Callable[[int, int], None] = lambda done, total: None) -> Predictions:
+        """Detections of the videos behind `features`: see `videos` for what that may be and the other arguments.
+
+        Equal to eval.py's for the same videos, fps and durations.  progress(videos done, of how many) is called per batch.
+        """
+        return self.predict_videos(self.videos(features, fps=fps, duration=duration, info=info, streams=streams, join=join),
+                                   batch_size, workers, progress)
+
+    def videos(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
+               duration: float | None = None, info: Path_ | None = None, streams: Mapping[str, str] | None = None,
+               join: Sequence[str] = ()) -> FeatureVideos:
+        """The videos behind `features`, checked but not read.
+
+        features: a feature file, a folder of them, an .h5 file with a data set per video, an array or tensor (T, C), or a list of
+        these, or id -> array.  fps: frames per second (None: dataset.default_fps); duration: of each video in seconds (None: up
+        to the end of the last feature vector); info: CSV or JSON with both per video; streams, join: as `FeatureVideos`.
+        Raises UserError for whatever does not fit.
+        """
+        by_video = {} if info is None else read_video_info(info)
+        return FeatureVideos(_as_videos(features, self.config), self.config, Timing(fps, duration, by_video), streams, join)
+
+    def predict_videos(self, videos: FeatureVideos, batch_size: int | None = None, workers: int = 0,
+                       progress: Callable[[int, int], None] = lambda done, total: None) -> Predictions:
+        """Detections of checked videos, `batch_size` per forward pass (None: test_cfg.batch_size), read by `workers` processes.
+        """
+        config = with_overrides(self.config, [f"loader.num_workers={workers}",
+                                              *([] if batch_size is None else [f"test_cfg.batch_size={batch_size}"])])
+        set_products(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
+        found = predict(self.model, videos, config, self.device, progress)
+        return Predictions(found, self.label_names, videos.durations_s)
+
+
+def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None = None, weights: str | None = None,
+               epoch: int | None = None, device: str = "auto", overrides: Sequence[str] = (),
+               stride: float | None = None, num_frames: float | None = None) -> Localizer:
+    """A checkpoint file, or a run's folder (its last, or the given, epoch), ready to predict.
+
+    config: YAML for a checkpoint that holds none (published ones); labels: file of class names (see `read_labels`); weights:
+    `ema` or `raw` (None: test_cfg.weights); device: cpu, cuda, cuda:N, or auto: CUDA where there is one; overrides:
+    "dotted.key=value"; stride, num_frames: of the features in frames, where they differ from those of training (one warning).
+    Raises UserError for whatever does not fit together.
+    """
+    checkpoint = load_checkpoint(find_checkpoint(path, epoch))
+    config = _config_for(checkpoint, config, overrides, stride, num_frames)
+    where = "cpu" if device == "auto" and not torch.cuda.is_available() else device
+    config = with_overrides(config, [f"devices={where}"])
+    place = torch.device(resolve_device(config))
+    which = weights or config.test_cfg.weights
+    if which not in WEIGHTS:
+        raise UserError(f"weights: {which!r} are not known; use {' or '.join(WEIGHTS)}")
+    model = build_model(config)
+    load_weights(model, checkpoint, which)
+    model.requires_grad_(False).eval().to(place)
+    return Localizer(model, config, label_names_for(checkpoint, config, labels), place, checkpoint.path, checkpoint.epoch, which)
+
+
+def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a checkpoint: the file `path`, else its own, else the config.yaml beside it; with `overrides`.
+
+    Its `source` names the file that it came from.  Raises UserError when there is none.
+    """
+    if path is not None:
+        return load_config(path, overrides)
+    config = own_config(checkpoint)
+    beside = checkpoint.path.parent / "config.yaml"
+    if config is not None:
+        return with_overrides(from_dict(to_dict(config), str(checkpoint.path)), overrides)
+    if beside.is_file():
+        return load_config(beside, overrides)
+    raise UserError(f"{checkpoint.path}: holds no configuration (another program wrote it), and there is no {beside}; name one "
+                    "with --config, e.g. --config configs/thumos_i3d.yaml")
+
+
+def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None = None) -> dict[int, str]:
+    """Class id -> name: of the file `path`, else as the checkpoint keeps them, else of dataset.json_file where it exists, else
+    the ids as text, with one line that says so.  Raises UserError as `read_labels`."""
+    classes = config.dataset.num_classes
+    preset = get_preset(config.dataset_name)
+    if path is not None:
+        return read_labels(path, classes)
+    if is_single_class(config) and not config.test_cfg.ext_score_file:
+        return {0: AGNOSTIC}
+    names = own_labels(checkpoint)
+    if names is None and Path(config.dataset.json_file).is_file():
+        ids = load_annotations(config.dataset.json_file, False, preset.unlabelled, config.unlabelled_split).label_ids
+        names = {number: name for name, number in ids.items()}
+    if names is None:
+        note(f"{checkpoint.path}: names no classes, so labels are ids from 0 to {classes - 1}; --labels gives them names")
+        names = {}
+    return {**{i: str(i) for i in range(classes)}, **names}
+
+
+def _config_for(checkpoint: Checkpoint, path: Path_ | None, overrides: Sequence[str], stride: float | None,
+                num_frames: float | None) -> Config:
+    config = config_for(checkpoint, path, overrides)
+    wanted = {"feat_stride": stride, "num_frames": num_frames}
+    changed = {k: v for k, v in wanted.items() if v is not None and v != getattr(config.dataset, k)}
+    if not changed:
+        return config
+    told = "; ".join(f"dataset.{k}: {getattr(config.dataset, k):g} -> {v:g}" for k, v in changed.items())
+    note(f"warning: {checkpoint.path}: was trained on other features: {told}; durations look different to it, so expect worse "
+         "results")
+    return with_overrides(config, [f"dataset.{k}={v}" for k, v in changed.items()])
+
+
+def _as_videos(features: Any, config: Config) -> list[FeatureFile | FeatureArray]:
+    if isinstance(features, Mapping):
+        return [video for name, value in features.items() for video in _named(str(name), value, config)]
+    if isinstance(features, (str, os.PathLike)):
+        return list(find_videos([features], config))
+    if isinstance(features, (np.ndarray, Tensor)):
+        return [FeatureArray("video", _array(features, "video"))]
+    if not isinstance(features, Sequence):
+        raise UserError(f"features: a {type(features).__name__}; give a path, an array (T, C), or a list or dict of these")
+    videos: list[FeatureFile | FeatureArray] = []
+    for i, value in enumerate(features):
+        videos += _named(f"video_{i}", value, config)
+    return videos
+
+
+def _named(name: str, value: Any, config: Config) -> list[FeatureFile | FeatureArray]:
+    if isinstance(value, (str, os.PathLike)):
+        return list(find_videos([value], config))
+    return [FeatureArray(name, _array(value, name))]
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        return value.detach().float().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"features of {name!r}: a {type(value).__name__}; give a path or an array (T, C)") from error

@@ -1,0 +1,167 @@
+"""Features without annotations: which files an argument means, what is read, what is refused."""
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from helpers import CHANNELS, TINY, data_config, merged, tiny_config, write_data
+
+from libs.core.config import from_dict
+from libs.core.errors import UserError
+from libs.datasets.dataset import TalDataset
+from libs.datasets.feature_videos import FeatureArray, FeatureVideos, Timing, find_videos, read_video_info
+
+RANGES = {"dataset": {"modalities": {"rgb": [0, 2], "flow": [2, 5], "depth": [5, 6]}}}
+FPS = Timing(fps=25.0)
+
+
+def feats(steps=20, channels=CHANNELS, seed=0):
+    return np.random.default_rng(seed).normal(size=(steps, channels)).astype(np.float32)
+
+
+def ids(videos):
+    return [v.id for v in videos]
+
+
+def refused(call, *parts):
+    with pytest.raises(UserError) as error:
+        call()
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("sections", [
+    {}, {"dataset": {"downsample_rate": 2}}, {"dataset": {"force_upsampling": True}},
+    {"dataset": {"feat_stride": -1, "max_seq_len": 72}},
+    merged(RANGES, {"model": {"modalities": ["flow", "rgb"]}})], ids=str)
+def test_samples_are_those_of_the_annotated_data_set(tmp_path, sections):
+    data = write_data(tmp_path)
+    config = data_config(data, tmp_path, **sections)
+    dataset = TalDataset(config, "training", training=False)
+    document = json.loads(data.annotations.read_text())["database"]
+    (tmp_path / "info.json").write_text(json.dumps({"database": document}))
+    videos = FeatureVideos(find_videos([data.features / f"{v.id}.npy" for v in dataset.videos], config), config,
+                           Timing(by_video=read_video_info(tmp_path / "info.json")))
+    assert ids(videos.videos) == ids(dataset.videos)
+    assert videos.lengths().tolist() == dataset.lengths().tolist()
+    arrays = FeatureVideos([FeatureArray(v.id, np.load(data.features / f"{v.id}.npy")) for v in dataset.videos], config,
+                           Timing(by_video=read_video_info(tmp_path / "info.json")))
+    for i in range(len(dataset)):
+        for other in (videos[i], arrays[i]):
+            assert torch.equal(other.feats, dataset[i].feats)
+            assert (other.grid, other.duration_s) == (dataset[i].grid, dataset[i].duration_s)
+            assert len(other.segments) == len(other.labels) == 0
+
+
+def test_without_a_duration_a_video_lasts_to_the_end_of_its_last_window(tmp_path):
+    videos = FeatureVideos([FeatureArray("a", feats(20))], tiny_config(), FPS)
+    assert videos.durations_s == {"a": (19 * 5 + 10) / 25}
+    assert FeatureVideos([FeatureArray("a", feats(20))], tiny_config(), Timing(25.0, 4.0)).durations_s == {"a": 4.0}
+    both = Timing(25.0, 4.0, {"a": (50.0, None), "b": (None, 4.5)})
+    assert (both.of("a"), both.of("b"), both.of("c")) == ((50.0, 4.0), (25.0, 4.5), (25.0, 4.0))
+
+
+def test_what_an_argument_means(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("b.npy", "v_a.npy"):
+        np.save(folder / name, feats())
+    np.savez(folder / "c.npz", feats=feats())
+    (folder / "notes.txt").write_text("no features")
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        file["x"], file["v_y"] = feats(), feats(9)
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["feats"] = feats(11)
+    config = tiny_config(dataset={"file_prefix": "v_"})
+    found = find_videos([folder, tmp_path / "many.h5", tmp_path / "one.h5"], config)
+    assert ids(found) == ["b", "c", "a", "y", "x", "one"]
+    assert FeatureVideos(found, config, FPS).lengths().tolist() == [20, 20, 20, 9, 20, 11]
+    np.save(folder / "d_i3d.npy", feats())
+    assert ids(find_videos([folder / "d_i3d.npy"], tiny_config(dataset={"file_ext": "_i3d.npy"}))) == ["d"]
+    assert ids(find_videos([folder / "d_i3d.npy"], config)) == ["d_i3d"]
+
+
+@pytest.mark.parametrize("width", [6, 5, 3])
+def test_files_may_hold_all_channels_as_far_as_needed_or_just_those_read(tmp_path, width):
+    """rgb 0:2, flow 2:5, depth 5:6; the model reads flow."""
+    config = tiny_config(**merged(RANGES, {"model": {"modalities": ["flow"]}}))
+    whole = feats()
+    stored = whole[:, 2:5] if width == 3 else whole[:, :width]
+    np.save(tmp_path / "a.npy", stored)
+    for video in (find_videos([tmp_path / "a.npy"], config)[0], FeatureArray("a", stored)):
+        assert np.array_equal(FeatureVideos([video], config, FPS)[0].feats.numpy(), whole[:, 2:5])
+
+
+def test_streams_with_files_of_their_own_and_joined_folders(tmp_path):
+    for name, channels in (("rgb", 4), ("audio", 2)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", feats(20 if name == "rgb" else 7, channels, channels))
+    config = tiny_config(dataset={"input_dim": 4, "modalities": {"rgb": [0, 4], "audio": {"folder": "gone", "dim": 2,
+                                                                                         "resample": "linear"}}},
+                         model={"modalities": ["rgb", "audio"]})
+    rgb = find_videos([tmp_path / "rgb"], config)
+    sample = FeatureVideos(rgb, config, FPS, streams={"audio": str(tmp_path / "audio")})[0]
+    assert sample.feats.shape == (20, 6)
+    assert np.array_equal(sample.feats[:, :4].numpy(), feats(20, 4, 4))
+    refused(lambda: FeatureVideos(rgb, config, FPS, streams={"audo": "x"}), "'audo'", "'audio'")
+    refused(lambda: FeatureVideos(rgb, config, FPS), "gone", "no such feature folder")
+    np.save(tmp_path / "audio" / "a.npy", feats(20, 2, 2))
+    joined = FeatureVideos(rgb, tiny_config(), FPS, join=[str(tmp_path / "audio")])[0]
+    assert np.array_equal(joined.feats.numpy(), np.concatenate([feats(20, 4, 4), feats(20, 2, 2)], axis=1))
+
+
+def test_refusals(tmp_path):
+    config = tiny_config()
+    np.save(tmp_path / "a.npy", feats())
+    found = find_videos([tmp_path / "a.npy"], config)
+    refused(lambda: FeatureVideos(found, config), "a.npy", "--fps", "--info")
+    refused(lambda: FeatureVideos(found, config, Timing(fps=-1.0)), "fps", "-1.0")
+    refused(lambda: FeatureVideos(found, config, Timing(25.0, float("nan"))), "duration", "nan")
+    refused(lambda: FeatureVideos(found, config, Timing(25.0, 400.0)), "20 feature vectors", "400 s at 25 fps")
+    refused(lambda: FeatureVideos([], config, FPS), "no features are given")
+    refused(lambda: FeatureVideos(found * 2, config, FPS), "'a'", "rename")
+    stretched = tiny_config(dataset={"feat_stride": -1})
+    refused(lambda: FeatureVideos(found, stretched, FPS), "--duration")
+    long = [FeatureArray("a", feats(90))]
+    refused(lambda: FeatureVideos(long, stretched, Timing(25.0, 30.0)), "90 feature vectors", "at most 48")
+    for steps, channels, told in ((20, 7, ["7 channels", "tiny.yaml", "6 channels"]), (6, 20, ["transposed"]),
+                                  (0, 6, ["no feature vectors"])):
+        np.save(tmp_path / "b.npy", feats(steps, channels))
+        refused(lambda: FeatureVideos(find_videos([tmp_path / "b.npy"], config), config, FPS), "b.npy", *told)
+        refused(lambda s=steps, c=channels: FeatureVideos([FeatureArray("b", feats(s, c))], config, FPS), "'b'", *told)
+    spoilt = feats()
+    spoilt[3, 2] = np.inf
+    np.save(tmp_path / "c.npy", spoilt)
+    refused(lambda: FeatureVideos(find_videos([tmp_path / "c.npy"], config), config, FPS)[0], "c.npy", "row 3, channel 2")
+    refused(lambda: FeatureVideos([FeatureArray("c", spoilt)], config, FPS), "'c'", "row 3, channel 2")
+    refused(lambda: FeatureVideos([FeatureArray("c", np.array(["x"]))], config, FPS), "'c'", "expected numbers (T, C)")
+
+
+def test_paths_that_hold_no_features(tmp_path):
+    config = from_dict(TINY)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "a.h5").write_text("not HDF5")
+    refused(lambda: find_videos([tmp_path / "gone"], config), "gone", "no such feature file or folder")
+    refused(lambda: find_videos([tmp_path / "empty"], config), "empty", "holds no feature files", ".npz")
+    refused(lambda: find_videos([tmp_path / "a.txt"], config), "a.txt", "'.txt'", ".npy")
+    refused(lambda: find_videos([tmp_path / "a.h5"], config), "a.h5", "cannot be read")
+
+
+def test_video_info(tmp_path):
+    (tmp_path / "a.csv").write_text("video_id,fps,duration\nx,25,3.5\ny,,4\n")
+    assert read_video_info(tmp_path / "a.csv") == {"x": (25.0, 3.5), "y": (None, 4.0)}
+    (tmp_path / "b.csv").write_text("video_id,fps\nx,30\n")
+    assert read_video_info(tmp_path / "b.csv") == {"x": (30.0, None)}
+    (tmp_path / "c.csv").write_text("video_id,fps\nx,fast\n")
+    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "video x", "fps", "'fast'")
+    (tmp_path / "d.csv").write_text("name,fps\nx,30\n")
+    refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "video_id,fps,duration")
+    (tmp_path / "e.json").write_text('{"database": {"x": {"fps": 0}}}')
+    refused(lambda: read_video_info(tmp_path / "e.json"), "e.json", "video x", "fps", "0")
+    (tmp_path / "f.json").write_text("[]")
+    refused(lambda: read_video_info(tmp_path / "f.json"), "f.json", "database")
+    refused(lambda: read_video_info(tmp_path / "g.xml"), "g.xml", "'.xml'")

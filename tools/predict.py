@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Find actions in features of your own videos; no annotations needed.
+
+    python tools/predict.py pretrained/demo_student.pth.tar pretrained/demo_video.npy --fps 25 --threshold 0.3
+    python tools/predict.py ckpt/hapt_first data/hapt/features --fps 50 -o found.json
+    python tools/predict.py ckpt/thumos_i3d_first clips/ --info clips.csv --threshold 0.2 -o subtitles --format srt
+    python tools/predict.py pretrained/CHECKPOINT.pth.tar clips/ --config configs/thumos_i3d.yaml --labels thumos14.json --fps 30
+
+The configuration comes from the checkpoint (or the config.yaml beside it); a published checkpoint needs --config.  Without -o
+the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.gz, .pkl; one file per video: .srt, .vtt, .eaf.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from libs.core.errors import UserError, note, run_main
+from libs.engine.api import load_model
+from libs.engine.run import bar
+from libs.utils.outputs import FORMATS, PER_VIDEO, plan_output, write_output
+from libs.utils.thresholds import check_threshold, read_thresholds
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ckpt", metavar="CKPT", help="checkpoint file, or a run's folder (its last epoch)")
+    parser.add_argument("features", nargs="+", metavar="FEATURES", help="feature files (T, C), folders of them, or .h5 files")
+    parser.add_argument("--fps", type=float, help="frames per second of the videos (dataset.default_fps)")
+    parser.add_argument("--duration", type=float, metavar="S", help="seconds that the video lasts (end of the last feature)")
+    parser.add_argument("--info", type=Path, metavar="FILE", help="fps, duration per video: CSV video_id,fps,duration or JSON")
+    parser.add_argument("--stride", type=float, metavar="FRAMES", help="frames between two features, if not those of training")
+    parser.add_argument("--num-frames", type=float, metavar="FRAMES", help="frames a feature sees, if not those of training")
+    parser.add_argument("--stream", action="append", default=[], metavar="NAME=FOLDER", help="folder of a stream with own files")
+    parser.add_argument("--join", nargs="+", default=[], metavar="FOLDER", help="more folders, joined along channels by name")
+    parser.add_argument("--threshold", type=float, default=0.0, metavar="SCORE", help="least score of what is written (0: all)")
+    parser.add_argument("--class-thresholds", type=Path, metavar="FILE", help="JSON or YAML {label: least score}; it wins")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file or folder to write")
+    parser.add_argument("--format", choices=FORMATS, help="what to write into a folder")
+    parser.add_argument("--config", help="YAML configuration of a checkpoint that holds none")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: annotation JSON, JSON list, or one per line")
+    parser.add_argument("-epoch", "--epoch", type=int, metavar="N", help="epoch to load from a folder")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="averaged or raw weights (test_cfg.weights)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="videos per forward pass (test_cfg.batch_size)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read features (0)")
+    parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    threshold = check_threshold(args.threshold, "--threshold")
+    per_class = read_thresholds(args.class_thresholds) if args.class_thresholds else {}
+    model = load_model(args.ckpt, config=args.config, labels=args.labels, weights=args.weights, epoch=args.epoch,
+                       device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
+    model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # a mistyped class shows before the work
+    videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, streams=_streams(args.stream),
+                          join=args.join)
+    ids = [video.id for video in videos.videos]
+    if args.output is None and args.format:
+        raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
+    output = plan_output(args.output, args.format, ids) if args.output else None
+    note(f"{model.checkpoint}: epoch {model.epoch}, {model.weights} weights, {len(ids)} videos, {model.device}")
+    quiet = output is None and not sys.stderr.isatty()  # progress lines would stand among the detections
+    progress = (lambda done, total: None) if quiet else bar(len(ids), "videos", args.print_freq)
+    found = model.predict_videos(videos, args.batch_size, args.workers, progress)
+    kept = found.above(threshold, per_class, str(args.class_thresholds))
+    if output is None:
+        print(kept)
+        return
+    write_output(output, kept.detections, model.label_names, ids)
+    if output.kind in PER_VIDEO and not threshold and not per_class:
+        note("note: without --threshold every detection is a subtitle, also the unlikely ones")
+    place = output.files[0] if len(output.files) == 1 else f"{len(output.files)} files in {output.files[0].parent}"
+    print(f"{len(kept)} of {len(found)} segments in {len(ids)} videos, written to {place}")
+
+
+def _streams(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for text, (name, equals, folder) in zip(given, pairs, strict=True):
+        if not (name and equals and folder):
+            raise UserError(f"--stream {text}: expected NAME=FOLDER")
+    return {name: folder for name, _, folder in pairs}
+
+
+if __name__ == "__main__":
+    run_main(main)
