@@ -210,3 +210,16 @@ def test_table_and_timing():
     assert row == {"median_s": 3.0, "q1_s": 2.0, "q3_s": 4.0, "G": 6.0, "runs": 5, "reference_G": 12.0, "ratio": 2.0}
     lines = markdown("title", [{"a": 1, "b": 0.123456}, {"a": None, "c": 12345.6}]).splitlines()
     assert lines[1:] == ["title", "", "| a | b | c |", "|---|---|---|", "| 1 | 0.1235 |  |", "|  |  | 12,346 |"]
+
+
+def test_parallel_training(capsys, tmp_path):
+    main = runpy.run_path(str(FOLDER / "bench_parallel.py"), run_name="benchmark")["main"]
+    main.__globals__["start"] = lambda script, processes: main.__globals__["train_all"](script[2:])
+    argv = ["--splits", "1x3", "--kill", "--epochs", "1", "--json", str(tmp_path / "p.json"), "--cases"]
+    code, _, err = run_script(capsys, main, "bench_parallel.py", *argv, "convnext")
+    assert code == 0, err
+    row, = read(tmp_path / "p.json")
+    assert (row["case"], row["processes x accumulation"], row["steps"]) == ("convnext", "1x3", 6)
+    assert row["weights"] < 1e-6 < 1e-5 < row["weights to average"]
+    code, _, err = run_script(capsys, main, "bench_parallel.py", *argv, "no such")
+    assert "--cases no such: no such case; they are transformer," in one_error(code, err)
