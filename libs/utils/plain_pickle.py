@@ -161,7 +161,7 @@ class _Reader(pickle._Unpickler):
         try:
             return functools.partial(_STAND_INS[module, name])  # fresh, so that a file cannot set attributes on ours
         except KeyError:
-            raise _Refused(f"it asks for {module}.{name}") from None
+            raise _Refused(f"it asks for {f'{module}.{name}'[:160]}") from None
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("it refers to data outside the file")
