@@ -200,6 +200,8 @@ def _training(config: Config, fail: Callable) -> None:
     if config.train_cfg.labelled_share <= 0:
         fail("train_cfg.labelled_share", "0 leaves no annotation to learn from; use more than 0, up to 1")
     data, train = config.dataset, config.train_cfg
+    if train.cuda_graphs and config.distill.teachers:
+        fail("train_cfg.cuda_graphs", "true cannot record what teachers say; set it to false, or train without distill.teachers")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")

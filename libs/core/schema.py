@@ -67,6 +67,7 @@ class LoaderConfig:
     batch_size: int = key(8, "training videos per process and forward pass; a step sees this many times processes times opt.accumulation_steps", low=1)
     num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
     padding: str = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)", ("shortest", "max_seq_len"))
+    pad_multiple: int = key(1, "(ours) training batches padded further, to a multiple of so many feature vectors where the outputs allow it: fewer shapes for train_cfg.cuda_graphs; 1: off", low=1)
     bucket: int = key(0, "(ours) training batches of videos of similar length: in every so many batches of an epoch videos are sorted by padded length and the batches shuffled; less padding, another order of videos; 0: off", low=0)
     cache: str = key("none", "(ours) features in training and its evaluations: read from files in every epoch, or read once and kept as float32 in ram or on the training device; the numbers are the same", ("none", "ram", "device"))
 
@@ -125,6 +126,8 @@ class TrainConfig:
     ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
     ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
     precision: str = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)", PRECISIONS)
+    compile: bool = key(False, "(ours) blocks of the backbone compiled by torch.compile in training: pays on a GPU in long runs (compiling takes minutes)")
+    cuda_graphs: bool = key(False, "(ours) CUDA: forward and backward pass of a step replayed as one graph per shape of batch; one process, no teachers, no accumulation; set loader.pad_multiple with it")
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class TestConfig:
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))
     precision: str = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32", PRECISIONS)
+    compile: bool = key(False, "(ours) blocks of the backbone compiled by torch.compile in evaluation, as train_cfg.compile")
 
 
 @dataclass(frozen=True)

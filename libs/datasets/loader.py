@@ -31,8 +31,8 @@ from libs.datasets.dataset import Sample, TalDataset, Window
 class Padding:
     """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
     margin that a video's end needs to see padding at every level, whether a position table is stretched to the length,
-    whether to pad as far as the published program whatever the outputs need, and whether the parts of a batch are padded alike
-    (losses that run over padding depend on it)."""
+    whether to pad as far as the published program whatever the outputs need, whether the parts of a batch are padded alike
+    (losses that run over padding depend on it), and a multiple that batches are padded to as far as their outputs allow."""
 
     max_seq_len: int
     factor: int
@@ -41,6 +41,7 @@ class Padding:
     stretched_positions: bool = False
     always: bool = False
     alike: bool = False
+    multiple: int = 1
 
     def published(self, length: int) -> int:
         """The length that the published program pads a video of `length` steps to."""
@@ -66,6 +67,9 @@ class Padding:
     def of_batch(self, lengths: Sequence[int]) -> int:
         """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
         padded = max(self.shortest(n) for n in lengths)
+        wider = max(padded, min(_round_up(padded, math.lcm(self.multiple, self.stride)), self.max_seq_len))
+        if all(self.allows(n, wider) for n in lengths):
+            return wider
         for n in lengths:
             if not self.allows(n, padded):
                 raise ValueError(f"a video of {n} steps needs {self.published(n)}, not {padded}: batch it apart")
@@ -83,7 +87,8 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
     alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
-                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike)
+                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike,
+                   config.loader.pad_multiple if training else 1)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from libs.datasets.loader import Batch
 from libs.engine.distributed import World
+from libs.engine.graphs import Record, StepGraphs
 from libs.engine.objective import DetectionObjective, Prepared
 from libs.modeling.losses import Losses, Sums
 
@@ -23,6 +24,7 @@ class Gradients:
     def __init__(self, objective: DetectionObjective, device: torch.device, world: World):
         self.objective, self.device, self.world = objective, device, world
         self._copies = world.wrap(objective)  # what learns in step with the other processes
+        self._alone = self.of_one_batch
 
     def __call__(self, batches: Sequence[Batch]) -> Losses:
         """Losses of the step whose batch lies in `batches`, and in those of the other processes; adds up the gradients.
@@ -30,9 +32,7 @@ class Gradients:
         Every process returns the losses of the whole batch, without a graph, on the device.
         """
         if len(batches) == self.world.size == 1:
-            losses = self.objective(batches[0].to(self.device))
-            losses.final.backward()
-            return Losses(losses.final.detach(), {k: v.detach() for k, v in losses.terms.items()})
+            return self._alone(batches[0])
         batches = [self.objective.augment(batch) for batch in batches]
         prepared = [self.objective.prepare(batch.to(self.device)) for batch in batches]
         sums = self._whole([p.sums for p in prepared])
@@ -50,6 +50,17 @@ class Gradients:
             values = own if values is None else values + own
         final, *terms = self.world.sum(values).float().unbind()
         return Losses(final, dict(zip(names, terms, strict=True)))
+
+    def of_one_batch(self, batch: Batch) -> Losses:
+        """Losses of a step of one process and one batch, without a graph; adds up the gradients."""
+        losses = self.objective(batch.to(self.device))
+        losses.final.backward()
+        return Losses(losses.final.detach(), {k: v.detach() for k, v in losses.terms.items()})
+
+    def record(self, record: Record | None = None) -> None:
+        """From now on replay recorded steps (see `StepGraphs`)."""
+        parameters = [p for module in self.objective.trained for p in module.parameters()]
+        self._alone = StepGraphs(self.of_one_batch, parameters, [self.objective.criterion.normalizer], record)
 
     def _together(self, last: bool) -> contextlib.AbstractContextManager:
         """Only the last backward pass of a step sends gradients to the other processes."""

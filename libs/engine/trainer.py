@@ -27,6 +27,7 @@ from libs.engine.checkpoint import (
 from libs.engine.determinism import ask_for_determinism
 from libs.engine.distributed import ALONE, World
 from libs.engine.gradients import Gradients
+from libs.engine.graphs import check_graphs, compile_blocks
 from libs.engine.objective import DetectionObjective
 from libs.engine.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.utils.ema import WeightAverage
@@ -64,7 +65,12 @@ class Trainer:
         self.label_names = dict(label_names or {})
         self.objective, self.model, self.config = objective, objective.model, config
         self.device, self.world = next(self.model.parameters()).device, world
+        check_graphs(config, self.device, world.size)
+        if config.train_cfg.compile:
+            compile_blocks(self.model)
         self.gradients = Gradients(objective, self.device, world)
+        if config.train_cfg.cuda_graphs:
+            self.gradients.record()
         self.optimizer = make_optimizer(objective.trained, config.opt)
         self.videos_per_step = config.videos_per_step(world.size)
         self.schedule = make_schedule(config.opt, iters_per_epoch, rate_factor(config.opt, self.videos_per_step))

@@ -1,0 +1,131 @@
+"""Two ways of having less to launch: blocks compiled by torch.compile, and training steps replayed as CUDA graphs.
+
+A GPU works off a training step of a small batch faster than Python can ask for its kernels one by one.  A CUDA graph asks for all
+kernels of a forward and backward pass at once; it belongs to the shapes that it was recorded with, so there is one per shape of
+batch (`loader.pad_multiple` keeps them few).
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.datasets.loader import Batch
+from libs.modeling.losses import Losses
+from libs.modeling.model import LocPointTransformer
+
+TENSORS = ("feats", "mask", "segments", "labels", "present")
+FEWEST_SEGMENTS = 8  # lists of ground truth are filled up to this, or a power of two, so that batches have few shapes
+TRIALS = 3  # passes before recording: libraries choose their kernels and allocate their workspaces in the first ones
+
+Work = Callable[[], Losses]
+Record = Callable[[Work], tuple[Callable[[], None], Losses]]
+
+
+def compile_blocks(model: LocPointTransformer, backend: str = "inductor") -> None:
+    """Let torch.compile make kernels of the backbone's blocks, in place; weights and their names stay.
+
+    Block by block: equal blocks share their code, and lengths stay open, so that nothing is compiled anew for each video.
+    """
+    for block in (*model.backbone.stem, *model.backbone.branch):
+        block.compile(dynamic=True, backend=backend)
+
+
+def check_graphs(config: Config, device: torch.device, processes: int) -> None:
+    """UserError where train_cfg.cuda_graphs is set and a step cannot be recorded."""
+    if not config.train_cfg.cuda_graphs:
+        return
+    if device.type != "cuda":
+        raise UserError(f"{config.source}: train_cfg.cuda_graphs: true needs a CUDA device, this run is on {device}; set it to "
+                        "false")
+    if processes > 1 or config.opt.accumulation_steps > 1:
+        raise UserError(f"{config.source}: train_cfg.cuda_graphs: true records steps of one process and one batch; set it to "
+                        "false, or train in one process with opt.accumulation_steps: 1")
+
+
+class _Recorded(NamedTuple):
+    batch: Batch  # what the recorded work reads
+    replay: Callable[[], None]
+    losses: Losses  # what it writes
+    gradients: tuple[Tensor | None, ...]
+
+
+class StepGraphs:
+    """Losses and gradients of a batch, as `work` gives them, recorded once per shape and replayed from then on.
+
+    work(batch): losses without a graph, gradients in the `parameters`; it may read nothing back from the device.  `state`: what
+    else it moves (the loss normaliser); recording leaves that as it was.
+    """
+
+    def __init__(self, work: Callable[[Batch], Losses], parameters: Sequence[nn.Parameter], state: Sequence[Tensor],
+                 record: Record | None = None):
+        self._work, self._parameters, self._state = work, tuple(parameters), tuple(state)
+        self._record = record or CudaRecorder()
+        self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def __call__(self, batch: Batch) -> Losses:
+        """Losses on the device; every parameter's `grad` is that of this batch until the next call."""
+        batch = filled_up(batch)
+        key = tuple(getattr(batch, name).shape for name in TENSORS)
+        known = self._recorded.get(key)
+        if known is None:
+            known = self._recorded[key] = self._make(batch)
+        for name in TENSORS:
+            getattr(known.batch, name).copy_(getattr(batch, name), non_blocking=True)
+        known.replay()
+        for parameter, gradient in zip(self._parameters, known.gradients, strict=True):
+            parameter.grad = gradient
+        return Losses(known.losses.final.clone(), {name: value.clone() for name, value in known.losses.terms.items()})
+
+    def _make(self, batch: Batch) -> _Recorded:
+        device = self._parameters[0].device
+        own = dataclasses.replace(batch, **{name: getattr(batch, name).to(device, copy=True) for name in TENSORS})
+
+        def work() -> Losses:
+            for parameter in self._parameters:
+                parameter.grad = None  # so that the backward pass makes new ones, which the recording owns
+            return self._work(own)
+        before = [value.clone() for value in self._state]
+        replay, losses = self._record(work)
+        for value, old in zip(self._state, before, strict=True):
+            value.copy_(old)
+        return _Recorded(own, replay, losses, tuple(p.grad for p in self._parameters))
+
+
+class CudaRecorder:
+    """Records work as CUDA graphs that share their memory: only one of them is ever at work."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> tuple[Callable[[], None], Losses]:
+        """(replay, what it writes its losses to)."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(TRIALS):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            losses = work()
+        return graph.replay, losses
+
+
+def filled_up(batch: Batch) -> Batch:
+    """The batch with its ground truth filled up to a power of two, at least FEWEST_SEGMENTS; `present` is False there."""
+    count = batch.labels.shape[1]
+    more = max(FEWEST_SEGMENTS, 1 << max(count - 1, 0).bit_length()) - count
+    if more == 0:
+        return batch
+    return dataclasses.replace(batch, segments=F.pad(batch.segments, (0, 0, 0, more)), labels=F.pad(batch.labels, (0, more)),
+                               present=F.pad(batch.present, (0, more)))
