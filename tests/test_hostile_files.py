@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import data_config, write_data
+from helpers import data_config, tiny_config, write_data
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, shown
@@ -85,6 +85,18 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_yaml_bombs(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     refused(load_config, tmp_path / "c.yaml", message=message)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"embd_dim": 10**12}, "model.embd_dim: 1000000000000: 1000000000000 is too large; use at most 65536"),
+    ({"backbone_arch": [1, 1, 10**12]}, "[1, 1, 1000000000000]: 1000000000000 is too large; use at most 64")])
+def test_networks_that_nobody_can_build(model, message):
+    refused(lambda: tiny_config(model=model), message=message)
+
+
+def test_errors_of_long_values_keep_their_remedy():
+    text = refused(lambda: tiny_config(devices=["x" * 10**5]), message="devices: 'xxx")
+    assert text.endswith("use cpu, auto, cuda or cuda:N")
 
 
 def test_shown_values_are_short():

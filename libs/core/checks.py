@@ -26,7 +26,8 @@ def check_relations(config: Config, where: Where | None = None) -> None:
     where = where or (lambda dotted: f"{config.source or 'config'}: {dotted}")
 
     def fail(dotted: str, message: str) -> NoReturn:
-        raise UserError(f"{where(dotted)}: {message}")
+        brief = message if len(message) <= 1000 else f"{message[:500]} ... {message[-400:]}"  # the remedy comes last
+        raise UserError(f"{where(dotted)}: {brief}")
 
     for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _loader, _training, _schedule, _distillation):
         check(config, fail)

@@ -93,7 +93,8 @@ def read_index(folder: str | os.PathLike) -> Index:
             raise ValueError(f"its format is {str(content['format'])[:40]!r}, this program reads {FORMAT!r}")
         shards = tuple(Shard(*(_typed(entry[k], t) for k, t in (("file", str), ("bytes", int), ("mark", str), ("subset", str))))
                        for entry in content["shards"])
-        if bad := [s.file for s in shards if s.file != os.path.basename(s.file) or s.file in ("", ".", "..")]:
+        names = [s.file for s in shards]
+        if bad := [n for n in names if n != os.path.basename(n) or n in ("", ".", "..") or len(n) > 255]:
             raise ValueError(f"{bad[0][:60]!r} is not the name of a file beside it")
         dtype, channels = content["dtype"], _typed(content["channels"], int)
         if dtype not in DTYPES or not 0 <= channels < 2**31:

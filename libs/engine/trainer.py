@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from libs.core.config import to_dict
-from libs.core.errors import UserError, note
+from libs.core.errors import UserError, note, shown
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.engine.checkpoint import (
@@ -177,7 +177,7 @@ class Trainer:
             raise UserError(f"{checkpoint.path}: training: lacks {', '.join(lacking)}; the file is damaged, use another "
                             "epoch, or start with --init-from")
         if training["iters_per_epoch"] != self.iters_per_epoch:
-            raise UserError(f"{checkpoint.path}: was trained with {training['iters_per_epoch']} iterations per epoch, the "
+            raise UserError(f"{checkpoint.path}: was trained with {shown(training['iters_per_epoch'])} iterations per epoch, the "
                             f"present data and loader.batch_size give {self.iters_per_epoch}; resume with the data of that run, "
                             "or start with --init-from")
         self._check_processes(checkpoint)
