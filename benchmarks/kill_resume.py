@@ -177,7 +177,7 @@ def points(folder: Path) -> list[tuple[int, str, float]]:
     found = []
     for path in (folder / "logs").glob("events.out.tfevents.*"):
         for event in EventFileLoader(str(path)).Load():
-            found += [(event.step, v.tag, v.tensor.float_val[0]) for v in event.summary.value if v.tag != "config/text_summary"]
+            found += [(event.step, v.tag, v.tensor.float_val[0]) for v in event.summary.value if v.tensor.float_val]
     return sorted(found)
 
 
