@@ -35,7 +35,7 @@ from libs.utils.machine import keep_freed_memory
 
 REFERENCE_G = 61  # the first release on a CPU, float32, every batch padded to 2304 steps
 SETTINGS = {"fp32": [], "padded": ["loader.padding=max_seq_len"], "bucket": ["loader.bucket=16", "loader.cache=device"],
-            "tf32": ["train_cfg.precision=tf32"], "bf16": ["train_cfg.precision=bf16"]}
+            "tf32": ["train_cfg.precision=tf32"], "bf16": ["train_cfg.precision=bf16"], "few": ["loader.pad_multiple=256"]}
 
 
 class Measured(NamedTuple):

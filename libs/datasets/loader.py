@@ -26,6 +26,8 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import Sample, TalDataset, Window
 
+BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are made anew for every length, which takes longer than the padding
+
 
 @dataclass(frozen=True)
 class Padding:
@@ -67,7 +69,9 @@ class Padding:
     def of_batch(self, lengths: Sequence[int]) -> int:
         """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
         padded = max(self.shortest(n) for n in lengths)
-        wider = max(padded, min(_round_up(padded, math.lcm(self.multiple, self.stride)), self.max_seq_len))
+        wider = _round_up(padded, math.lcm(self.multiple, self.stride))
+        if padded <= self.max_seq_len < wider:
+            wider = self.max_seq_len
         if all(self.allows(n, wider) for n in lengths):
             return wider
         for n in lengths:
@@ -88,7 +92,7 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
                    model.use_abs_pe and model.backbone_type == "convTransformer", always, alike,
-                   config.loader.pad_multiple if training else 1)
+                   config.loader.pad_multiple if training or config.test_cfg.precision != "bf16" else BF16_MULTIPLE)
 
 
 @dataclass(frozen=True)

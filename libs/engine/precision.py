@@ -1,6 +1,7 @@
 """The arithmetic of products on a device, as `precision` in the configuration asks for it."""
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ def set_products(precision: str, device: torch.device, source: str, key: str) ->
             raise UserError(f"{source}: {key}: tf32 is arithmetic of CUDA devices, this run is on {device}; use fp32 or bf16")
         if torch.cuda.get_device_capability(device) < (8, 0):
             raise UserError(f"{source}: {key}: {torch.cuda.get_device_name(device)} has no TF32 (it came with Ampere); use fp32")
+    if precision == "bf16" and device.type == "cpu":  # its kernels are made per shape; by default the last 1024 are kept
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 

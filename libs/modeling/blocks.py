@@ -203,8 +203,12 @@ class AffineDropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        x, kept = x_BTC * self.scale.flatten().to(x_BTC.dtype), self.kept(x_BTC)
+        x, kept = self.scaled(x_BTC), self.kept(x_BTC)
         return x if kept is None else x * kept.to(x.dtype)
+
+    def scaled(self, x_BTC: Tensor) -> Tensor:
+        """The features times the factor of their channel."""
+        return x_BTC * self.scale.flatten().to(x_BTC.dtype)
 
     def kept(self, x_BTC: Tensor) -> Tensor | None:
         """What each sample's branch is multiplied by, 0 or 1 / (1 - drop_prob): (B, 1, 1) float32; None if nothing is dropped."""
@@ -218,19 +222,15 @@ def add_branch(skip_BTC: Tensor, hidden_BTD: Tensor, last: nn.Conv1d, dropout: n
                mask_BT: Tensor) -> Tensor:
     """`skip + path(dropout(last(hidden))) * mask`, the end of a residual branch: (B, T, C).
 
-    `last`: a 1x1 convolution; `path`: an `AffineDropPath` or an identity.  With gradients its factors go into the weights of
-    `last`, which saves passes over features; without them `skip` is overwritten.
+    `last`: a 1x1 convolution; `path`: an `AffineDropPath` or an identity.  What drops samples joins the mask, which saves a pass
+    over features.  Overwrites `skip` where no gradient is asked for.
     """
-    factor = mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
-    if not torch.is_grad_enabled():
-        return skip_BTC.addcmul_(path(dropout(pointwise(hidden_BTD, last))), factor)
-    weight, bias = last.weight.squeeze(-1), last.bias
+    branch, factor = dropout(pointwise(hidden_BTD, last)), mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
     if isinstance(path, AffineDropPath):
-        scale = path.scale.flatten()
-        weight, bias = weight * scale.unsqueeze(1), bias * scale
-        kept = path.kept(hidden_BTD)
+        branch = path.scaled(branch)
+        kept = path.kept(branch)
         factor = factor if kept is None else factor * kept.to(factor.dtype)
-    return torch.addcmul(skip_BTC, dropout(F.linear(hidden_BTD, weight, bias)), factor)
+    return torch.addcmul(skip_BTC, branch, factor) if torch.is_grad_enabled() else skip_BTC.addcmul_(branch, factor)
 
 
 def gelu(x: Tensor) -> Tensor:
