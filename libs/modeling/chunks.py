@@ -11,6 +11,12 @@ WHOLE, CHUNK = 4608, 1152  # output steps, all videos of a batch together: up to
 Layer = Callable[[Tensor, Tensor, int], Tensor]
 
 
+def in_pieces(x_BTC: Tensor, mask_BT: Tensor) -> bool:
+    """Whether `over_time` cuts a sequence with this mask of the output steps; `x_BTC`: its features, for their device."""
+    whole = torch.is_grad_enabled() or x_BTC.device.type != "cpu" or torch.compiler.is_compiling()
+    return not whole and mask_BT.numel() > WHOLE
+
+
 def over_time(layer: Layer, x_BTC: Tensor, mask_BT: Tensor, stride: int = 1, halo: int | None = 0) -> Tensor:
     """`layer(x, mask of the output steps, first output step)` of the whole sequence: (B, T, C) -> (B, T / stride, O).
 
@@ -20,8 +26,7 @@ def over_time(layer: Layer, x_BTC: Tensor, mask_BT: Tensor, stride: int = 1, hal
     """
     B, T = mask_BT.shape
     size = max(CHUNK // B, 1)
-    whole = halo is None or torch.is_grad_enabled() or x_BTC.device.type != "cpu" or torch.compiler.is_compiling()
-    if whole or B * T <= WHOLE or size < 8 * halo:
+    if halo is None or not in_pieces(x_BTC, mask_BT) or size < 8 * halo:
         return layer(x_BTC, mask_BT, 0)
     out = None
     for start in range(0, T, size):

@@ -84,7 +84,7 @@ class RegHead(HeadTower):
         self.scale = nn.ModuleList(Scale() for _ in range(levels))
         self.offset_head = self.output(config, 2)
 
-    def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Levels (B, P, C), `sizes` points each, fine to coarse -> offsets (B, P, 2), 0 at padded points."""
-        raw = self.run(self.offset_head, x_BPC, mask_BP, sizes)
-        return F.relu(torch.cat([scale(part) for scale, part in zip(self.scale, raw.split(tuple(sizes), dim=1), strict=True)], 1))
+    def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int], first: int = 0) -> Tensor:
+        """Levels (B, P, C) from number `first` on, `sizes` points each -> offsets (B, P, 2), 0 at padded points."""
+        raw = self.run(self.offset_head, x_BPC, mask_BP, sizes).split(tuple(sizes), dim=1)
+        return F.relu(torch.cat([scale(part) for scale, part in zip(self.scale[first:first + len(sizes)], raw, strict=True)], 1))

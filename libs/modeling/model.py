@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
+from libs.modeling.chunks import in_pieces
 from libs.modeling.heads import ClsHead, RegHead
 from libs.modeling.modality import GatedFusion, make_hallucinator
 from libs.modeling.necks import NECKS
@@ -62,7 +63,7 @@ class LocPointTransformer(nn.Module):
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
         with self._precision(feats_BTC):
             _, maps, masks = self._backbone(feats_BTC, mask_BT)
-            return self._heads(*self._levels(maps, masks))
+            return self._heads(*self.neck(maps, masks))
 
     def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
@@ -72,8 +73,8 @@ class LocPointTransformer(nn.Module):
         with self._precision(feats_BTC):
             inputs, maps, masks = self._backbone(feats_BTC, mask_BT)
             stem = maps[0]
-            levels, mask, sizes = self._levels(maps, masks)
-            return self._heads(levels, mask, sizes), Features(inputs, stem, levels.split(sizes, dim=1))
+            levels, masks = self.neck(maps, masks)
+            return self._heads(list(levels), masks), Features(inputs, stem, tuple(levels))
 
     def grid(self, mask_BT: Tensor) -> PointGrid:
         """Points, their mask and the level sizes of the outputs for valid steps (B, T), without running the network."""
@@ -97,15 +98,18 @@ class LocPointTransformer(nn.Module):
         fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
         return feats_BTC, *self.backbone(fused_BTC, mask_BT)
 
-    def _levels(self, maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-        """FPN levels one after the other (B, P, C), mask (B, P), sizes.  Empties `maps`: no two pyramids beside their sum."""
-        levels, masks = self.neck(maps, masks)
-        return torch.cat(levels, dim=1), torch.cat(masks, dim=1), tuple(x.shape[1] for x in levels)
-
-    def _heads(self, levels_BPC: Tensor, mask_BP: Tensor, sizes: tuple[int, ...]) -> LevelOutputs:
-        points = make_points(sizes, self.strides, self.ranges, levels_BPC.device)
-        return LevelOutputs(self.cls_head(levels_BPC, mask_BP, sizes), self.reg_head(levels_BPC, mask_BP, sizes), mask_BP, points,
-                            sizes)
+    def _heads(self, levels: list[Tensor], masks: list[Tensor]) -> LevelOutputs:
+        """What the heads say about the levels (B, T_l, C), fine to coarse, with masks (B, T_l); empties `levels`."""
+        mask_BP, sizes = torch.cat(masks, dim=1), tuple(x.shape[1] for x in levels)
+        points = make_points(sizes, self.strides, self.ranges, mask_BP.device)
+        if in_pieces(levels[0], mask_BP):  # joined, they would take the memory of another pyramid
+            said = [(self.cls_head(x, m, (n,)), self.reg_head(x, m, (n,), i))
+                    for i, (x, m, n) in enumerate(zip(levels, masks, sizes, strict=True))]
+            logits, offsets = (torch.cat(parts, dim=1) for parts in zip(*said, strict=True))
+            return LevelOutputs(logits, offsets, mask_BP, points, sizes)
+        joined = torch.cat(levels, dim=1)
+        levels.clear()  # else two pyramids are alive while the heads run
+        return LevelOutputs(self.cls_head(joined, mask_BP, sizes), self.reg_head(joined, mask_BP, sizes), mask_BP, points, sizes)
 
 
 def build_model(config: Config) -> LocPointTransformer:
