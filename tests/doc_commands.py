@@ -57,9 +57,7 @@ def blocks(page: str) -> list[Block]:
 
 def inline_commands(page: str) -> list[Block]:
     """Commands in `backquotes` in the running text, but for shortened ones (with ...)."""
-    lines = (ROOT / page).read_text(encoding="utf-8")
-    lines = re.sub(r"```.*?```", lambda m: re.sub(r"[^\n]", "", m.group()), lines, flags=re.DOTALL)
-    return [Block(page, number, "sh", match.group(1) + "\n") for number, line in enumerate(lines.splitlines(), 1)
+    return [Block(page, number, "sh", match.group(1) + "\n") for number, line in enumerate(without_blocks(page), 1)
             for match in INLINE.finditer(line) if "..." not in match.group(1)]
 
 
@@ -172,23 +170,28 @@ def run(words: list[str]) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
+def without_blocks(page: str) -> list[str]:
+    """The lines of a page, those of fenced blocks empty."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.sub(r"```.*?```", lambda m: "\n" * m.group().count("\n"), text, flags=re.DOTALL).splitlines()
+
+
 def links(page: str) -> list[tuple[int, str]]:
     """(line, target) of every link and picture of a page that is no address on the network; code is left out."""
-    text = re.sub(r"```.*?```", lambda m: re.sub(r"[^\n]", "", m.group()), (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    text = re.sub(r"`[^`\n]*`", "", text)
-    return [(n, m.group(1)) for n, line in enumerate(text.splitlines(), 1) for m in re.finditer(r"\]\(([^)\s]+)\)", line)
-            if not m.group(1).startswith(("http://", "https://"))]
+    return [(number, match.group(1)) for number, line in enumerate(without_blocks(page), 1)
+            for match in re.finditer(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", line))
+            if not match.group(1).startswith(("http://", "https://"))]
 
 
 def anchors(page: str) -> set[str]:
     """Names of the headings of a page, as GitHub makes them."""
-    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    heads = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", head).lower()).strip().replace(" ", "-") for head in heads}
+    heads = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line.lstrip("# ")) for line in without_blocks(page) if re.match("#+ ", line)]
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
 def pages() -> list[str]:
-    """Every page that is tested, in the order in which their commands run (features.md writes the network that README.md uses)."""
+    """Every page that is tested, in the order in which they run (features.md writes the network that README.md uses)."""
     docs = sorted(os.path.relpath(p, ROOT) for p in (ROOT / "docs").glob("*.md"))
     first = ["docs/features.md", "README.md"]
-    return first + [p for p in docs if p not in first] + ["INSTALL.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "pretrained/README.md"]
+    others = ["INSTALL.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "pretrained/README.md"]
+    return first + [p for p in docs if p not in first] + others
