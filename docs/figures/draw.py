@@ -45,7 +45,8 @@ def grid() -> None:
     left, frame = 120, 740 / ((VECTORS - 1) * STRIDE + WINDOW)
     lines = ['<svg xmlns="http://www.w3.org/2000/svg" '
              f'viewBox="0 0 880 {150 + 22 * VECTORS}" font-family="sans-serif" font-size="12">',
-             '<rect width="100%" height="100%" fill="white"/>', '<text x="8" y="30">frame</text>', '<text x="8" y="52">seconds</text>']
+             '<rect width="100%" height="100%" fill="white"/>',
+             '<text x="8" y="30">frame</text>', '<text x="8" y="52">seconds</text>']
     for f in range(0, (VECTORS - 1) * STRIDE + WINDOW + 1, STRIDE):
         x = left + f * frame
         lines += [f'<path d="M{x:.1f} 36V{80 + 22 * VECTORS}" stroke="#d9dee5"/>',
@@ -60,11 +61,13 @@ def grid() -> None:
     y = 84 + 22 * VECTORS
     start, end = (left + s * FPS * frame for s in SEGMENT)
     units = " to ".join(f"{g:g}" for g in to.seconds_to_grid(np.array(SEGMENT)))
+    label = f"{SEGMENT[0]:g} to {SEGMENT[1]:g} s = grid {units}"
+    note = (f"feat_stride {STRIDE}, num_frames {WINDOW}, {FPS:g} frames per second; dots: centres, "
+            f"(t x {STRIDE} + {WINDOW} / 2) / {FPS:g} s")
     lines += [f'<rect x="{start:.1f}" y="{y}" width="{end - start:.1f}" height="14" fill="#1f3a5f"/>',
               f'<text x="8" y="{y + 11}">segment</text>',
-              f'<text x="{start - 8:.1f}" y="{y + 11}" text-anchor="end">{SEGMENT[0]:g} to {SEGMENT[1]:g} s = grid {units}</text>',
-              f'<text x="{left}" y="{y + 40}">feat_stride {STRIDE}, num_frames {WINDOW}, {FPS:g} frames per second; dots: centres, '
-              f'(t x {STRIDE} + {WINDOW} / 2) / {FPS:g} s</text>', "</svg>"]
+              f'<text x="{start - 8:.1f}" y="{y + 11}" text-anchor="end">{label}</text>',
+              f'<text x="{left}" y="{y + 40}">{note}</text>', "</svg>"]
     (HERE / "grid.svg").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
