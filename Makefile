@@ -3,6 +3,7 @@
 #   make demo           train and evaluate on generated data    make setup    only the set-up
 #   make demo-distill   teach a flow-free student on it         make clean    remove what was built (not data, not runs)
 #   make test           run the tests                           make lint     check the style
+#   make test-browser   test the report page in Chromium
 #   make PYTHON=python3.12 ...    another interpreter
 #
 # Three stamps in .venv tell what is done: created (the environment), packages/dev (what pip installed), installed (this tree
@@ -28,7 +29,7 @@ INSTALLED := $(VENV)/.stamp-installed-$(HERE)
 SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
 
 help:
-	@sed -n '3,6s/^# *//p' Makefile
+	@sed -n '3,7s/^# *//p' Makefile
 
 demo: $(INSTALLED)
 	$(RUN) train.py configs/demo.yaml --output demo --resume auto

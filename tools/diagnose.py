@@ -4,7 +4,7 @@
     python tools/diagnose.py ours.json thumos14.json --compare theirs.csv --buckets thumos14 --png-folder figures -o report.html
 
 PREDICTIONS and ANNOTATIONS: as for tools/evaluate.py, with the same mAP.  Writes the page (self-contained, works offline) and
-the same numbers beside it as report.json; --png-folder draws them with matplotlib (pip install 'actionformer-tal[plots]').
+the same numbers beside it as report.json; --png-folder draws them with matplotlib (pip install -e '.[plots]').
 docs/diagnosis.md explains every part.
 """
 from __future__ import annotations

@@ -26,7 +26,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError("PNG figures need matplotlib, which is not installed; install it with pip install "
-                        "'actionformer-tal[plots]' (or pip install matplotlib), or leave out --png-folder") from error
+                        "-e '.[plots]' (or pip install matplotlib), or leave out --png-folder") from error
 
 
 def write_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
