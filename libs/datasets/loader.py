@@ -90,9 +90,10 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     unmasked = bool(distill.teachers) and distill.preset == "c2ms"
     always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
     alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
+    low = config.test_cfg.precision == "bf16"
+    multiple = config.loader.pad_multiple if training else BF16_MULTIPLE if low else 1
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
-                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike,
-                   config.loader.pad_multiple if training or config.test_cfg.precision != "bf16" else BF16_MULTIPLE)
+                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike, multiple)
 
 
 @dataclass(frozen=True)
