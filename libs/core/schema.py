@@ -126,7 +126,6 @@ class TrainConfig:
     ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
     ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
     precision: str = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)", PRECISIONS)
-    compile: bool = key(False, "(ours) blocks of the backbone compiled by torch.compile in training: pays on a GPU in long runs (compiling takes minutes)")
     cuda_graphs: bool = key(False, "(ours) CUDA: forward and backward pass of a step replayed as one graph per shape of batch; one process, no teachers, no accumulation; set loader.pad_multiple with it")
 
 
@@ -147,7 +146,6 @@ class TestConfig:
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))
     precision: str = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32", PRECISIONS)
-    compile: bool = key(False, "(ours) blocks of the backbone compiled by torch.compile in evaluation, as train_cfg.compile")
 
 
 @dataclass(frozen=True)

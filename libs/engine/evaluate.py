@@ -17,7 +17,6 @@ from libs.engine.determinism import strict_determinism
 from libs.engine.distributed import ALONE, World
 from libs.engine.environment import NAME as ENVIRONMENT
 from libs.engine.environment import environment
-from libs.engine.graphs import compile_blocks
 from libs.engine.precision import set_products
 from libs.engine.predict import predict, score
 from libs.modeling.model import build_model
@@ -70,8 +69,6 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
 
     if save_candidates and world.size > 1:
         raise UserError("--save-candidates: the candidates lie in several processes here; run eval.py without torchrun")
-    if config.test_cfg.compile:
-        compile_blocks(model)
     collector = CandidateCollector(config.test_cfg) if save_candidates else None
     started = time.perf_counter()
     with strict_determinism(deterministic):

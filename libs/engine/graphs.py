@@ -1,4 +1,4 @@
-"""Two ways of having less to launch: blocks compiled by torch.compile, and training steps replayed as CUDA graphs.
+"""Training steps replayed as CUDA graphs.
 
 A GPU works off a training step of a small batch faster than Python can ask for its kernels one by one.  A CUDA graph asks for all
 kernels of a forward and backward pass at once; it belongs to the shapes that it was recorded with, so there is one per shape of
@@ -18,7 +18,6 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.modeling.losses import Losses
-from libs.modeling.model import LocPointTransformer
 
 TENSORS = ("feats", "mask", "segments", "labels", "present")
 FEWEST_SEGMENTS = 8  # lists of ground truth are filled up to this, or a power of two, so that batches have few shapes
@@ -26,15 +25,6 @@ TRIALS = 3  # passes before recording: libraries choose their kernels and alloca
 
 Work = Callable[[], Losses]
 Record = Callable[[Work], tuple[Callable[[], None], Losses]]
-
-
-def compile_blocks(model: LocPointTransformer, backend: str = "inductor") -> None:
-    """Let torch.compile make kernels of the backbone's blocks, in place; weights and their names stay.
-
-    Block by block: equal blocks share their code, and lengths stay open, so that nothing is compiled anew for each video.
-    """
-    for block in (*model.backbone.stem, *model.backbone.branch):
-        block.compile(dynamic=True, backend=backend)
 
 
 def check_graphs(config: Config, device: torch.device, processes: int) -> None:

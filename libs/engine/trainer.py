@@ -27,7 +27,7 @@ from libs.engine.checkpoint import (
 from libs.engine.determinism import ask_for_determinism
 from libs.engine.distributed import ALONE, World
 from libs.engine.gradients import Gradients
-from libs.engine.graphs import check_graphs, compile_blocks
+from libs.engine.graphs import check_graphs
 from libs.engine.objective import DetectionObjective
 from libs.engine.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.utils.ema import WeightAverage
@@ -66,8 +66,6 @@ class Trainer:
         self.objective, self.model, self.config = objective, objective.model, config
         self.device, self.world = next(self.model.parameters()).device, world
         check_graphs(config, self.device, world.size)
-        if config.train_cfg.compile:
-            compile_blocks(self.model)
         self.gradients = Gradients(objective, self.device, world)
         if config.train_cfg.cuda_graphs:
             self.gradients.record()

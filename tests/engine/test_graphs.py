@@ -1,5 +1,4 @@
-"""Recorded steps against steps one by one (the recording itself needs a GPU; here it is played by calling the work again), and
-compiled blocks against plain ones."""
+"""Recorded steps against steps one by one (the recording itself needs a GPU; here it is played by calling the work again)."""
 from __future__ import annotations
 
 import pytest
@@ -8,7 +7,7 @@ from helpers import padded_batch, tiny_config
 
 from libs.core.errors import UserError
 from libs.datasets.loader import Batch, Padding, padding_of
-from libs.engine.graphs import StepGraphs, check_graphs, compile_blocks, filled_up
+from libs.engine.graphs import StepGraphs, check_graphs, filled_up
 from libs.engine.objective import DetectionObjective
 from libs.engine.trainer import Trainer, seed_everything
 from libs.modeling.losses import Losses
@@ -133,28 +132,6 @@ def test_where_nothing_can_be_recorded(sections, processes, message):
     with pytest.raises(UserError, match=message):
         check_graphs(config, device, processes)
     check_graphs(tiny_config(), device, processes)
-
-
-@pytest.mark.parametrize("backbone", ["convTransformer", "conv"])
-def test_compiled_blocks_give_the_same(backbone):
-    """With the tracer alone: making kernels takes a minute."""
-    torch._dynamo.reset()
-    config = tiny_config(model={"backbone_type": backbone})
-    model = build_model(config).eval()
-    names = list(model.state_dict())
-    x, mask = padded_batch([40, 17], 48, config.model_channels)
-    with torch.no_grad():
-        wanted = model(x, mask)
-    compile_blocks(model, backend="eager")
-    assert list(model.state_dict()) == names
-    with torch.no_grad():
-        for steps in (48, 64):
-            x2, mask2 = torch.nn.functional.pad(x, (0, 0, 0, steps - 48)), torch.nn.functional.pad(mask, (0, steps - 48))
-            got = model(x2, mask2)
-            assert torch.isfinite(got.logits).all()
-        got = model(x, mask)
-    assert (got.logits - wanted.logits).abs().max() < 1e-5
-    assert (got.offsets - wanted.offsets).abs().max() < 1e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
