@@ -7,8 +7,9 @@
 
 A step is everything between two batches: waiting for data, forward, backward, clipping, AdamW, weight average.  Variants:
 `padded`: every batch to 2304 steps, as published; `fp32`: as short as the outputs allow; `bucket`: loader.bucket 16 and
-loader.cache; `+bf16` and `+tf32` add a precision.  Prints one markdown table with seconds and G (see benchmarks/common.py),
-FLOPs of the valid steps and the share that they reach of the rate of one G, which is measured before and after each variant.
+loader.cache; `+bf16` and `+tf32` add a precision, `+few` pads to multiples of 256 steps.
+Prints one markdown table with seconds and G (see benchmarks/common.py), FLOPs of the valid steps and the share that they reach of
+the rate of one G, which is measured before and after each variant.
 """
 from __future__ import annotations
 

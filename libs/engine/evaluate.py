@@ -72,8 +72,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     collector = CandidateCollector(config.test_cfg) if save_candidates else None
     started = time.perf_counter()
     with strict_determinism(deterministic):
-        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world,
-                             *([collector] if collector is not None else []))
+        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world, collector)
         about = environment(config, device)
     if not world.first:
         return None

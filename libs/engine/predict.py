@@ -62,7 +62,7 @@ def suppress(candidates: BatchCandidates, config: TestConfig, videos: Sequence[t
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Config, device: torch.device,
             progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE,
-            collect: Callable[[Sequence[Sample], LevelOutputs], None] = lambda samples, outputs: None) -> Detections:
+            collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
 
     The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch, and
@@ -79,7 +79,8 @@ def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Confi
         with low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
-                collect(samples, outputs)
+                if collect is not None:
+                    collect(samples, outputs)
                 done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
                 found.update(zip((s.video_id for s in samples), done, strict=True))
                 progress(min(len(found) * world.size, len(dataset)), len(dataset))

@@ -260,14 +260,9 @@ class ConvAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, C) and the mask of the output steps -> (B, T / stride, C), zero at padded steps."""
-        out = self.dropout(pointwise(self.mix(x_BTC, mask_BT), self.proj))
-        return out * mask_BT.unsqueeze(-1).to(out.dtype)
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C), what `proj` and `dropout` are to get (`add_branch`).
 
-    def mix(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """As `forward`, before the last projection and without meaning at padded steps.
-
-        Their queries, keys and values are not masked: no valid step looks at them.
+        Without meaning at padded steps: their queries, keys and values are not masked, since no valid step looks at them.
         """
         q, k, v = (pointwise(norm(conv_time(x_BTC, conv.conv)), dense).unflatten(-1, (self.heads, -1)) for conv, norm, dense in (
             (self.query_conv, self.query_norm, self.query), (self.key_conv, self.key_norm, self.key),
@@ -298,7 +293,7 @@ class TransformerBlock(nn.Module):
         skip = max_pool_time(x_BTC, self.stride) if self.stride > 1 else x_BTC
         # the sum of all branches keeps float32, whatever precision products have
         skip = skip * mask_BT.unsqueeze(-1).to(torch.promote_types(x_BTC.dtype, torch.float32))
-        mixed = self.attn.mix(self.ln1(x_BTC), mask_BT)
+        mixed = self.attn(self.ln1(x_BTC), mask_BT)
         h = add_branch(skip, mixed, self.attn.proj, self.attn.dropout, self.drop_path_attn, mask_BT)
         hidden = self.mlp[2](gelu(pointwise(self.ln2(h), self.mlp[0])))
         return add_branch(h, hidden, self.mlp[3], self.mlp[4], self.drop_path_mlp, mask_BT)
