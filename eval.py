@@ -18,9 +18,9 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import run_main
-from libs.datasets.demo import ensure_demo_of
-from libs.engine.distributed import launched
-from libs.engine.evaluate import evaluate_checkpoint
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.inference.evaluate import evaluate_checkpoint
+from libs.engine.runtime.world import launched
 from libs.utils.progress import bar
 
 

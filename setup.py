@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("libs/utils/csrc")
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
-CPU_NAME, CUDA_NAME = f"libtal_nms{SUFFIX}", f"libtal_nms_cuda{SUFFIX}"  # as libs/utils/nms_native.py looks for them
+CPU_NAME, CUDA_NAME = f"libtal_nms{SUFFIX}", f"libtal_nms_cuda{SUFFIX}"  # as libs/utils/nms/native.py looks for them
 
 # No -march=native (the library may travel), no -ffast-math, no contraction to fused multiply-add: the same results everywhere.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -112,7 +112,7 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.10,<3.14",
         packages=find_packages(include=["libs", "libs.*"]),
-        package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h", "page/*"]},
+        package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h"], "libs.utils.diagnosis": ["page/*"]},
         install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "h5py>=3.10", "tensorboard>=2.15", "tqdm>=4.60",
                           "pillow>=10"],
         extras_require={"export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],

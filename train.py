@@ -18,11 +18,11 @@ import argparse
 
 from libs.core.config import load_config
 from libs.core.errors import run_main
-from libs.datasets.demo import ensure_demo_of
-from libs.engine.distributed import launched
-from libs.engine.fit import FitOptions, fit
-from libs.engine.run import run_folder
-from libs.engine.teachers import with_run_name
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.distill.teachers import with_run_name
+from libs.engine.runs.run_folder import run_folder
+from libs.engine.runtime.world import launched
+from libs.engine.training.fit import FitOptions, fit
 
 
 def positive(text: str) -> int:

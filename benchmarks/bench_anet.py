@@ -24,14 +24,14 @@ import numpy as np
 from common import arguments, device_of, machine, peak_gib, report, seconds_of, timing, unit_g
 
 from libs.core.errors import UserError, run_main
-from libs.datasets.anet import convert_activitynet
 from libs.datasets.annotations import Annotations, load_annotations
-from libs.datasets.official import Document
+from libs.datasets.prepare.anet import convert_activitynet
+from libs.datasets.prepare.document import Document
 from libs.datasets.presets import get_preset
-from libs.utils.io import write_json_atomic
-from libs.utils.metrics import evaluate_detections
-from libs.utils.predictions import Detections, GroundTruth, read_predictions, write_predictions
-from libs.utils.score_fusion import fuse_external_scores, load_external_scores
+from libs.utils.evaluation.metrics import evaluate_detections
+from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions, write_predictions
+from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
+from libs.utils.files.io import write_json_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLIT = "validation"

@@ -26,8 +26,8 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import expected_length
 from libs.datasets.loader import batches, padding_of, training_loader
-from libs.datasets.planted import Difficulty, make_video, make_world
-from libs.utils.io import read_json, write_json_atomic
+from libs.datasets.synthetic.planted import Difficulty, make_video, make_world
+from libs.utils.files.io import read_json, write_json_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 FPS, STRIDE, NUM_FRAMES = 30.0, 4, 16

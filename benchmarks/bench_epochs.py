@@ -25,7 +25,7 @@ from planted_thumos import THUMOS, VIDEOS, describe, prepare
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.core.schema import PRECISIONS, Config
-from libs.engine.fit import FitOptions, fit
+from libs.engine.training.fit import FitOptions, fit
 
 CPU_EPOCHS, CPU_VIDEOS = 1, 20
 

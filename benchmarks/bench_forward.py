@@ -18,8 +18,8 @@ from common import G_FLOPS, arguments, device_of, machine, report, seconds_of, t
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
-from libs.engine.cost import count
-from libs.engine.precision import low_weights, set_products
+from libs.engine.deploy.cost import count
+from libs.engine.runtime.precision import low_weights, set_products
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent

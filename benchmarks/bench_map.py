@@ -17,9 +17,9 @@ import numpy as np
 from common import arguments, machine, peak_gib, report, seconds_of, timing, unit_g
 
 from libs.core.errors import run_main
-from libs.utils.metrics import evaluate_detections
-from libs.utils.predictions import COLUMNS, Detections, GroundTruth, read_predictions, write_predictions
-from libs.utils.thumos_protocol import evaluate_thumos14
+from libs.utils.evaluation.metrics import evaluate_detections
+from libs.utils.evaluation.predictions import COLUMNS, Detections, GroundTruth, read_predictions, write_predictions
+from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 
 
 @dataclass(frozen=True)

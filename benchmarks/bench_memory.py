@@ -23,10 +23,10 @@ from libs.core.schema import PRECISIONS, Config
 from libs.datasets.dataset import Sample
 from libs.datasets.grid import regular_grid
 from libs.datasets.loader import Batch, make_batch
-from libs.engine.objective import DetectionObjective
-from libs.engine.precision import low_weights, set_products
-from libs.engine.predict import detections_of_batch
-from libs.engine.trainer import Trainer
+from libs.engine.inference.predict import detections_of_batch
+from libs.engine.runtime.precision import low_weights, set_products
+from libs.engine.training.objective import DetectionObjective
+from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
 
 GB = 1e9

@@ -22,8 +22,8 @@ import numpy as np
 from common import arguments, device_of, machine, report
 
 from libs.core.errors import run_main
-from libs.datasets.features import FeatureStore
-from libs.datasets.packing import Stream, pack_stream
+from libs.datasets.features.packing import Stream, pack_stream
+from libs.datasets.features.store import FeatureStore
 
 
 def write_layouts(folder: Path, videos: int, channels: int) -> tuple[dict[str, tuple[str, str]], list[str]]:

@@ -28,10 +28,10 @@ from common import arguments, device_of, report
 from libs.core.config import dump_yaml, load_config, to_dict
 from libs.core.errors import UserError, run_main
 from libs.core.schema import Config
-from libs.datasets.demo import ensure_demo_of
-from libs.engine.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from libs.engine.distributed import launched
-from libs.engine.fit import FitOptions, fit
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from libs.engine.runtime.world import launched
+from libs.engine.training.fit import FitOptions, fit
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,11 +18,11 @@ from common import arguments, device_of, machine, peak_gib, report, seconds_of, 
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import Config
-from libs.engine.predict import nms_settings
+from libs.engine.inference.predict import nms_settings
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.modeling.points import make_points
-from libs.utils import nms
+from libs.utils.nms import api as nms
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT_EVERY = 120  # grid steps for each planted segment: 16 s of video, as in THUMOS14

@@ -25,15 +25,15 @@ from planted_thumos import ROOT, THUMOS, answer_like_trained
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import Config
-from libs.engine.predict import nms_settings
+from libs.engine.inference.predict import nms_settings
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs, build_model
 from libs.modeling.points import make_points
-from libs.utils.io import write_text_atomic
-from libs.utils.metrics import evaluate_detections
-from libs.utils.nms import nms_of_batch
-from libs.utils.plots import Line, Panel, line_chart
-from libs.utils.predictions import Detections, GroundTruth
+from libs.utils.evaluation.metrics import evaluate_detections
+from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.files.io import write_text_atomic
+from libs.utils.nms.api import nms_of_batch
+from libs.utils.plotting import Line, Panel, line_chart
 
 STEPS = (576, 1152, 2304, 4608, 9216, 18432, 36864)
 CLASSES, CANDIDATES = (5, 20, 80, 320), (1000, 2000, 4000, 8000, 16000, 32000, 64000)

@@ -27,8 +27,8 @@ from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.core.schema import PRECISIONS, Config
 from libs.datasets.dataset import TalDataset
-from libs.engine.precision import set_products
-from libs.engine.predict import predict, score
+from libs.engine.inference.predict import predict, score
+from libs.engine.runtime.precision import set_products
 from libs.modeling.model import build_model
 
 # the first release on a CPU, float32, in G: per video up to 2304 steps, per longer one, and for all 212 videos

@@ -27,12 +27,12 @@ from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
-from libs.engine.cost import count
-from libs.engine.objective import DetectionObjective
-from libs.engine.precision import set_products
-from libs.engine.trainer import Trainer, seed_everything
+from libs.engine.deploy.cost import count
+from libs.engine.runtime.machine import keep_freed_memory
+from libs.engine.runtime.precision import set_products
+from libs.engine.training.objective import DetectionObjective
+from libs.engine.training.trainer import Trainer, seed_everything
 from libs.modeling.model import build_model
-from libs.utils.machine import keep_freed_memory
 
 REFERENCE_G = 61  # the first release on a CPU, float32, every batch padded to 2304 steps
 SETTINGS = {"fp32": [], "padded": ["loader.padding=max_seq_len"], "bucket": ["loader.bucket=16", "loader.cache=device"],

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError
-from libs.utils.io import write_json_atomic
-from libs.utils.machine import this_machine
+from libs.engine.runtime.machine import this_machine
+from libs.utils.files.io import write_json_atomic
 
 Result = TypeVar("Result")
 G_FLOPS = 2 * 2304 * 2048 * 2048  # FLOPs of one G

@@ -39,12 +39,12 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
-from libs.datasets.demo import ensure_demo_of
-from libs.engine import fit as fit_module
-from libs.engine import trainer as trainer_module
-from libs.engine.checkpoint import checkpoints_of
-from libs.engine.run import Run, run_folder
-from libs.utils import io
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.runs.checkpoint import checkpoints_of
+from libs.engine.runs.run_folder import Run, run_folder
+from libs.engine.training import fit as fit_module
+from libs.engine.training import trainer as trainer_module
+from libs.utils.files import io
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("starting", "step", "saving", "logging", "evaluating", "between")

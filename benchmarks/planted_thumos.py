@@ -21,7 +21,7 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.grid import expected_length
 from libs.modeling.decode import decode_batch
-from libs.utils.io import read_json, write_json_atomic
+from libs.utils.files.io import read_json, write_json_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 THUMOS = ROOT / "configs" / "thumos_i3d.yaml"

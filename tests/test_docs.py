@@ -10,7 +10,7 @@ import yaml
 from doc_commands import ROOT, anchors, blocks, check, commands, inline_commands, links, pages, run
 
 from libs.core.config import load_config
-from libs.datasets.demo import DemoSpec, ensure_demo
+from libs.datasets.synthetic.demo import DemoSpec, ensure_demo
 
 PAGES = pages()
 LANGUAGES = {"sh", "python", "yaml", "json", "text", ""}  # the last two: output
@@ -73,16 +73,16 @@ def test_yaml_blocks_are_configurations(page, tmp_path):
 NOT_RUN = {
     r"^(make|pip|tensorboard) ": "set-up, or a server",
     r"^srun ": "a cluster's program",
-    r"^torchrun ": "processes of their own: tests/engine/test_launch.py, tests/engine/test_parallel_training.py",
+    r"^torchrun ": "processes of their own: tests/engine/{experiments/test_launch,training/test_parallel_training}.py",
     r"run_seeds.py|run_distill.py": "processes of their own: tests/cli/test_run_seeds.py, tests/cli/test_run_distill.py",
     r"robustness.py": "needs the runs of run_distill.py: tests/cli/test_robustness_script.py",
     r"^python benchmarks/": "hours: tests/test_kill_resume.py",
     r"tools/prepare_(thumos|multithumos|anet|epic|ego4d|hacs).py": "official archives: tests/datasets/test_prepare_*.py",
     r"configs/(thumos|multithumos|anet|epic|ego4d)|data/(anet|planted_ego4d)|fuse_actions.py":
-        "full size, other people's data: tests/test_published_configs.py, tests/datasets/test_prepare_epic.py",
-    r"cost.py configs/distill/thumos": "full size: tests/engine/test_cost.py",
-    r"tools/export.py|onnx_inference.py": "a third of a minute each: tests/engine/test_export.py",
-    r"interrupted.pth.tar": "a stopped run: tests/engine/test_interrupt.py",
+        "full size, other people's data: tests/test_published_configs.py, tests/datasets/prepare/test_prepare_epic.py",
+    r"cost.py configs/distill/thumos": "full size: tests/engine/deploy/test_cost.py",
+    r"tools/export.py|onnx_inference.py": "a third of a minute each: tests/engine/deploy/test_export.py",
+    r"interrupted.pth.tar": "a stopped run: tests/engine/runtime/test_stop_signals.py",
 }
 
 

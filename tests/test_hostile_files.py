@@ -19,17 +19,17 @@ from helpers import data_config, tiny_config, write_data
 from libs.core.config import load_config
 from libs.core.errors import UserError, shown
 from libs.core.files import read_text
-from libs.datasets import archives
 from libs.datasets.annotations import MAX_SEGMENTS, load_annotations, without_duplicates
 from libs.datasets.dataset import TalDataset
-from libs.datasets.features import FeatureStore
-from libs.engine.checkpoint import load_checkpoint
+from libs.datasets.features.store import FeatureStore
+from libs.engine.runs.checkpoint import load_checkpoint
 from libs.modeling import targets
-from libs.utils import predictions
-from libs.utils.io import parse_json, read_json
-from libs.utils.plain_pickle import load_plain_pickle, read_plain_npy
-from libs.utils.predictions import read_predictions
-from libs.utils.score_fusion import load_external_scores
+from libs.utils.evaluation import predictions
+from libs.utils.evaluation.predictions import read_predictions
+from libs.utils.evaluation.score_fusion import load_external_scores
+from libs.utils.files import archives
+from libs.utils.files.io import parse_json, read_json
+from libs.utils.files.untrusted_pickle import load_plain_pickle, read_plain_npy
 
 
 def refused(call, *args, message=""):

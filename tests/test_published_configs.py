@@ -18,8 +18,8 @@ import eval as eval_script
 import train
 from libs.core.config import load_config
 from libs.core.schema import Config
-from libs.datasets.planted_config import plant
 from libs.datasets.presets import get_preset
+from libs.datasets.synthetic.planted_config import plant
 from libs.modeling.model import build_model
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -15,9 +15,9 @@ import argparse
 from libs.core.arguments import above_zero, refuse_existing
 from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
-from libs.engine.dataset_check import CheckOptions, check_dataset
-from libs.engine.dataset_report import as_dict, as_text
-from libs.utils.io import write_json_atomic, write_text_atomic
+from libs.engine.check.dataset_check import CheckOptions, check_dataset
+from libs.engine.check.report import as_dict, as_text
+from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 
 def main() -> int:

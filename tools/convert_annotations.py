@@ -16,11 +16,11 @@ import argparse
 from libs.core.arguments import above_zero, refuse_existing, share
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import load_annotations
-from libs.datasets.convert import UNITS, ConvertOptions, feature_durations, read_durations, to_document
-from libs.datasets.convert_formats import FORMATS, read_source
-from libs.datasets.feature_survey import guess_layout
-from libs.datasets.provenance import read_provenance
-from libs.utils.io import write_json_atomic
+from libs.datasets.convert.readers import FORMATS, read_source
+from libs.datasets.convert.rows import UNITS, ConvertOptions, feature_durations, read_durations, to_document
+from libs.datasets.features.provenance import read_provenance
+from libs.datasets.survey.features import guess_layout
+from libs.utils.files.io import write_json_atomic
 
 COLUMNS = ("video", "start", "end", "label", "subset", "duration", "fps")
 

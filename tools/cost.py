@@ -19,11 +19,11 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.demo import ensure_demo_of
-from libs.engine.cost import full_length, measure
-from libs.engine.pipeline import measure_pipeline
-from libs.engine.run import bar
-from libs.utils.io import write_json_atomic
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.deploy.cost import full_length, measure
+from libs.engine.deploy.pipeline import measure_pipeline
+from libs.engine.runs.run_folder import bar
+from libs.utils.files.io import write_json_atomic
 
 
 def parse() -> argparse.Namespace:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from libs.core.errors import UserError, run_main
-from libs.datasets.truth import Truth, check_fit, read_with_truth, warn_about_videos
-from libs.utils.characteristics import BUCKETS
-from libs.utils.diagnosis import diagnose
-from libs.utils.diagnosis_figures import require_matplotlib, write_figures
-from libs.utils.diagnosis_page import page
-from libs.utils.diagnosis_report import Subject, report, summary, timeline
-from libs.utils.io import write_json_atomic, write_text_atomic
-from libs.utils.metrics import DEFAULT_TIOUS, unique_rank_scores
+from libs.datasets.ground_truth import Truth, check_fit, read_with_truth, warn_about_videos
+from libs.utils.diagnosis.analysis import diagnose
+from libs.utils.diagnosis.characteristics import BUCKETS
+from libs.utils.diagnosis.figures import require_matplotlib, write_figures
+from libs.utils.diagnosis.html_page import page
+from libs.utils.diagnosis.report import Subject, report, summary, timeline
+from libs.utils.evaluation.metrics import DEFAULT_TIOUS, unique_rank_scores
+from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
 OUR_FILES = ("predictions", "eval_results")  # what eval.py writes, the same for every run

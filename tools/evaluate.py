@@ -14,10 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from libs.core.errors import run_main
-from libs.datasets.truth import check_time_unit, read_with_truth, warn_about_videos
-from libs.utils.io import write_json_atomic
-from libs.utils.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
-from libs.utils.thumos_protocol import evaluate_thumos14
+from libs.datasets.ground_truth import check_time_unit, read_with_truth, warn_about_videos
+from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
+from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
+from libs.utils.files.io import write_json_atomic
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from libs.core.errors import UserError, run_main
 from libs.engine.api import load_model
-from libs.engine.export import FORMATS, TOLERANCE, export
-from libs.utils.io import check_writable
+from libs.engine.deploy.export import FORMATS, TOLERANCE, export
+from libs.utils.files.io import check_writable
 
 
 def parse() -> argparse.Namespace:

@@ -16,8 +16,8 @@ import torch
 
 from libs.core.arguments import above_zero
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.flow import METHODS
-from libs.engine.extract import ExtractSettings, extract_videos, load_streams
+from libs.datasets.video.extract import ExtractSettings, extract_videos, load_streams
+from libs.datasets.video.flow import METHODS
 
 
 def main() -> None:

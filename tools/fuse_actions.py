@@ -3,7 +3,8 @@
     python tools/fuse_actions.py ckpt/epic_slowfast_verb_run/eval/epoch_021_ema/predictions.json \
         ckpt/epic_slowfast_noun_run/eval/epoch_021_ema/predictions.json --out actions.json
 
-The formula is at the top of libs/utils/action_fusion.py.  The annotations are the three files that tools/prepare_epic.py wrote.
+The formula is at the top of libs/utils/evaluation/action_fusion.py.
+The annotations are the three files that tools/prepare_epic.py wrote.
 """
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ import argparse
 
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import Annotations, load_annotations
-from libs.datasets.epic import NOUNS, TASKS, annotation_file
+from libs.datasets.prepare.epic import NOUNS, TASKS, annotation_file
 from libs.datasets.presets import get_preset
-from libs.utils.action_fusion import ActionFusion, fuse_actions
-from libs.utils.io import write_json_atomic
-from libs.utils.metrics import evaluate_detections
-from libs.utils.predictions import GroundTruth, read_predictions, write_predictions
+from libs.utils.evaluation.action_fusion import ActionFusion, fuse_actions
+from libs.utils.evaluation.metrics import evaluate_detections
+from libs.utils.evaluation.predictions import GroundTruth, read_predictions, write_predictions
+from libs.utils.files.io import write_json_atomic
 
 
 def parse() -> argparse.Namespace:

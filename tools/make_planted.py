@@ -1,4 +1,6 @@
-"""Write THUMOS14-shaped features with a planted signal for the official annotations (any width), see libs/datasets/planted.py.
+"""Write THUMOS14-shaped features with a planted signal for the official annotations (any width).
+
+The signal: libs/datasets/synthetic/planted.py.
 
     python tools/make_planted.py --out data/planted --rgb-dim 64 --flow-dim 64 --train 40 --test 40
 
@@ -18,10 +20,10 @@ import numpy as np
 
 from libs.core.errors import UserError, run_main
 from libs.datasets.grid import expected_length
-from libs.datasets.planted import Difficulty, make_video, make_world, pick
-from libs.datasets.staging import refuse_foreign, staged
-from libs.datasets.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
-from libs.utils.io import read_json, write_text_atomic
+from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
+from libs.datasets.synthetic.planted import Difficulty, make_video, make_world, pick
+from libs.utils.files.io import read_json, write_text_atomic
+from libs.utils.files.staging import refuse_foreign, staged
 from libs.utils.progress import bar
 
 

@@ -4,7 +4,7 @@
     python train.py data/planted_anet/anet_tsp.yaml --output trial --set opt.early_stop_epochs=1
 
 Writes OUT/annotations.json, OUT/<feature folders>/ and OUT/<configuration>.yaml, which reads them; see
-libs/datasets/planted_config.py.
+libs/datasets/synthetic/planted_config.py.
 """
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
-from libs.datasets.planted import Difficulty
-from libs.datasets.planted_config import plant
+from libs.datasets.synthetic.planted import Difficulty
+from libs.datasets.synthetic.planted_config import plant
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.packed import DTYPES
-from libs.datasets.packing import describe, pack_stream, stored_streams, verify, videos_of
+from libs.datasets.features.packed import DTYPES
+from libs.datasets.features.packing import describe, pack_stream, stored_streams, verify, videos_of
 
 
 def parse_arguments() -> argparse.Namespace:

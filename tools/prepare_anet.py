@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 
 from libs.core.errors import run_main
-from libs.datasets.anet import PREFIX, convert_activitynet, keep_videos_with_features
-from libs.datasets.official import refuse_existing
+from libs.datasets.prepare.anet import PREFIX, convert_activitynet, keep_videos_with_features
+from libs.datasets.prepare.document import refuse_existing
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
-from libs.datasets.ego4d import ANNOTATIONS, convert_ego4d, cut_features
-from libs.datasets.official import refuse_existing
+from libs.datasets.prepare.document import refuse_existing
+from libs.datasets.prepare.ego4d import ANNOTATIONS, convert_ego4d, cut_features
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 
 from libs.core.errors import run_main
-from libs.datasets.epic import annotation_file, convert_epic
-from libs.datasets.official import refuse_existing
+from libs.datasets.prepare.document import refuse_existing
+from libs.datasets.prepare.epic import annotation_file, convert_epic
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from libs.core.errors import run_main
-from libs.datasets.anet import convert_activitynet, keep_videos_with_features
-from libs.datasets.official import refuse_existing
+from libs.datasets.prepare.anet import convert_activitynet, keep_videos_with_features
+from libs.datasets.prepare.document import refuse_existing
 
 
 def main() -> None:

@@ -3,14 +3,14 @@
     python tools/prepare_hapt.py "HAPT Data Set.zip" data/hapt
 
 The source is the downloaded .zip, a .tar.gz/.tar.xz, or an unpacked folder that contains RawData/ and activity_labels.txt.
-Writes data/hapt/annotations/hapt.json and data/hapt/features/*.npy (float32, T x 300); see libs/datasets/hapt.py.
+Writes data/hapt/annotations/hapt.json and data/hapt/features/*.npy (float32, T x 300); see libs/datasets/prepare/hapt.py.
 """
 from __future__ import annotations
 
 import argparse
 
 from libs.core.errors import run_main
-from libs.datasets.hapt import DEFAULT_VAL_USERS, prepare_hapt
+from libs.datasets.prepare.hapt import DEFAULT_VAL_USERS, prepare_hapt
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 
 from libs.core.errors import run_main
-from libs.datasets.multithumos import convert_multithumos
-from libs.datasets.official import refuse_existing
-from libs.datasets.thumos import ANNOTATIONS
+from libs.datasets.prepare.document import refuse_existing
+from libs.datasets.prepare.multithumos import convert_multithumos
+from libs.datasets.prepare.thumos import ANNOTATIONS
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
-from libs.datasets.thumos import ANNOTATIONS, FEATURES, check_features, check_md5, unpack_thumos
+from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, check_features, check_md5, unpack_thumos
 
 
 def say(line: str) -> None:

@@ -21,11 +21,11 @@ import torch
 from libs.core.config import load_config, resolve_device
 from libs.core.errors import UserError, run_main
 from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES
-from libs.datasets.demo import ensure_demo_of
-from libs.engine.checkpoint import find_checkpoint
-from libs.engine.robustness import Settings, chart, load_subjects, measure, tables
-from libs.engine.run import run_folder
-from libs.utils.io import write_json_atomic, write_text_atomic
+from libs.datasets.synthetic.demo import ensure_demo_of
+from libs.engine.experiments.robustness import Settings, chart, load_subjects, measure, tables
+from libs.engine.runs.checkpoint import find_checkpoint
+from libs.engine.runs.run_folder import run_folder
+from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 
 def parse() -> argparse.Namespace:

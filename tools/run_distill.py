@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
-from libs.engine.chain import Chain, StageRun, load_chain
-from libs.engine.chain_table import chain_results, markdown, table_rows
-from libs.engine.launch import report_runs, run_graph, shown, threads_per_job
-from libs.utils.io import write_json_atomic, write_text_atomic
+from libs.engine.experiments.chain import Chain, StageRun, load_chain
+from libs.engine.experiments.chain_table import chain_results, markdown, table_rows
+from libs.engine.experiments.launch import report_runs, run_graph, shown, threads_per_job
+from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 
 def parse() -> argparse.Namespace:

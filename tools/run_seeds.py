@@ -14,8 +14,9 @@ from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
-from libs.engine.chain import StageRun
-from libs.engine.launch import (
+from libs.engine.distill.teachers import with_run_name
+from libs.engine.experiments.chain import StageRun
+from libs.engine.experiments.launch import (
     eval_command,
     log_of,
     read_results,
@@ -25,8 +26,7 @@ from libs.engine.launch import (
     threads_per_job,
     train_command,
 )
-from libs.engine.teachers import with_run_name
-from libs.utils.io import write_json_atomic
+from libs.utils.files.io import write_json_atomic
 
 KINDS = ("ema", "raw")
 

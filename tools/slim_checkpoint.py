@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
-from libs.engine.checkpoint import find_checkpoint, load_checkpoint, slim_checkpoint
+from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, slim_checkpoint
 
 
 def parse() -> argparse.Namespace:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from libs.core.config import load_config, with_overrides
 from libs.core.errors import UserError, note, run_main
-from libs.engine.candidates import load_candidates
-from libs.engine.run import bar
-from libs.engine.sweep import USUAL, Sweep, parse_grid, set_line, settings_of, table
-from libs.utils.io import check_writable, write_json_atomic
+from libs.engine.inference.candidates import load_candidates
+from libs.engine.inference.nms_sweep import USUAL, Sweep, parse_grid, set_line, settings_of, table
+from libs.engine.runs.run_folder import bar
+from libs.utils.files.io import check_writable, write_json_atomic
 
 
 def parse() -> argparse.Namespace:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, nearest, shown
-from libs.utils.io import read_json
-from libs.utils.names import id_problem
+from libs.core.names import id_problem
+from libs.utils.files.io import read_json
 
 DUPLICATE_TOLERANCE_S = 1e-3
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment

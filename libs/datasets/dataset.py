@@ -27,10 +27,10 @@ from libs.core.config import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
-from libs.datasets.feature_cache import FeatureCache, available_memory
+from libs.datasets.features.cache import FeatureCache, available_memory
+from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
 from libs.datasets.presets import get_preset
-from libs.datasets.streams import StreamReader
 from libs.datasets.transforms import random_crop, trim_to_features
 
 UNKNOWN_DURATION_S = 1e8

@@ -2,7 +2,7 @@
 
     files = find_videos(["clips/", "one.npy"], config)
     videos = FeatureVideos(files, config, Timing(fps=25))
-    detections = predict(model, videos, config, device)       # libs.engine.predict
+    detections = predict(model, videos, config, device)       # libs.engine.inference.predict
 """
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
 from libs.core.schema import Config, FolderModality
 from libs.datasets.dataset import Sample
-from libs.datasets.features import FeatureStore
-from libs.datasets.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.features.store import FeatureStore
+from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import expected_length, implausible_length, plan_grid
 from libs.datasets.presets import get_preset
-from libs.datasets.streams import StreamReader
 from libs.datasets.transforms import resize
-from libs.utils.io import read_json
+from libs.utils.files.io import read_json
 
 INFO_COLUMNS = ("video_id", "fps", "duration")
 
@@ -82,7 +82,7 @@ class Timing:
 
 
 class FeatureVideos(Dataset):
-    """Videos without annotations, as `libs.engine.predict.predict` takes them: item i is the `Sample` of video i.
+    """Videos without annotations, as `libs.engine.inference.predict.predict` takes them: item i is the `Sample` of video i.
 
     videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
     their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.

@@ -7,7 +7,7 @@ from pathlib import Path
 from libs.core.errors import UserError
 from libs.core.files import read_text
 from libs.datasets.annotations import load_annotations
-from libs.utils.io import read_json
+from libs.utils.files.io import read_json
 
 
 def read_labels(path: str | os.PathLike, num_classes: int) -> dict[int, str]:

@@ -24,7 +24,8 @@ from libs.datasets.dataset import AGNOSTIC, is_single_class
 from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, read_video_info
 from libs.datasets.labels import read_labels
 from libs.datasets.presets import get_preset
-from libs.engine.checkpoint import (
+from libs.engine.inference.predict import predict
+from libs.engine.runs.checkpoint import (
     WEIGHTS,
     Checkpoint,
     find_checkpoint,
@@ -33,12 +34,11 @@ from libs.engine.checkpoint import (
     own_config,
     own_labels,
 )
-from libs.engine.precision import set_products
-from libs.engine.predict import predict
+from libs.engine.runtime.precision import set_products
 from libs.modeling.model import LocPointTransformer, build_model
-from libs.utils import thresholds
-from libs.utils.outputs import plan_output, write_output
-from libs.utils.predictions import Detections
+from libs.utils.evaluation import thresholds
+from libs.utils.evaluation.predictions import Detections
+from libs.utils.evaluation.writers import plan_output, write_output
 
 Path_ = Union[str, os.PathLike]
 Features = Union[Path_, np.ndarray, Tensor]
@@ -112,7 +112,7 @@ class Predictions:
     def save(self, path: Path_, fmt: str | None = None) -> tuple[Path, ...]:
         """Write a .json, .csv(.gz), .pkl, .srt, .vtt or .eaf file, or `fmt` files into a folder; returns what was written.
 
-        Each file is whole or not there.  Raises UserError as `libs.utils.outputs.plan_output`.
+        Each file is whole or not there.  Raises UserError as `libs.utils.evaluation.writers.plan_output`.
         """
         output = plan_output(path, fmt, list(self.videos))
         write_output(output, self.detections, self.label_names, list(self.videos))

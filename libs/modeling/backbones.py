@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
-from libs.modeling.chunks import over_time
-from libs.modeling.convnext import ConvNextBlock
+from libs.modeling.blocks.convnext import ConvNextBlock
+from libs.modeling.blocks.transformer import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
+from libs.modeling.kernels.chunks import over_time
 
 
 def sinusoid_table(length: int, channels: int) -> Tensor:
@@ -126,7 +126,7 @@ class ConvDwBackbone(ConvBackbone):
 
 
 class ConvNextBackbone(Backbone):
-    """Large depthwise kernels and narrow MLPs, separable embedding: a student's backbone (`libs.modeling.convnext`)."""
+    """Large depthwise kernels and narrow MLPs, separable embedding: a student's backbone (`libs.modeling.blocks.convnext`)."""
 
     uses_position = False
     separable = True

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from libs.core.schema import TestConfig
 from libs.modeling.model import LevelOutputs
-from libs.utils.nms import backend_for
+from libs.utils.nms.api import backend_for
 
 
 class Candidates(NamedTuple):
@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
 
 
 class BatchCandidates(NamedTuple):
-    """The candidates of B videos, one video after the other; `libs.utils.nms.nms_of_batch` takes all four."""
+    """The candidates of B videos, one video after the other; `libs.utils.nms.api.nms_of_batch` takes all four."""
 
     segments: Tensor  # (M, 2) float32, grid units, not clipped
     scores: Tensor  # (M,) float32
@@ -44,7 +44,7 @@ def decode_batch(outputs: LevelOutputs, config: TestConfig) -> BatchCandidates:
     """Candidates of every video of a batch, on the device of the outputs: the same as `decode` of one video after the other.
 
     `nms_of_batch(*decode_batch(outputs, config), ...)` is the whole post-processing.
-    On a CPU compiled code does it where it is built (see `libs.utils.nms`).  On a GPU the host waits once, for the number of
+    On a CPU compiled code does it where it is built (see `libs.utils.nms.api`).  On a GPU the host waits once, for the number of
     candidates.
     """
     scores_BPK = _scores(outputs.logits)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks import LayerNorm, MaskedConv1D, Scale
-from libs.modeling.chunks import over_time
+from libs.modeling.blocks.transformer import LayerNorm, MaskedConv1D, Scale
+from libs.modeling.kernels.chunks import over_time
 
 EMPTY_CLASS_PROB = 1e-6
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
-from libs.modeling.chunks import in_pieces
+from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
-from libs.modeling.modality import GatedFusion, make_hallucinator
+from libs.modeling.kernels.chunks import in_pieces
 from libs.modeling.necks import NECKS
 from libs.modeling.points import PointGrid, make_points, point_grid
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks import LayerNorm, MaskedConv1D
+from libs.modeling.blocks.transformer import LayerNorm, MaskedConv1D
 
 
 class FixedLengthGate(nn.Module):

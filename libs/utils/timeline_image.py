@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from libs.utils.plots import COLOURS, ticks
+from libs.utils.plotting import COLOURS, ticks
 
 WIDTH, GUTTER, MARGIN, TITLE = 900, 130, 14, 24
 TRUTH, LANE, GAP, AXIS = 12, 40, 10, 22

@@ -219,7 +219,7 @@ EVALUATION = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     from libs.core.config import load_config
-    from libs.engine.fit import FitOptions, fit
+    from libs.engine.training.fit import FitOptions, fit
     tmp = tmp_path_factory.mktemp("trained")
     data = write_data(tmp)
     config = write_config(tmp / "tiny.yaml", data, opt={"epochs": 1})

@@ -8,7 +8,7 @@ import pytest
 from helpers import one_error, run_script, write_config, write_data
 
 from libs.core.config import from_dict, load_config
-from libs.engine import cost
+from libs.engine.deploy import cost
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(capsys, *argv):
 
 
 def test_report(config, capsys, tmp_path, monkeypatch):
-    def here(task):  # tests/engine/test_cost.py starts a real process
+    def here(task):  # tests/engine/deploy/test_cost.py starts a real process
         own = from_dict(json.loads(json.dumps(task["config"])), task["source"])
         return cost.run_forward(own, task["length"], task["device"], task["runs"])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import one_error, run_script
 
-from libs.utils.diagnosis_figures import require_matplotlib
+from libs.utils.diagnosis.figures import require_matplotlib
 
 NAMES = ["plain", "</script><script>alert(1)</script>", "<!-- & \u2028", "silent"]
 

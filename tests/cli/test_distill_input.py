@@ -12,7 +12,7 @@ from helpers import merged, one_error, run_script, write_data
 import train
 from libs.core.config import dump_yaml, to_dict
 from libs.core.errors import UserError
-from libs.engine.fit import FitOptions, fit
+from libs.engine.training.fit import FitOptions, fit
 
 THREE_STREAMS = {"rgb": [0, 3], "flow": [3, 5], "audio": [5, 6]}
 FOUR_LEVELS = {"model": {"backbone_arch": [1, 1, 3], "regression_range": [[0, 4], [4, 8], [8, 16], [16, 10000]]}}

@@ -11,7 +11,7 @@ from helpers import one_error, run_script, write_config, write_data
 
 import eval as eval_script
 import train
-from libs.utils.predictions import read_predictions
+from libs.utils.evaluation.predictions import read_predictions
 
 FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json", "environment.json"}
 
@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("run")
     config = write_config(tmp / "tiny.yaml", write_data(tmp), opt={"epochs": 3})
     from libs.core.config import load_config
-    from libs.engine.fit import FitOptions, fit
+    from libs.engine.training.fit import FitOptions, fit
     fit(load_config(config), tmp / "ckpt" / "tiny_run", torch.device("cpu"), FitOptions(checkpoint_every=1))
     return config, tmp / "ckpt" / "tiny_run"
 

@@ -12,8 +12,8 @@ from helpers import one_error, run_script, write_config, write_data
 
 import eval as eval_script
 from libs.core.config import load_config
-from libs.engine.fit import FitOptions, fit
-from libs.utils.predictions import read_predictions
+from libs.engine.training.fit import FitOptions, fit
+from libs.utils.evaluation.predictions import read_predictions
 
 IDS = {f"class {i}": i for i in range(3)}
 

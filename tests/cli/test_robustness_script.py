@@ -10,7 +10,7 @@ import torch
 from helpers import data_config, one_error, run_script, show_every_term, write_config, write_data
 
 from libs.core.config import to_dict
-from libs.engine.checkpoint import save_checkpoint
+from libs.engine.runs.checkpoint import save_checkpoint
 from libs.modeling.model import build_model
 
 QUICK = ("--corruptions", "noise", "channels", "--severities", "5", "1")

@@ -11,7 +11,7 @@ import pytest
 import run_distill
 from helpers import one_error, run_script, run_scripts_here, write_config, write_data
 
-from libs.engine import chain_table
+from libs.engine.experiments import chain_table
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from libs.core.coerce import FrozenDict
 from libs.core.config import config_diff, dump_yaml, from_dict, load_config, to_dict
 from libs.core.errors import UserError
 from libs.core.schema import Config, FolderModality, TeacherConfig
-from libs.engine.teachers import with_run_name
+from libs.engine.distill.teachers import with_run_name
 
 BASE = """
 dataset:

@@ -14,10 +14,10 @@ from helpers import data_config, show_every_term, tiny_config, write_data
 from libs.core.config import dump_yaml, to_dict
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.demo import DemoSpec, make_demo
+from libs.datasets.synthetic.demo import DemoSpec, make_demo
 from libs.engine.api import load_model
-from libs.engine.checkpoint import load_checkpoint, own_labels, save_checkpoint, slim_checkpoint
-from libs.engine.predict import predict
+from libs.engine.inference.predict import predict
+from libs.engine.runs.checkpoint import load_checkpoint, own_labels, save_checkpoint, slim_checkpoint
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parents[2]

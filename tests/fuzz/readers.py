@@ -29,17 +29,17 @@ from mutate import change_bytes, change_value, odd_array, odd_tensor
 
 from libs.core.config import dump_yaml, from_dict, load_config, to_dict
 from libs.core.errors import UserError
-from libs.datasets import archives
 from libs.datasets.annotations import load_annotations
 from libs.datasets.dataset import TalDataset
-from libs.datasets.features import FeatureStore
-from libs.datasets.packing import Stream, pack_stream
-from libs.engine.checkpoint import changed_settings, load_checkpoint, load_weights
-from libs.engine.objective import DetectionObjective
-from libs.engine.trainer import Trainer
+from libs.datasets.features.packing import Stream, pack_stream
+from libs.datasets.features.store import FeatureStore
+from libs.engine.runs.checkpoint import changed_settings, load_checkpoint, load_weights
+from libs.engine.training.objective import DetectionObjective
+from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
-from libs.utils.predictions import Detections, read_predictions, write_predictions
-from libs.utils.score_fusion import fuse_external_scores, load_external_scores
+from libs.utils.evaluation.predictions import Detections, read_predictions, write_predictions
+from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
+from libs.utils.files import archives
 
 FEATS = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
 LABELS = {f"class {i}": i for i in range(CLASSES)}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from libs.modeling.backbones import sinusoid_table
-from libs.modeling.blocks import (
+from libs.modeling.blocks.transformer import (
     AffineDropPath,
     ConvBlock,
     LayerNorm,

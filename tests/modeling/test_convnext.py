@@ -10,8 +10,8 @@ from helpers import padded_batch, show_every_term, tiny_config
 from torch import nn
 
 from libs.modeling.backbones import ConvNextBackbone
-from libs.modeling.blocks import MaxPoolBlock
-from libs.modeling.convnext import ConvNextBlock
+from libs.modeling.blocks.convnext import ConvNextBlock
+from libs.modeling.blocks.transformer import MaxPoolBlock
 from libs.modeling.model import build_model
 
 

@@ -13,7 +13,8 @@ from libs.core.schema import TestConfig as InferenceConfig  # pytest would colle
 from libs.modeling.decode import Candidates, decode, decode_batch, decode_by_torch
 from libs.modeling.model import LevelOutputs
 from libs.modeling.points import make_points
-from libs.utils import nms, nms_native
+from libs.utils.nms import api as nms
+from libs.utils.nms import native as nms_native
 
 SIZES, STRIDES, CLASSES = (8, 4, 2), (1, 2, 4), 3
 

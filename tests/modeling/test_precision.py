@@ -7,8 +7,8 @@ from helpers import padded_batch, tiny_config
 from test_model import VARIANTS, channels, network
 
 from libs.core.errors import UserError
-from libs.engine.precision import set_products
-from libs.modeling.blocks import pointwise
+from libs.engine.runtime.precision import set_products
+from libs.modeling.blocks.transformer import pointwise
 
 BF16 = {"precision": "bf16"}
 
@@ -57,7 +57,7 @@ def test_training_and_evaluation_have_their_own_precision(monkeypatch):
         seen.append(out.dtype)
         return out
 
-    monkeypatch.setattr("libs.modeling.blocks.pointwise", spy)
+    monkeypatch.setattr("libs.modeling.blocks.transformer.pointwise", spy)
     model(x, mask)
     assert set(seen) == {torch.float32}
     seen.clear()

@@ -6,7 +6,7 @@ import numpy as np
 from libs.utils import timeline_image as module
 from libs.utils.timeline_image import GUTTER, INK, LANE, MARGIN, MOST_CLASSES, TITLE, TRUTH, WIDTH, timeline_image
 
-BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # the first two of libs/utils/plots.py
+BLUE, ORANGE = (0, 114, 178), (213, 94, 0)  # the first two of libs/utils/plotting.py
 NOTHING = (np.empty((0, 2)), np.empty(0, int), np.empty(0))
 
 

@@ -12,9 +12,9 @@ from golden.distill import fixture_config, fixture_features, fixture_weights
 from golden.model import batch_of
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
-from libs.engine.objective import DistillationObjective, distillation
-from libs.engine.teachers import Columns, InputOrder, Teacher, say, streams_to_read
-from libs.modeling.distill import TeacherSpec, class_term, feature_term, offset_term, resolve
+from libs.engine.distill.teachers import Columns, InputOrder, Teacher, say, streams_to_read
+from libs.engine.training.objective import DistillationObjective, distillation
+from libs.modeling.distill_losses import TeacherSpec, class_term, feature_term, offset_term, resolve
 from libs.modeling.model import build_model
 
 RELATIVE = {"rtol": 1e-4}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from golden.common import Check, compare, load, text
-from libs.utils.io import read_json
-from libs.utils.metrics import evaluate_detections, unique_rank_scores
-from libs.utils.predictions import Detections, GroundTruth, read_predictions
-from libs.utils.score_fusion import fuse_external_scores
-from libs.utils.thumos_protocol import evaluate_thumos14, load_thumos14_folder
+from libs.utils.evaluation.metrics import evaluate_detections, unique_rank_scores
+from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
+from libs.utils.evaluation.score_fusion import fuse_external_scores
+from libs.utils.evaluation.thumos_protocol import evaluate_thumos14, load_thumos14_folder
+from libs.utils.files.io import read_json
 
 # `ties` follows an unstable sort; `collision` counts unknown classes as other classes (SPEC section 11, rows 46 and 47)
 INFORMATIONAL = ("ties", "collision")

@@ -13,9 +13,9 @@ from golden.common import Check, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
 from libs.datasets.grid import Grid
-from libs.engine.checkpoint import strip_prefix
-from libs.engine.optim import parameter_groups
-from libs.engine.predict import VideoDetections, detections_of_batch
+from libs.engine.inference.predict import VideoDetections, detections_of_batch
+from libs.engine.runs.checkpoint import strip_prefix
+from libs.engine.training.optim import parameter_groups
 from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
 from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
 from libs.modeling.points import make_points

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from golden.common import Check, compare, load, text
-from libs.utils import nms, nms_native
+from libs.utils.nms import api as nms
+from libs.utils.nms import native as nms_native
 
 SOFT = ("vanilla", "linear", "gaussian")  # by the fixture's method number
 OPERATOR = {"iou_threshold": 0.3, "sigma": 0.5, "min_score": 0.01}  # of every op_soft entry, see the fixtures' README

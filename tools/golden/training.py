@@ -13,12 +13,12 @@ from golden.common import Check, compare, load, text
 from golden.model import batch_of, fixture_model, model_config
 from libs.core.config import from_dict
 from libs.datasets.loader import Batch
-from libs.engine.checkpoint import add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
-from libs.engine.objective import DetectionObjective
-from libs.engine.optim import make_optimizer
-from libs.engine.trainer import Trainer
+from libs.engine.runs.checkpoint import add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
+from libs.engine.training.objective import DetectionObjective
+from libs.engine.training.optim import make_optimizer
+from libs.engine.training.schedule import make_schedule
+from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
-from libs.utils.schedule import make_schedule
 
 # their gradient is zero but for rounding, which AdamW turns into full steps
 NOISE = (".attn.key.bias", ".attn.key_norm.bias")

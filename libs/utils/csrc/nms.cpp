@@ -1,5 +1,5 @@
 // Decoding and non-maximum suppression of 1-D segments on the CPU: hard, soft (gaussian, linear, vanilla), voting, and the whole
-// per-class job of a batch of videos in a single call.  Plain C ABI, loaded with ctypes by libs/utils/nms_native.py.
+// per-class job of a batch of videos in a single call.  Plain C ABI, loaded with ctypes by libs/utils/nms/native.py.
 //
 // segments: (n, 2) float32 start, end; scores: (n) float32, finite; labels: (n) int64.  Counts come back as int64;
 // -1 means out of memory.  The caller has checked sizes and values.

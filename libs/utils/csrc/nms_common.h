@@ -1,4 +1,4 @@
-// Arithmetic of one candidate pair, shared by nms.cpp and nms_cuda.cu (libs/utils/nms_fallback.py repeats it in numpy).
+// Arithmetic of one candidate pair, shared by nms.cpp and nms_cuda.cu (libs/utils/nms/fallback.py repeats it in numpy).
 // Every step is one IEEE operation in a fixed order, without fused multiply-add, so that a CPU, a GPU and numpy get
 // the same bits and therefore the same picks.  Build with -ffp-contract=off (nvcc: --fmad=false), never with -ffast-math.
 #pragma once
@@ -18,8 +18,8 @@
 #define TAL_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int TAL_ABI = 2;  // raise with every change of a signature; libs/utils/nms_native.py refuses other values
-constexpr int TAL_BINS = 256;  // the same number in libs/utils/nms_native.py
+constexpr int TAL_ABI = 2;  // raise with every change of a signature; libs/utils/nms/native.py refuses other values
+constexpr int TAL_BINS = 256;  // the same number in libs/utils/nms/native.py
 
 enum TalMethod : int { TAL_VANILLA = 0, TAL_LINEAR = 1, TAL_GAUSSIAN = 2 };
 

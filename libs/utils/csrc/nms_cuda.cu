@@ -1,12 +1,12 @@
 // Non-maximum suppression of 1-D segments on a CUDA device: the same picks as nms.cpp, tied scores included.
-// Plain C ABI on device pointers with a stream handle, compiled by nvcc alone; loaded with ctypes by libs/utils/nms_native.py.
+// Plain C ABI on device pointers with a stream handle, compiled by nvcc alone; loaded with ctypes by libs/utils/nms/native.py.
 //
 // Candidates come in groups, one per video and class: `order` (n) holds candidate indices, group g owns positions
 // begin[g]..begin[g + 1] - 1 of it (begin: groups + 1 values), and one thread block works on one group, so that a single launch
 // serves a whole batch.  Results of group g stand at the same positions, `counts[g]` of them.  Every function returns a
 // cudaError_t; nothing synchronises with the host.
 //
-// Kernels use barriers, shared memory and integer atomicAdd only (no warp intrinsics): tests/utils/cuda_on_cpu.h runs them on a CPU.
+// Kernels use barriers, shared memory and integer atomicAdd only (no warp intrinsics): tests/utils/nms/cuda_on_cpu.h runs them on a CPU.
 #ifndef TAL_CUDA_ON_CPU
 #include <cuda_runtime.h>
 #define TAL_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)

@@ -1,0 +1,1 @@
+"""Annotations of other tools to this project's layout."""

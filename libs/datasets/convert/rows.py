@@ -1,0 +1,226 @@
+"""Annotations of other tools -> our JSON: what is common to all sources.
+
+    rows = read_source(paths, options)                  libs/datasets/convert/readers.py
+    document = to_document(rows, options, durations)    {"database": ...}, checked
+
+A `Row` is one segment, or a video without any; times are converted to seconds here, in one place.
+"""
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from libs.core.errors import UserError, nearest, note
+from libs.core.files import read_text
+from libs.datasets.features.store import FeatureStore
+
+UNITS = ("s", "ms", "frames")
+LONGEST_S = 86400.0  # a segment that ends later than after a day is not in seconds
+CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
+MEDIA = (".3gp", ".aac", ".avi", ".csv", ".eaf", ".flac", ".flv", ".gif", ".m2ts", ".m4a", ".m4v", ".mkv", ".mov", ".mp3", ".mp4",
+         ".mpeg", ".mpg", ".mts", ".mxf", ".npy", ".ogg", ".ogv", ".opus", ".ts", ".tsv", ".wav", ".webm", ".wmv")
+UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the name of an uploaded file
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotated segment in the source's own unit, or (label None) a video that has none.
+
+    where: file and place, for messages; unit: 's', 'ms' or 'frames' (frames from 0, the end excluded).
+    """
+
+    where: str
+    video: str
+    start: float = 0.0
+    end: float = 0.0
+    label: str | None = None
+    unit: str = "s"
+    subset: str | None = None
+    duration_s: float | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What the user says about a source; see tools/convert_annotations.py."""
+
+    time_unit: str | None = None
+    fps: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tiers: Sequence[str] = ()
+    label_from: str = "value"
+    subset: str | None = None
+    val_share: float | None = None
+
+
+def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[str, tuple[float, float | None]], source: str
+                ) -> dict[str, Any]:
+    """The annotation document: videos by name, segments by time, label ids by sorted names.
+
+    lengths: video -> (duration s, fps or None), which wins over what the rows say.  Subsets: the rows' own, else
+    `options.subset`, else a share `options.val_share` of the videos, chosen by a hash of their ids, is "validation" and the
+    rest "training".  Raises UserError naming the row for times that cannot be, contradictions and an export without segments.
+    """
+    videos: dict[str, dict[str, Any]] = {}
+    labels = sorted({row.label for row in rows if row.label is not None})
+    if not labels:
+        raise UserError(f"{source}: holds no annotated segment; export it again, with the annotations")
+    first: dict[str, Row] = {}
+    for row in rows:
+        before = first.setdefault(row.video, row)
+        for key in ("subset", "duration_s", "fps"):
+            if getattr(row, key) is not None and getattr(before, key) not in (None, getattr(row, key)):
+                raise UserError(f"{row.where}: {key.removesuffix('_s')} {getattr(row, key)!r} of video {row.video!r} contradicts "
+                                f"{getattr(before, key)!r} in {before.where}; a video has one")
+        entry = videos.setdefault(row.video, {"subset": None, "duration": None, "fps": None, "annotations": []})
+        for key, value in (("subset", row.subset), ("duration", row.duration_s), ("fps", row.fps)):
+            entry[key] = value if entry[key] is None else entry[key]
+    for vid, entry in videos.items():
+        duration, fps = lengths.get(vid, (None, None))
+        entry["duration"] = duration or entry["duration"]
+        entry["fps"] = fps or entry["fps"] or options.fps
+    for row in rows:
+        if row.label is not None:
+            entry = videos[row.video]
+            segment = _seconds(row, entry["fps"], entry["duration"])
+            entry["annotations"].append({"segment": segment, "label": row.label, "label_id": labels.index(row.label)})
+    _assign_subsets(videos, options)
+    for entry in videos.values():
+        entry["annotations"].sort(key=lambda item: (item["segment"], item["label"]))
+    return {"database": {vid: {key: value for key, value in videos[vid].items() if value is not None} for vid in sorted(videos)}}
+
+
+def _seconds(row: Row, fps: float | None, duration_s: float | None) -> list[float]:
+    """[start, end] of a row in seconds, to the microsecond."""
+    if row.unit == "frames" and not fps:
+        raise UserError(f"{row.where}: times are frame numbers, but the fps of video {row.video!r} is not known; add --fps, or a "
+                        "column fps in --durations")
+    factor = {"s": 1.0, "ms": 0.001, "frames": 1 / fps if fps else math.nan}[row.unit]
+    start, end = row.start * factor, row.end * factor
+    shown = f"[{row.start:g}, {row.end:g}]"
+    if not math.isfinite(start) or not math.isfinite(end):
+        raise UserError(f"{row.where}: {shown} are not finite times; correct them")
+    if end <= start or start < 0:
+        raise UserError(f"{row.where}: {shown} {'starts before 0' if start < 0 else 'does not end after it starts'}; correct or "
+                        "remove it")
+    limit = 1.5 * duration_s if duration_s else LONGEST_S
+    if end > limit:
+        video = f"a video of {duration_s:g} s" if duration_s else "a video of unknown length"
+        raise UserError(f"{row.where}: {shown} ends at {end:g} s, in {video}; the times are in another unit: add --time-unit "
+                        f"{' or '.join(unit for unit in UNITS if unit != row.unit)}")
+    return [round(start, 6), round(end, 6)]
+
+
+def _assign_subsets(videos: dict[str, dict[str, Any]], options: ConvertOptions) -> None:
+    without = [vid for vid, entry in videos.items() if entry["subset"] is None]
+    if options.val_share is not None:
+        order = sorted(without, key=lambda vid: hashlib.blake2b(vid.encode(), digest_size=8).digest())
+        chosen = set(order[:round(options.val_share * len(order))])
+        for vid in without:
+            videos[vid]["subset"] = "validation" if vid in chosen else "training"
+        return
+    for vid in without:
+        videos[vid]["subset"] = options.subset or "training"
+
+
+def video_name(text: str, uploaded: bool = False) -> str:
+    """The id of a video from an id, file name, path or URL: the bare name without a media file's extension.
+
+    uploaded: also without the prefix that Label Studio gives to uploads.
+    """
+    text = text.strip()
+    if "://" in text or text.startswith("/data/"):
+        parts = urlsplit(text)
+        local = parse_qs(parts.query).get("d", [""])[0]  # Label Studio: /data/local-files/?d=folder/name.mp4
+        text = unquote(local or parts.path)
+    path = PurePosixPath(text.replace("\\", "/"))
+    name = path.stem if path.suffix.lower() in MEDIA else path.name
+    return UPLOAD_PREFIX.sub("", name, count=1) if uploaded else name
+
+
+def clock_or_number(text: str, where: str) -> tuple[float, bool]:
+    """(value, True if it was h:mm:ss) of a time; UserError for anything but a number or a clock time."""
+    text = text.strip()
+    match = CLOCK.fullmatch(text)
+    if match:
+        hours, minutes, seconds = match.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds), True
+    try:
+        return float(text), False
+    except ValueError as error:
+        hint = "; write a decimal point" if re.fullmatch(r"\d+,\d+", text) else ""
+        raise UserError(f"{where}: {text!r} is not a time; expected a number or h:mm:ss.mmm{hint}") from error
+
+
+def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequence[str], optional: Sequence[str] = ()
+             ) -> Iterable[tuple[str, dict[str, str]]]:
+    """(file and line, {field: text}) per row of a CSV with a header; comma, semicolon or tab.
+
+    columns: field -> the file's own column name.  Raises UserError for missing columns and rows of another width.
+    """
+    text = read_text(path, "CSV file")
+    if not text.strip():
+        raise UserError(f"{path}: is empty; export it again")
+    head = text.splitlines()[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
+    try:
+        header = [name.strip() for name in next(reader)]
+        wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
+        position = {}
+        for name, column in wanted.items():
+            if column in header:
+                position[name] = header.index(column)
+            elif name in needed or name in columns:
+                raise UserError(f"{path}: has no column {column!r}{nearest(column, header)}; it has {', '.join(header)}: "
+                                f"name the right one with --columns {name}=NAME")
+        for cells in reader:
+            where = f"{path}: line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{where}: has {len(cells)} columns, the header {len(header)}; correct it")
+            yield where, {name: cells[i].strip() for name, i in position.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); correct it") from error
+
+
+def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | None]]:
+    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, if it likes, fps."""
+    found: dict[str, tuple[float, float | None]] = {}
+    for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",)):
+        seconds = positive_number(row["duration"], f"{where}: duration", clock=True)
+        found[video_name(row["video"])] = (seconds, positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None)
+    return found
+
+
+def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: str, fps: float, stride: float, num_frames: float
+                      ) -> dict[str, tuple[float, float | None]]:
+    """Video -> (seconds that its features cover, fps): ((T - 1) * stride + num_frames) / fps; absent videos with one note."""
+    store = FeatureStore(folder, prefix, extension)
+    found, missing = {}, []
+    for vid in ids:
+        if store.exists(vid):
+            found[vid] = (round(((store.length(vid) - 1) * stride + num_frames) / fps, 6), fps)
+        else:
+            missing.append(vid)
+    store.close()
+    if missing:
+        note(f"warning: {folder}: {len(missing)} videos have no features and get no duration from them (first: {missing[0]})")
+    return found
+
+
+def positive_number(text: str, where: str, clock: bool = False) -> float:
+    """A finite number above 0 (`clock`: or h:mm:ss) from text; UserError otherwise."""
+    number, is_clock = clock_or_number(text, where)
+    if not (math.isfinite(number) and number > 0) or (is_clock and not clock):
+        raise UserError(f"{where}: {text!r}; expected a number above 0")
+    return number

@@ -1,0 +1,1 @@
+"""From feature files to arrays: formats, store, streams, cache, packing, provenance."""

@@ -1,0 +1,39 @@
+"""provenance.json beside feature files: which network made them from which frames (written by tools/extract_features.py).
+
+A feature vector t of a file covers frames t * stride .. t * stride + num_frames - 1 (counted at `fps`, where that is set).
+"""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from libs.core.errors import UserError
+from libs.utils.files.io import read_json
+
+FILE_NAME = "provenance.json"
+
+
+class Provenance(NamedTuple):
+    """The grid of a folder of features: frames between vectors, frames per vector; and all that the file says."""
+
+    path: str
+    stride: float
+    num_frames: float
+    content: dict[str, Any]
+
+
+def read_provenance(folder: str | os.PathLike) -> Provenance | None:
+    """The provenance of a folder of features, None where there is no such file.
+
+    Raises UserError for a file that is no JSON object, or whose stride or num_frames is no number above 0.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        return None
+    content = read_json(path, "provenance file")
+    values = [content.get(key) if isinstance(content, dict) else None for key in ("stride", "num_frames")]
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values):
+        raise UserError(f"{path}: stride and num_frames are {values[0]!r} and {values[1]!r}; expected numbers of frames above 0: "
+                        "correct the file, or remove it")
+    return Provenance(str(path), float(values[0]), float(values[1]), content)

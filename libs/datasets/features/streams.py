@@ -1,0 +1,173 @@
+"""The streams of features that a model asks for, read from wherever they are kept and joined along channels.
+
+A stream is a channel range of the joined `dataset.feat_folder` files or has files of its own (`FolderModality`).  A stream
+that is not asked for is never opened or looked for: its channels, files and folders may be absent.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from libs.core.errors import UserError, nearest
+from libs.core.schema import Config, DatasetConfig, FolderModality
+from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys
+from libs.datasets.grid import file_window
+from libs.datasets.transforms import resize
+
+
+@dataclass
+class _Part:
+    """Channels of one store, side by side in the result; channels: None for all; stretched: resampled to the grid."""
+
+    store: FeatureStore
+    channels: list[tuple[int, int]] | None = field(default_factory=list)
+    stretched: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.store.width if self.channels is None else sum(high - low for low, high in self.channels)
+
+
+class StreamReader:
+    """Reads the named streams of a video, in the order given; picklable, and safe to use in forked workers.
+
+    names: from dataset.modalities; None: all channels of dataset.feat_folder.  Channel ranges give the grid; without them
+    the first stream that is not resampled does.
+    Attributes: `resampled`: every stream is stretched (dataset.force_upsampling or feat_stride <= 0); `channels`: of the result.
+    Raises UserError for names that are not declared, folders that do not exist, and streams without a grid.
+    """
+
+    def __init__(self, config: Config, names: Sequence[str] | None) -> None:
+        self._data = data = config.dataset
+        self.resampled = data.force_upsampling or data.feat_stride <= 0
+        if names is None:
+            store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, config.file_channels)
+            self._parts = [_Part(store, None)]
+            self._grid_store, self.channels = store, store.width
+            return
+        where = f"{config.source}: " if config.source else ""
+        _check_names(where, names, data)
+        self._parts = _parts(data, names)
+        self.channels = sum(part.width for part in self._parts)
+        stores = [part.store for part in self._parts if not part.stretched]
+        if not stores:
+            raise UserError(f"{where}dataset.modalities: {', '.join(names)}: resample: linear stretches a stream to the grid of "
+                            "another, but none of these gives a grid; also read a range of channels or a stream with "
+                            "resample: none (model.modalities)")
+        self._grid_store = next((store for store in stores if store.keys == FEAT_FOLDER), stores[0])
+
+    def close(self) -> None:
+        """Close the .h5 files that are kept open (they open again when needed)."""
+        for part in self._parts:
+            part.store.close()
+
+    def missing(self, video_id: str) -> tuple[str, Keys] | None:
+        """The first path where a stream of the video should be but is not, with the keys that name it; or None."""
+        for part in self._parts:
+            path = part.store.missing_path(video_id)
+            if path is not None:
+                return path, part.store.keys
+        return None
+
+    def path(self, video_id: str) -> str:
+        """The file that gives the video's grid."""
+        return self._grid_store.path(video_id)
+
+    def length(self, video_id: str) -> int:
+        """Feature vectors in the file that gives the grid; from headers only.
+
+        Raises UserError for a wrong shape of any stream read, and where a stream that is not resampled is of another length.
+        """
+        length = self._grid_store.length(video_id)
+        for part in self._parts:
+            own, keys = part.store.length(video_id), part.store.keys
+            if own != length and not part.stretched:
+                remedy = ("folders in dataset.feat_folder are joined along channels and need equal lengths" if keys == FEAT_FOLDER
+                          else f"set {keys.section}.resample: linear to stretch it to the feature grid, or extract it again")
+                raise UserError(f"{part.store.path(video_id)}: has {own} feature vectors, but {self.path(video_id)} has "
+                                f"{length}; {remedy}")
+        return length
+
+    def read(self, video_id: str, file_length: int, length: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Float32 (stop - start, C): grid steps start .. stop - 1 of a video of `length` steps, written into the CPU tensor `out`
+        of that shape, or into a new one.
+
+        file_length: what `length(video_id)` said.  Raises UserError as `FeatureStore.read`.
+        """
+        out = torch.empty(stop - start, self.channels) if out is None else out
+        window = file_window(start, stop, file_length, self._data.downsample_rate)
+        columns = out.split([part.width for part in self._parts], dim=1)
+        for part, target in zip(self._parts, columns, strict=True):
+            if part.stretched or self.resampled:
+                rows = None if part.stretched else slice(0, file_length)
+                whole = torch.from_numpy(part.store.read(video_id, rows, part.channels))
+                target.copy_(resize(whole, length)[start:stop])
+            else:
+                part.store.read(video_id, window, part.channels, target.numpy())
+        return out
+
+
+def _check_names(where: str, names: Sequence[str], data: DatasetConfig) -> None:
+    known = data.modalities or {}
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}dataset.modalities: {name!r} is to be read, but is not declared{nearest(name, known)}; it "
+                            f"declares {', '.join(known) or 'nothing'}: add it, e.g. {{rgb: [0, 1024], flow: [1024, 2048]}}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{where}dataset.modalities: {list(names)} are to be read; name one or more of {', '.join(known)}, each "
+                        "once")
+
+
+def _parts(data: DatasetConfig, names: Sequence[str]) -> list[_Part]:
+    """What is read, in order; neighbours in the same store become one part."""
+    ranges = [data.modalities[name] for name in names if not isinstance(data.modalities[name], FolderModality)]
+    stores = list(_range_stores(data, ranges)) if ranges else []
+    parts: list[_Part] = []
+    for name in names:
+        modality = data.modalities[name]
+        if isinstance(modality, FolderModality):
+            store = FeatureStore(modality.folder, modality.file_prefix, modality.file_ext, modality.dim,
+                                 keys=Keys(f"dataset.modalities.{name}", "folder", "dim"))
+            parts.append(_Part(store, None, modality.resample == "linear"))
+            continue
+        for low, high, store in stores:
+            if inside := _overlap(modality, low, high):
+                if not parts or parts[-1].store is not store:
+                    parts.append(_Part(store))
+                parts[-1].channels.append(inside)
+    return parts
+
+
+def _range_stores(data: DatasetConfig, wanted: list[tuple[int, int]]) -> Iterator[tuple[int, int, FeatureStore]]:
+    """(first, last + 1 joined channel, store) of the feat_folder folders that hold wanted channels.
+
+    Borders between folders are known if input_dim lists a width for each; otherwise all folders are one store.  One folder
+    may end early, with any declared range, once the wanted ones are inside.
+    """
+    folders, dims = _tuple(data.feat_folder), _tuple(data.input_dim)
+    blocks = [(name,) for name in folders] if len(dims) == len(folders) else [folders]
+    widths = dims if len(dims) == len(folders) else (sum(dims),)
+    low = 0
+    for block, width in zip(blocks, widths, strict=True):
+        high = low + width
+        inside = [pair for r in wanted if (pair := _overlap(r, low, high))]
+        if inside:
+            needed = max(end for _, end in inside)
+            declared = [pair for r in data.modalities.values() if not isinstance(r, FolderModality)
+                        if (pair := _overlap(r, low, high))]
+            narrower = [end for _, end in declared if end >= needed] if len(block) == 1 else ()
+            yield low, high, FeatureStore(block, data.file_prefix, data.file_ext, width, narrower)
+        low = high
+
+
+def _overlap(channels: tuple[int, int], low: int, high: int) -> tuple[int, int] | None:
+    """The part of a range of joined channels inside [low, high), counted from `low`; None if there is none."""
+    start, stop = max(channels[0], low), min(channels[1], high)
+    return (start - low, stop - low) if start < stop else None
+
+
+def _tuple(value: int | str | tuple) -> tuple:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,172 @@
+"""Predictions files and the ground truth that they are held against: which split, which class ids, and whether they fit.
+
+    (detections,), truth = read_with_truth(["predictions.json"], "thumos14.json")
+    check_fit(detections, truth, "predictions.json")     refuses unknown videos, another time unit, scores outside [0, 1]
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from libs.core.errors import UserError, nearest
+from libs.datasets.annotations import Annotations, Video, load_annotations
+from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
+from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
+from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One split: its segments, the videos it has, class name -> id.
+
+    ambiguous: segments that the THUMOS14 protocol excuses, or None; durations_s: per video, inf where the file does not say;
+    fps: per video where the file says; elsewhere: videos of the file's other splits.
+    """
+
+    source: str
+    split: str
+    ground_truth: GroundTruth
+    ambiguous: GroundTruth | None
+    videos: frozenset[str]
+    label_ids: Mapping[str, int]
+    durations_s: Mapping[str, float] = field(default_factory=dict)
+    fps: Mapping[str, float] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
+
+    def label_names(self) -> dict[int, str]:
+        """Class id -> name."""
+        return {class_id: name for name, class_id in self.label_ids.items()}
+
+
+def read_with_truth(predictions: Sequence[str | os.PathLike], annotations: str | os.PathLike, split: str | None = None,
+                    labels_from: str | os.PathLike | None = None, class_scores: str | os.PathLike | None = None,
+                    class_agnostic: bool = False) -> tuple[list[Detections], Truth]:
+    """Predictions files and the split of an annotation JSON, or of a THUMOS14 folder, that they belong to.
+
+    split: its name; None: the one that has the videos of the first file.  labels_from: with a folder, the annotation JSON whose
+    class ids the predictions use.  With a JSON, class_scores: a file of scores per video that replace the labels of the
+    predictions; class_agnostic: all labels are one class.  Raises UserError for unreadable files, or a split that does not exist
+    or is not clear.
+    """
+    if Path(annotations).is_dir():
+        if class_scores or class_agnostic:
+            raise UserError(f"{annotations}: --class-scores and --class-agnostic go with an annotation JSON; leave them out")
+        return _against_folder(predictions, annotations, split, labels_from)
+    if labels_from:
+        raise UserError(f"{annotations}: --labels-from goes with a THUMOS14 folder only; leave it out")
+    document = load_annotations(annotations)
+    found = [read_predictions(path, document.label_ids, bool(class_scores) or class_agnostic) for path in predictions]
+    if class_scores:
+        videos_found = np.unique(np.concatenate([detections.video_id for detections in found])).tolist()
+        scores = load_external_scores(class_scores, document.label_ids, videos_found)
+        found = [fuse_external_scores(detections, scores, source=str(class_scores), keep_unscored=False) for detections in found]
+    split = _split_of(document, found[0], str(predictions[0]), split)
+    videos = {video.id: video for video in document.videos.values() if video.subset == split}
+    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos.values()), str(annotations))
+    if class_agnostic:
+        truth = dataclasses.replace(truth, label=np.zeros_like(truth.label))
+    label_ids = {"any class": 0} if class_agnostic else document.label_ids
+    return found, Truth(str(annotations), split, truth, None, frozenset(videos), label_ids,
+                        {v.id: v.duration_s for v in videos.values()}, _fps(videos.values()),
+                        frozenset(document.videos) - frozenset(videos))
+
+
+def warn_about_videos(detections: Detections, truth: Truth) -> None:
+    """One warning that counts the predictions of videos that the split does not have: they are false positives."""
+    predicted, counts = np.unique(detections.video_id, return_counts=True)
+    strange = np.array([video not in truth.videos for video in predicted.tolist()], bool)
+    if strange.any():
+        some = ", ".join(predicted[strange][:5].tolist()) + (", ..." if strange.sum() > 5 else "")
+        warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {truth.split} does not have "
+                      f"count as false positives ({some})", stacklevel=2)
+
+
+def check_fit(detections: Detections, truth: Truth, source: str, allow_unknown: bool = False) -> None:
+    """UserError for another time unit, a score outside [0, 1], or a video that the annotations do not have in any split unless
+    `allow_unknown`."""
+    known = truth.videos | truth.elsewhere
+    strange = [video for video in dict.fromkeys(detections.video_id.tolist()) if video not in known]
+    if strange and not allow_unknown:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise UserError(f"{source}: video {strange[0]!r}{nearest(strange[0], known)}{more}: unknown to {truth.source}; name the "
+                        "annotations that belong to these predictions, or let --allow-unknown count them as false positives")
+    check_time_unit(detections, truth, source)
+    outside = np.flatnonzero((detections.score < 0) | (detections.score > 1))
+    if outside.size:
+        i = outside[0]
+        raise UserError(f"{source}: entry {i} (video {detections.video_id[i]}): score is {detections.score[i]:g} ({outside.size} "
+                        "such); scores must lie in [0, 1]: write probabilities, or use --unique-rank-scores, which keeps only "
+                        "their order")
+
+
+def check_time_unit(detections: Detections, truth: Truth, source: str) -> None:
+    """UserError when times are no seconds: most predictions start after their video ends (frames, milliseconds), or all end in
+    the first second though half of the segments to find do not end before 2 s (shares of the duration).
+
+    A video of unknown duration counts as thrice as long as its last segment's end.
+    """
+    if len(detections) == 0:
+        return
+    last: dict[str, float] = {}
+    for video, end in zip(truth.ground_truth.video_id.tolist(), truth.ground_truth.t_end.tolist(), strict=True):
+        last[video] = max(last.get(video, 0.0), end)
+    length = {v: 3 * end for v, end in last.items()} | {v: d for v, d in truth.durations_s.items() if np.isfinite(d)}
+    limit = np.array([length.get(v, np.inf) for v in detections.video_id.tolist()])
+    late = detections.t_start > limit
+    if late.mean() > 0.5:
+        i = int(np.flatnonzero(late)[0])
+        video = str(detections.video_id[i])
+        unit = "milliseconds"
+        if video in truth.fps and np.mean(detections.t_start / truth.fps[video] > limit) < 0.1:
+            unit = f"frames (at {truth.fps[video]:g} per second they would fit)"
+        raise UserError(f"{source}: video {video}: the segment [{detections.t_start[i]:g}, {detections.t_end[i]:g}] starts after "
+                        f"the video's end at {limit[i]:g} s, as do {late.sum()} of {len(late)} segments; times must be seconds, "
+                        f"these look like {unit}: convert them")
+    middle = np.median(truth.ground_truth.t_end) if len(truth.ground_truth) else 0.0
+    if detections.t_end.max() <= 1 and middle > 2:
+        raise UserError(f"{source}: all {len(late)} segments end within the first second, but half of those to find end after "
+                        f"{middle:g} s; times must be seconds, these look like shares of the duration: multiply them by it")
+
+
+def _split_of(document: Annotations, detections: Detections, source: str, split: str | None) -> str:
+    subsets = document.subset_counts()
+    if split is not None:
+        if split.lower() not in subsets:
+            raise UserError(f"{document.path}: has no split {split!r}; it has {', '.join(sorted(subsets))}")
+        return split.lower()
+    if len(subsets) == 1:
+        return next(iter(subsets))
+    predicted = Counter(document.videos[video].subset for video in set(detections.video_id.tolist()) if video in document.videos)
+    if len(predicted) != 1:
+        found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "none of its splits"
+        raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split")
+    return next(iter(predicted))
+
+
+def _fps(videos: Iterable[Video]) -> dict[str, float]:
+    return {v.id: v.fps for v in videos if v.fps is not None}
+
+
+def _against_folder(predictions: Sequence[str | os.PathLike], folder: str | os.PathLike, split: str | None,
+                    labels_from: str | os.PathLike | None) -> tuple[list[Detections], Truth]:
+    official = load_thumos14_folder(folder, split)
+    ids = load_annotations(labels_from).label_ids if labels_from else official.label_ids
+    found = [read_predictions(path, ids) for path in predictions]
+    lowest = min(official.label_ids.values())
+    for i, (path, detections) in enumerate(zip(predictions, found, strict=True)):
+        if labels_from:
+            official_id = {class_id: official.label_ids.get(name, -1) for name, class_id in ids.items()}
+            labels = np.array([official_id.get(label, -1) for label in detections.label.tolist()], np.int64)
+            found[i] = dataclasses.replace(detections, label=labels)
+        elif len(detections) and detections.label.min() < lowest:
+            raise UserError(f"{path}: has the class id {detections.label.min()}, but the ids of {folder} begin at {lowest}; "
+                            "if the ids are those of an annotation JSON, name it with --labels-from")
+    return found, Truth(str(folder), official.subset, official.ground_truth, official.ambiguous, official.video_ids,
+                        official.label_ids)

@@ -1,0 +1,1 @@
+"""One module per official data set: its files to this project's layout."""

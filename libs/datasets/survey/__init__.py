@@ -1,0 +1,1 @@
+"""Reading a whole data set and collecting what is wrong with it."""

@@ -1,0 +1,216 @@
+"""What can be wrong with annotations that parse: units and order of times, labels, subsets.  Each check adds to `Problems`.
+
+Nothing here reads features; the length of a video comes as `spans_s`, seconds per video id, from its duration or its features.
+"""
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from libs.core.errors import nearest
+from libs.core.problems import Problems
+from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Video
+from libs.datasets.survey.survey import Survey
+
+TRAIN_NAMES = ("training", "train")
+VAL_NAMES = ("validation", "val", "valid", "testing", "test")
+FAR_OUTSIDE = 1.5  # a segment that ends beyond this many video lengths is in another unit, not just a little late
+SLACK_S, SLACK_SHARE = 0.5, 0.01  # of the video's length: how late a last segment may end when durations are rounded
+RARE = 2  # training segments that are too few to learn a class from
+
+
+class Splits(NamedTuple):
+    """Subset names, lower case, and where they come from ('' when they were guessed)."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    other: tuple[str, ...] = ()
+    source: str = ""
+
+
+def guess_splits(survey: Survey) -> Splits:
+    """The usual names that the file has; validation and test where it has no other to train on, as THUMOS14."""
+    usual = [name for name in VAL_NAMES if name in survey.spellings]
+    train = next((name for name in TRAIN_NAMES if name in survey.spellings), None)
+    if train is None and len(usual) > 1:
+        return Splits((usual[0],), (usual[1],))
+    return Splits((train or TRAIN_NAMES[0],), (usual[0] if usual else VAL_NAMES[0],))
+
+
+def check_subsets(survey: Survey, splits: Splits, problems: Problems) -> None:
+    """Subsets without videos or segments, videos in no split, spellings that differ from lower case."""
+    used = splits.train + splits.val + splits.other
+    have = ", ".join(f"{name} ({sum(count.values())})" for name, count in survey.spellings.items() if name) or "none"
+    for key, names in (("train_split", splits.train), ("val_split", splits.val)):
+        place = f"{key}: {', '.join(names)}"
+        videos = survey.of_subset(names)
+        if not videos:
+            problems.error("empty-split", survey.path, place, f"no video has this subset (the file has {have})",
+                           f"correct {splits.source + ': ' if splits.source else ''}{key}, or the subsets of the videos")
+        elif not any(len(video.segments) for video in videos):
+            problems.error("empty-split", survey.path, place, f"its {len(videos)} videos have no segment",
+                           "annotate them, or choose another subset")
+    for name, count in survey.spellings.items():
+        odd = [spelling for spelling in count if spelling != name]
+        if odd:
+            problems.warning("subset-case", survey.path, f"subset {odd[0]!r}",
+                             f"{sum(count[s] for s in odd)} videos write it so, {count[name]} write {name!r}: all are read as "
+                             f"{name!r}, the only spelling that a configuration can name", f"write {name!r} everywhere")
+        if name and name not in used:
+            problems.warning("unused-subset", survey.path, f"subset {name!r}", f"its {sum(count.values())} videos are neither "
+                             f"trained on nor evaluated{nearest(name, used)}", "correct the name, or leave them if that is meant")
+    folded: dict[str, list[Video]] = defaultdict(list)
+    for video in survey.videos.values():
+        folded[video.id.strip().casefold()].append(video)
+    for same in folded.values():
+        if len(same) > 1:
+            subsets = sorted({video.subset for video in same})
+            problems.warning("similar-video-ids", survey.path, f"videos {', '.join(repr(video.id) for video in same)}",
+                             f"differ in case or spaces only (subset {', '.join(subsets)})", "if they are one video, merge them")
+
+
+def check_times(survey: Survey, spans_s: Mapping[str, float], problems: Problems) -> None:
+    """Times in another unit, outside the video, of zero length, repeated, or overlapping within a class."""
+    units = _units(survey, spans_s)
+    for video in survey.videos.values():
+        if len(video.segments) == 0:
+            continue
+        place = f"video {video.id!r}"
+        if video.id in units:
+            unit, remedy = units[video.id]
+            problems.error(f"unit-{unit.replace(' ', '-')}", survey.path, place,
+                           f"its {len(video.segments)} segments reach to {video.segments.max():g}, the video to "
+                           f"{spans_s[video.id]:g} s: the times look like {unit}", remedy)
+        elif video.id in spans_s:
+            _check_ends(survey, video, spans_s[video.id], problems)
+        _check_pairs(survey, video, problems)
+
+
+def _units(survey: Survey, spans_s: Mapping[str, float]) -> dict[str, tuple[str, str]]:
+    """Videos whose times are not seconds -> (unit, remedy)."""
+    annotated = [video for video in survey.videos.values() if len(video.segments) and video.id in spans_s]
+    ends = {video.id: float(video.segments.max()) for video in annotated}
+    if len(annotated) > 2 and max(ends.values(), default=0) <= 1 and min(spans_s[video.id] for video in annotated) > 3:
+        return {video.id: ("shares of the duration", "multiply by the duration: segments are in seconds") for video in annotated}
+    found = {}
+    for video in annotated:
+        end, span = ends[video.id], spans_s[video.id]
+        if end <= FAR_OUTSIDE * span:
+            continue
+        if video.fps and end <= 1.02 * span * video.fps:
+            found[video.id] = "frames"
+        elif end <= 1020 * span:
+            found[video.id] = "milliseconds"
+    votes = Counter(found.values())
+    if votes["milliseconds"] > votes["frames"]:  # early segments in milliseconds may fit the number of frames, never the reverse
+        found = dict.fromkeys(found, "milliseconds")
+    remedies = {"frames": "divide by the fps: segments are in seconds", "milliseconds": "divide by 1000: segments are in seconds"}
+    return {vid: (unit, remedies[unit]) for vid, unit in found.items()}
+
+
+def _check_ends(survey: Survey, video: Video, span_s: float, problems: Problems) -> None:
+    slack = max(SLACK_S, SLACK_SHARE * span_s)
+    for i, (start, end) in zip(survey.entries[video.id], video.segments.tolist(), strict=True):
+        place = f"video {video.id!r}, annotations[{i}]"
+        if start >= span_s or end > span_s + slack:
+            problems.error("segment-outside", survey.path, place, f"[{start:g}, {end:g}] leaves its video of {span_s:g} s",
+                           "correct the segment or the duration")
+        elif end > span_s + DUPLICATE_TOLERANCE_S:
+            problems.warning("segment-outside", survey.path, place, f"[{start:g}, {end:g}] ends {end - span_s:.3g} s after "
+                             f"its video of {span_s:g} s", "cut it at the end if that is only rounding")
+
+
+def _check_pairs(survey: Survey, video: Video, problems: Problems) -> None:
+    """Within one video: negative starts, empty, repeated and, per class, overlapping segments."""
+    entries, starts, ends = survey.entries[video.id], video.segments[:, 0], video.segments[:, 1]
+    for n in np.flatnonzero(starts < 0):
+        add = problems.warning if starts[n] >= -SLACK_S else problems.error
+        add("negative-start", survey.path, f"video {video.id!r}, annotations[{entries[n]}]",
+            f"[{starts[n]:g}, {ends[n]:g}] starts before the video", "write 0 if the action is under way at the beginning")
+    for n in np.flatnonzero(starts == ends):
+        problems.warning("zero-length", survey.path, f"video {video.id!r}, annotations[{entries[n]}]",
+                         f"[{starts[n]:g}, {ends[n]:g}] has zero length: it is never learned and never counted",
+                         "correct or remove it")
+    repeated, overlapping = [], []
+    for label in np.unique(video.labels):
+        of_class = np.flatnonzero(video.labels == label)
+        order = of_class[np.argsort(starts[of_class], kind="stable")]
+        for a, b in itertools.pairwise(order):
+            if np.abs(video.segments[a] - video.segments[b]).max() <= DUPLICATE_TOLERANCE_S:
+                repeated.append((a, b))
+            elif min(ends[a], ends[b]) - starts[b] > DUPLICATE_TOLERANCE_S:
+                overlapping.append((a, b))
+    for kind, pairs, what, remedy in (
+            ("duplicate-segment", repeated, "are repeated", "remove the copies: the evaluation counts them once"),
+            ("overlap", overlapping, "overlap another of their class", "merge them if they are one action")):
+        if pairs:
+            a, b = pairs[0]
+            problems.warning(kind, survey.path, f"video {video.id!r}", f"{len(pairs)} of {len(starts)} segments {what} (first: "
+                             f"annotations[{entries[a]}] and [{entries[b]}], {survey.names[video.labels[a]]!r}, [{starts[a]:g}, "
+                             f"{ends[a]:g}] and [{starts[b]:g}, {ends[b]:g}])", remedy)
+
+
+def check_labels(survey: Survey, splits: Splits, problems: Problems) -> None:
+    """Names that differ in spelling only, gaps between ids, classes without training or validation segments."""
+    totals = _per_class(survey, list(survey.videos.values()))
+    folded: dict[str, list[str]] = defaultdict(list)
+    for name in survey.names:
+        folded[re.sub(r"[\s_-]+", " ", name.strip()).casefold()].append(name)
+    for same in folded.values():
+        if len(same) > 1:
+            problems.error("label-spelling", survey.path, f"labels {', '.join(map(repr, same))}", "differ in case, spaces or "
+                           f"hyphens only ({', '.join(str(totals[name]) for name in same)} segments), but count as "
+                           f"{len(same)} classes", "give them one name")
+    shapes = list(folded)
+    for i, a in enumerate(shapes):
+        for b in shapes[i + 1:]:
+            pair = sorted((folded[a][0], folded[b][0]), key=lambda name: totals[name])
+            if _one_typo(a, b) and totals[pair[0]] <= max(RARE, 0.05 * totals[pair[1]]):
+                problems.warning("label-typo", survey.path, f"label {pair[0]!r}", f"has {totals[pair[0]]} segments and is one "
+                                 f"letter away from {pair[1]!r} ({totals[pair[1]]} segments)",
+                                 "if it is a typing mistake, correct it")
+    if survey.ids and sorted(survey.ids.values()) != list(range(len(survey.ids))):
+        ids = sorted(survey.ids.values())
+        gaps = sorted(set(range(ids[-1] + 1)) - set(ids))
+        if gaps:
+            problems.warning("label-id-gap", survey.path, "label_id", f"ids go to {ids[-1]}, but {', '.join(map(str, gaps[:10]))}"
+                             f" {'belong' if len(gaps) > 1 else 'belongs'} to no class: num_classes must be {ids[-1] + 1}, with "
+                             f"{len(gaps)} empty", f"number the {len(ids)} classes 0 to {len(ids) - 1}, or leave label_id out")
+    train, val = (_per_class(survey, survey.of_subset(names)) for names in (splits.train, splits.val))
+    for name in survey.names:
+        place = f"label {name!r}"
+        if not train[name] and val[name]:
+            problems.warning("class-not-trained", survey.path, place, f"has {val[name]} validation segments and none for "
+                             "training: it counts as 0 in the mAP",
+                             "move a video with it to the training subset, or remove the class")
+        elif not train[name]:
+            problems.warning("class-not-trained", survey.path, place, "has no training segments", "remove it or annotate some")
+        elif train[name] <= RARE:
+            problems.warning("rare-class", survey.path, place, f"has {train[name]} training segments", "annotate more of it")
+        elif not val[name] and any(val.values()):
+            problems.warning("class-not-evaluated", survey.path, place, "has no validation segments: the mAP does not count it",
+                             "move a video with it to the validation subset")
+
+
+def _per_class(survey: Survey, videos: list[Video]) -> Counter[str]:
+    return Counter(survey.names[label] for video in videos for label in video.labels)
+
+
+def _one_typo(a: str, b: str) -> bool:
+    """One letter added, lost, changed or two neighbours swapped, in words of at least 5 letters; digits tell classes apart."""
+    short, long = sorted((a, b), key=len)
+    if len(short) < 5 or len(long) - len(short) > 1:
+        return False
+    head = next((i for i, (x, y) in enumerate(zip(short, long, strict=False)) if x != y), len(short))
+    changed = short[head:head + 1] + long[head:head + 1]
+    if any(c.isdigit() for c in changed):
+        return False
+    if len(short) == len(long):
+        swapped = short[head:head + 2] == long[head:head + 2][::-1] and short[head + 2:] == long[head + 2:]
+        return short[head + 1:] == long[head + 1:] or swapped
+    return short[head:] == long[head + 1:]

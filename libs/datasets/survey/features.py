@@ -1,0 +1,221 @@
+"""Feature files of many videos, checked to the end: layout of the folder, headers, one pass over the values.
+
+    layout = guess_layout(folders, ids)                      prefix and extension, from the names that are there
+    facts = survey_features(store, ids, problems)            video id -> FileFacts, all findings in `problems`
+"""
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from libs.core.errors import UserError
+from libs.core.problems import Problems
+from libs.datasets.features.formats import HDF5_EXTENSIONS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.features.store import FeatureStore
+
+UNLIKE = 30.0  # standard deviation of a file over, or under, the median of all by this factor
+LISTED_ORPHANS = 5
+SAMPLED = 200  # names of another form that are looked at to guess a prefix
+
+
+class Layout(NamedTuple):
+    """How feature files are named: prefix + video id + extension."""
+
+    prefix: str
+    extension: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of one video's features.
+
+    path: the (first) file; length, width: T and C from the header; spread: standard deviation of all values; digest: of the
+    values (both None where values are unusable or were not read); constant: every vector is the same.
+    """
+
+    path: str
+    length: int
+    width: int
+    spread: float | None = None
+    digest: bytes | None = None
+    constant: bool = False
+
+
+def feature_names(folder: str) -> list[str]:
+    """Names of the feature files of a folder, or of the data sets of an .h5 file, sorted.
+
+    Raises UserError where there is no such folder, or the file cannot be read.
+    """
+    try:
+        if os.path.isdir(folder):
+            return sorted(name for name in os.listdir(folder) if format_of(name) and not name.startswith("."))
+        if os.path.splitext(folder)[1].lower() in HDF5_EXTENSIONS:
+            with hdf5_file(folder) as file:
+                return sorted(file)
+    except READ_ERRORS as error:
+        raise UserError(f"{folder}: cannot be read ({' '.join(str(error).split())[:200]}); name a folder of feature files, or "
+                        "one .h5 file") from error
+    raise UserError(f"{folder}: no such feature folder; name the folder of the feature files, or one .h5 file")
+
+
+def guess_layout(folder: str, ids: Collection[str]) -> Layout:
+    """The prefix and extension that give most ids a file; ('', '.npy') where nothing fits."""
+    votes: Counter[Layout] = Counter()
+    bundle = not os.path.isdir(folder)
+    names = feature_names(folder)
+    exact, strangers = set(ids), []
+    for name in names:
+        stem, extension = (name, "") if bundle else os.path.splitext(name)
+        if stem in exact:
+            votes[Layout("", extension)] += 1
+        else:
+            strangers.append((stem, extension))
+    longest_first = sorted(filter(None, ids), key=len, reverse=True)
+    for stem, extension in strangers[:SAMPLED]:
+        inside = next((vid for vid in longest_first if vid in stem), None)
+        if inside is not None:
+            before, _, after = stem.partition(inside)
+            votes[Layout(before, after + extension)] += 1
+    common = Counter(os.path.splitext(name)[1] for name in names).most_common(1)
+    default = Layout("", "" if bundle else common[0][0] if common else ".npy")
+    return votes.most_common(1)[0][0] if votes else default
+
+
+def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems, width: tuple[int, str] | None = None,
+                    read_values: bool = True, step: Callable[[], Any] = lambda: None,
+                    may_lack: bool = False) -> dict[str, FileFacts]:
+    """Check the features of every video.
+
+    width: the channels that are expected and who says so; None: those of most files.  read_values False: headers only.
+    step: called once per video; may_lack: a missing file is a warning only.
+    A video is in the result if its header is sound and its width is the expected one.
+    """
+    ids = list(ids)
+    shapes = _shapes(store, ids, problems, may_lack)
+    width = width or _usual_width(shapes)
+    facts: dict[str, FileFacts] = {}
+    extremes: list[np.ndarray] = []  # per channel over all files: lowest, highest
+    for vid in ids:
+        if vid in shapes and _width_fits(store.path(vid), vid, shapes[vid], width, problems):
+            facts[vid] = FileFacts(store.path(vid), *shapes[vid])
+            if read_values:
+                facts[vid] = _values(store, vid, facts[vid], extremes, problems)
+        step()
+    _compare(facts, extremes, problems)
+    return facts
+
+
+def check_orphans(folder: str, layout: Layout, ids: Collection[str], problems: Problems) -> None:
+    """One warning that counts the feature files of a folder that belong to no annotated video."""
+    extension = "" if not os.path.isdir(folder) else layout.extension
+    expected = {f"{layout.prefix}{vid}{extension}" for vid in ids}
+    orphans = [name for name in feature_names(folder) if name not in expected]
+    if orphans:
+        some = ", ".join(orphans[:LISTED_ORPHANS]) + (", ..." if len(orphans) > LISTED_ORPHANS else "")
+        problems.warning("feature-without-annotation", folder, "", f"{len(orphans)} feature files belong to no annotated video: "
+                         f"{some}", "add the videos to the annotations (an empty list: no actions), or ignore this")
+
+
+def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems, may_lack: bool) -> dict[str, tuple[int, int]]:
+    shapes = {}
+    names: list[str] | None = None
+    for vid in ids:
+        path = store.missing_path(vid)
+        if path is not None:
+            if names is None:
+                taken = {os.path.basename(store.path(other)) for other in ids}
+                names = [name for folder in store.folders for name in feature_names(folder) if name not in taken]
+            close = difflib.get_close_matches(os.path.basename(path), names, n=1, cutoff=0.8)
+            hint = f"; the nearest name is {close[0]}" if close else ""
+            add = problems.warning if may_lack else problems.error
+            add("missing-features", path, f"video {vid!r}", f"has no feature file{hint}",
+                "extract it, correct the id, file_prefix or file_ext, or set dataset.missing: skip")
+            continue
+        try:
+            shapes[vid] = store.shape(vid)
+        except UserError as error:
+            problems.caught("feature-file", _file_of(store, vid, error), "", error)
+    return shapes
+
+
+def _file_of(store: FeatureStore, vid: str, error: UserError) -> str:
+    """The file that a store's error is about: the first of the video's that begins the message."""
+    paths = [store.path(vid, i) for i in range(len(store.folders))]
+    return next((path for path in paths if str(error).startswith(f"{path}:")), paths[0])
+
+
+def _usual_width(shapes: dict[str, tuple[int, int]]) -> tuple[int, str] | None:
+    """The number that most files have as channels, or, if they all look transposed, as rows."""
+    if not shapes:
+        return None
+    rows, columns = (Counter(shape[i] for shape in shapes.values()).most_common(1)[0] for i in (0, 1))
+    if len(shapes) > 2 and rows[1] > columns[1] and rows[1] > len(shapes) / 2:
+        return rows[0], "most files have that many rows"
+    return columns[0], "most files have that many"
+
+
+def _width_fits(path: str, vid: str, shape: tuple[int, int], width: tuple[int, str] | None, problems: Problems) -> bool:
+    if width is None or shape[1] == width[0]:
+        return True
+    place = f"video {vid!r}"
+    if shape[0] == width[0]:
+        problems.error("channels-first", path, place, f"shape {shape} looks transposed: {width[0]} channels are expected "
+                       f"({width[1]})", "store features as (T, C)")
+    else:
+        problems.error("feature-width", path, place, f"has {shape[1]} channels (shape {shape}), but {width[0]} are expected "
+                       f"({width[1]})", "extract it with the same network, or correct dataset.input_dim")
+    return False
+
+
+def _values(store: FeatureStore, vid: str, facts: FileFacts, extremes: list[np.ndarray], problems: Problems) -> FileFacts:
+    """One pass over the values of a file; `extremes` takes its lowest and highest values in."""
+    try:
+        feats = store.read(vid)
+    except UserError as error:
+        kind = "non-finite" if "NaN or infinite" in str(error) else "feature-file"
+        problems.caught(kind, _file_of(store, vid, error), "", error)
+        return facts
+    low, high = feats.min(axis=0), feats.max(axis=0)
+    extremes[:] = [np.minimum(extremes[0], low), np.maximum(extremes[1], high)] if extremes else [low, high]
+    constant = len(feats) > 1 and np.array_equal(low, high)
+    if constant:
+        what = "all values are 0" if not high.any() else "all feature vectors are equal"
+        problems.error("constant-features", facts.path, f"video {vid!r}", what, "extract it again: the network saw no video")
+    spread = float(feats.std(dtype=np.float32))
+    digest = hashlib.blake2b(feats, digest_size=16).digest()
+    return FileFacts(facts.path, facts.length, facts.width, spread, digest, constant)
+
+
+def _compare(facts: dict[str, FileFacts], extremes: list[np.ndarray], problems: Problems) -> None:
+    """Findings that need all files: equal contents, another scale, channels that never change."""
+    same: dict[bytes, list[str]] = defaultdict(list)
+    read = {vid: fact for vid, fact in facts.items() if fact.digest is not None}
+    for vid, fact in read.items():
+        if not fact.constant:  # those are reported as such
+            same[fact.digest].append(vid)
+    for ids in same.values():
+        if len(ids) > 1:
+            problems.error("same-features", facts[ids[0]].path, f"videos {', '.join(map(repr, ids))}",
+                           f"{len(ids)} videos have equal features, value by value", "extract them again, or remove the copies")
+    spreads = [fact.spread for fact in read.values() if fact.spread]
+    if len(spreads) < 3:
+        return
+    usual = float(np.median(spreads))
+    for vid, fact in read.items():
+        if fact.spread and not usual / UNLIKE < fact.spread < usual * UNLIKE:
+            problems.warning("feature-scale", fact.path, f"video {vid!r}", "its values have a standard deviation of "
+                             f"{fact.spread:.3g}, those of most files one of {usual:.3g}",
+                             "check the normalisation of its frames, or the network")
+    dead = np.flatnonzero(extremes[0] == extremes[1])
+    if 0 < len(dead) < len(extremes[0]):
+        folder = os.path.dirname(next(iter(read.values())).path)
+        problems.warning("dead-channels", folder, "", f"{len(dead)} of {len(extremes[0])} channels have one "
+                         f"value in all files (first: channel {dead[0]})",
+                         "if a stream was left out, write files without it")

@@ -1,0 +1,1 @@
+"""Generated data sets: the demo and planted features."""

@@ -1,0 +1,1 @@
+"""Raw video: decoding, optical flow, clips, features."""

@@ -1,0 +1,1 @@
+"""Checking a data set before training: coverage, report, a suggested configuration."""

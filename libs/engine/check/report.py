@@ -1,0 +1,122 @@
+"""The report of `check_dataset` as text for a terminal and as a plain dict for JSON."""
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from libs.core.problems import ERROR, WARNING
+from libs.engine.check.dataset_check import Report, overlap_share
+
+BINS_S = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf)
+BAR = 40
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Everything, JSON-ready; durations in seconds."""
+    survey = report.survey
+    subsets = {}
+    for name in survey.spellings:
+        videos = survey.of_subset((name,))
+        lengths = np.concatenate([np.diff(v.segments, axis=1)[:, 0] for v in videos]) if videos else np.empty(0)
+        known = [v.duration_s for v in videos if np.isfinite(v.duration_s)]
+        counts = Counter(survey.names[label] for v in videos for label in v.labels)
+        subsets[name] = {
+            "videos": len(videos), "without_segments": sum(len(v.segments) == 0 for v in videos),
+            "with_features": sum(v.id in report.files for v in videos), "segments": len(lengths),
+            "hours": round(sum(known) / 3600, 4), "video_s": _five(known), "segment_s": _five(lengths),
+            "histogram": np.histogram(lengths, BINS_S)[0].tolist(), "overlapping_share": round(overlap_share(videos), 4),
+            "classes": {label: counts[label] for label in survey.names}}
+    grid = None if report.grid is None else {"feat_stride": report.grid.stride, "num_frames": report.grid.num_frames,
+                                             "explains": round(report.grid.share, 4), "source": report.grid_source}
+    return {"annotations": survey.path, "features": report.features, "subsets": subsets, "grid": grid,
+            "vectors": _five([fact.length for fact in report.files.values()]),
+            "widths": dict(Counter(str(fact.width) for fact in report.files.values())), "coverage": report.coverage,
+            "counts": report.problems.counts(), "problems": [dataclasses.asdict(p) for p in report.problems.found]}
+
+
+def as_text(report: Report, shown: int | None = 10) -> str:
+    """The report; at most `shown` findings of a kind (None: all)."""
+    values = as_dict(report)
+    lines = [f"{values['annotations']}: {len(report.survey.videos)} videos, {len(report.survey.names)} classes; features: "
+             f"{', '.join(report.features)}", ""]
+    lines += _table([["subset", "videos", "features", "segments", "without", "hours", "video s", "segment s", "overlap"]] + [
+        [name or "(none)", s["videos"], s["with_features"], s["segments"], s["without_segments"], f"{s['hours']:.2f}",
+         _range(s["video_s"]), _range(s["segment_s"]), f"{s['overlapping_share']:.1%}"] for name, s in values["subsets"].items()])
+    if values["grid"]:
+        grid = values["grid"]
+        lines += ["", f"grid: feat_stride {grid['feat_stride']:g}, num_frames {grid['num_frames']:g} ({grid['source']}, fits "
+                      f"{grid['explains']:.0%} of the files); vectors per file {_range(values['vectors'])}, channels "
+                      f"{', '.join(values['widths'])}"]
+    lines += ["", *_histogram(values["subsets"]), "", *_classes(report, values["subsets"])]
+    if values["coverage"]:
+        lines += ["", *_coverage(values["coverage"])]
+    return "\n".join([*lines, "", *_findings(report, shown)])
+
+
+def _five(values: Any) -> list[float] | None:
+    """Minimum, quartiles and maximum; None of nothing."""
+    return np.percentile(values, (0, 25, 50, 75, 100)).round(3).tolist() if len(values) else None
+
+
+def _range(five: list[float] | None) -> str:
+    return f"{five[0]:.4g} / {five[2]:.4g} / {five[4]:.4g}" if five else "-"
+
+
+def _table(rows: list[list[Any]]) -> list[str]:
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in cells]
+
+
+def _histogram(subsets: dict[str, Any]) -> list[str]:
+    counts = np.sum([s["histogram"] for s in subsets.values()], axis=0) if subsets else np.zeros(len(BINS_S) - 1, int)
+    if not counts.any():
+        return ["no segments"]
+    used = np.flatnonzero(counts)
+    rows = ["segment durations"]
+    for i in range(used[0], used[-1] + 1):
+        bounds = f"{BINS_S[i]:g} to {BINS_S[i + 1]:g} s" if np.isfinite(BINS_S[i + 1]) else f"from {BINS_S[i]:g} s"
+        rows.append(f"{bounds:>14} {counts[i]:>7} {'#' * int(np.ceil(BAR * counts[i] / counts.max()))}")
+    return rows
+
+
+def _classes(report: Report, subsets: dict[str, Any]) -> list[str]:
+    if not report.survey.names:
+        return []
+    lengths: dict[str, list[float]] = {name: [] for name in report.survey.names}
+    for video in report.survey.videos.values():
+        for label, (start, end) in zip(video.labels, video.segments.tolist(), strict=True):
+            lengths[report.survey.names[label]].append(end - start)
+    rows: list[list[Any]] = [["class", "id", *(name or "(none)" for name in subsets), "segment s"]]
+    rows += [[name, report.survey.ids.get(name, "-"), *(s["classes"][name] for s in subsets.values()),
+              _range(_five(lengths[name]))] for name in report.survey.names]
+    return _table(rows)
+
+
+def _coverage(coverage: dict[str, Any]) -> list[str]:
+    total = max(coverage["segments"], 1)
+    rows: list[list[Any]] = [["level stride", "range", "segments", "share", "points"]]
+    rows += [[level["stride"], f"{level['range'][0]:g} to {level['range'][1]:g}", level["segments"],
+              f"{level['segments'] / total:.1%}", level["points"]] for level in coverage["levels"]]
+    lost = ", ".join(f"{name} {s['unmatched']} of {s['segments']}" for name, s in coverage["unmatched_per_subset"].items())
+    return [f"the pyramid of {coverage['config']}: segments with a point, per level (a segment may have points on several)",
+            *_table(rows), f"segments without any point: {lost or 'none'}; shorter than a grid step: "
+                           f"{coverage['shorter_than_a_step']} of {coverage['segments']}"]
+
+
+def _findings(report: Report, shown: int | None) -> list[str]:
+    lines = []
+    for severity in (ERROR, WARNING):
+        found = [p for p in report.problems.found if p.severity == severity]
+        for kind in dict.fromkeys(p.kind for p in found):
+            same = [p for p in found if p.kind == kind]
+            listed = same if shown is None else same[:shown]
+            lines += [f"{severity}: {kind}: {p}" for p in listed]
+            if len(listed) < len(same):
+                lines.append(f"{severity}: {kind}: ... and {len(same) - len(listed)} more (--all shows them)")
+    counts = report.problems.counts()
+    return [*lines, f"{counts[ERROR]} errors, {counts[WARNING]} warnings"]

@@ -1,0 +1,1 @@
+"""Export, cost and timing of a trained model."""

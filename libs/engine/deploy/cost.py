@@ -1,0 +1,241 @@
+"""What a network costs: parameters and FLOPs per part, latency and peak memory.
+
+    count(config, length)                     parameters and FLOPs; shapes only, no arithmetic, well below a second
+    measure(config, length, device, runs)     the same with latency and memory, measured in a process of its own
+
+One FLOP is an addition or a multiplication, so a multiply-add counts twice.  Matrix products, convolutions and attention are
+counted at every step of the sequence; norms, activations, pooling and sums are not.  Features are given: what it takes to
+extract them from video is no part of these numbers, nor are decoding and NMS.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from libs.core.checks import check_relations
+from libs.core.config import from_dict, resolve_device, to_dict
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.engine.runtime.machine import this_machine
+from libs.modeling.model import build_model
+
+ROOT = Path(__file__).resolve().parents[3]
+WARMUP = 2
+MOST_STEPS = 10**9  # far beyond any memory; sizes fit into 64 bits
+PARTS = {  # part -> modules of the network
+    "hallucinator": ("rgb2flow", "hallucinator"),
+    "fusion": ("fusion",),
+    "embedding": ("backbone.proj", "backbone.embd", "backbone.embd_norm"),
+    "stem": ("backbone.stem",),
+    "branch": ("backbone.branch",),
+    "neck": ("neck",),
+    "heads": ("cls_head", "reg_head"),
+}
+OTHER = "other"  # what no part claims; listed only where it is not zero
+
+
+class Count(NamedTuple):
+    """Parameters and FLOPs (2 x multiply-adds) of a network, and part -> {params, flops}, which add up to the totals."""
+
+    params: int
+    flops: int
+    parts: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A network's cost on one sequence of `length` steps (batch 1, float32, evaluation mode).
+
+    Latencies in ms are the median, 10th and 90th percentile of `runs` forward passes.  `peak_bytes`: on a GPU, the most
+    memory that tensors took (torch.cuda.max_memory_allocated: weights, input and intermediate results); on the CPU, the
+    peak resident memory of a fresh process that does nothing else, Python and torch included.
+    """
+
+    config: str
+    length: int
+    channels: int
+    device: str
+    threads: int
+    machine: str
+    runs: int
+    params: int
+    flops: int
+    parts: dict[str, dict[str, int]]
+    latency_ms: float
+    latency_ms_p10: float
+    latency_ms_p90: float
+    peak_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, and the torch version, as plain values for JSON."""
+        return {**dataclasses.asdict(self), "torch": torch.__version__}
+
+    def table(self) -> str:
+        """The numbers as text."""
+        memory = "the process, with Python and torch" if self.device == "cpu" else "tensors on the device"
+        rows = [(name, part["params"], part["flops"]) for name, part in self.parts.items()]
+        lines = [f"{self.config}: {self.length} steps of {self.channels} channels, batch 1, float32",
+                 f"{self.device}: {self.machine}, CPU threads: {self.threads}, torch {torch.__version__}", "",
+                 f"{'part':<12}  {'params M':>9}  {'%':>5}  {'GFLOP':>9}  {'%':>5}"]
+        lines += [f"{name:<12}  {params / 1e6:>9.3f}  {_percent(params, self.params):>5}  {flops / 1e9:>9.3f}  "
+                  f"{_percent(flops, self.flops):>5}" for name, params, flops in [*rows, ("total", self.params, self.flops)]]
+        lines += ["", f"latency       {self.latency_ms:.2f} ms, median of {self.runs} forward passes of the network alone "
+                  f"(10 %: {self.latency_ms_p10:.2f}, 90 %: {self.latency_ms_p90:.2f})",
+                  f"peak memory   {self.peak_bytes / 2**20:.1f} MiB ({memory})",
+                  "not included  extracting the features from video, decoding, NMS"]
+        return "\n".join(lines)
+
+
+def full_length(config: Config, length: int | None = None) -> int:
+    """`length` in feature steps (None: dataset.max_seq_len), rounded up to a multiple of the coarsest level's stride, and to
+    dataset.max_seq_len for a published temporal gate, which takes no less.  Raises UserError below 1 and above `MOST_STEPS`."""
+    length = config.dataset.max_seq_len if length is None else length
+    if length < 1:
+        raise UserError(f"--length {length}: a sequence has at least 1 step; leave --length out for dataset.max_seq_len "
+                        f"({config.dataset.max_seq_len})")
+    if length > MOST_STEPS:
+        raise UserError(f"--length {length}: no machine has the memory for so long a sequence; use at most {MOST_STEPS}")
+    if config.model.temporal_gate == "published":
+        length = max(length, config.dataset.max_seq_len)
+    coarsest = config.model.scale_factor ** config.model.backbone_arch[2]
+    return -(-length // coarsest) * coarsest
+
+
+def count(config: Config, length: int | None = None) -> Count:
+    """Parameters and FLOPs of a configuration's network on a sequence of `full_length` steps.
+
+    The network runs on torch's meta device: shapes without data, so that its size does not matter.  Raises UserError.
+    """
+    length = full_length(config, length)
+    with torch.device("meta"):
+        model = build_model(config).eval()
+        inputs = torch.empty(1, length, config.model_channels), torch.empty(1, length, dtype=torch.bool)
+    # attention as matrix products, whatever fused kernel a version of torch would choose and may not know how to count
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    parts = {name: {"params": 0, "flops": 0} for name in (*PARTS, OTHER)}
+    for name, parameter in model.named_parameters():
+        parts[part_of(name)]["params"] += parameter.numel()
+    for name, flops in _own_flops(counter, model).items():
+        parts[part_of(name)]["flops"] += flops
+    if not any(parts[OTHER].values()):
+        del parts[OTHER]
+    return Count(sum(p.numel() for p in model.parameters()), counter.get_total_flops(), parts)
+
+
+def measure(config: Config, length: int | None = None, device: str | None = None, runs: int = 20) -> Cost:
+    """The cost of a configuration's network, freshly initialised, on a sequence of `full_length` valid steps.
+
+    `device`: cpu, auto, cuda or cuda:N (None: config.devices).  Latency and memory come from a process of its own with as
+    many threads as this one.  Raises UserError for a device that does not exist, for a length or a number of runs below 1,
+    and where memory does not suffice.
+    """
+    if runs < 1:
+        raise UserError(f"--runs {runs}: a latency needs at least 1 forward pass, e.g. --runs 20")
+    if device is not None:
+        config = dataclasses.replace(config, devices=(device,))
+        check_relations(config)
+    device, length, threads = resolve_device(config), full_length(config, length), torch.get_num_threads()
+    params, flops, parts = count(config, length)
+    machine = this_machine(device)
+    times, peak = _in_own_process({"config": to_dict(config), "source": config.source, "length": length, "device": device,
+                                   "runs": runs, "threads": threads})
+    low, median, high = np.percentile(times, (10, 50, 90)).tolist()
+    return Cost(config=config.source, length=length, channels=config.model_channels, device=device, threads=threads,
+                machine=machine.gpu or machine.processor, runs=runs, params=params, flops=flops, parts=parts,
+                latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
+
+
+def part_of(name: str) -> str:
+    """The part that a module or a parameter belongs to, by its dotted name in the network."""
+    owners = (part for part, modules in PARTS.items() if any(f"{name}.".startswith(f"{module}.") for module in modules))
+    return next(owners, OTHER)
+
+
+def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[list[float], int]:
+    """Times in ms of `runs` forward passes in this process, and its peak memory in bytes (see `Cost`)."""
+    torch.manual_seed(0)
+    model = build_model(config).eval().to(device)
+    x_BTC = torch.randn(1, length, config.model_channels, device=device)
+    mask_BT = torch.ones(1, length, dtype=torch.bool, device=device)
+    with torch.inference_mode():
+        times = [_forward_ms(model, x_BTC, mask_BT) for _ in range(WARMUP + runs)]
+    return times[WARMUP:], _resident_peak() if device == "cpu" else torch.cuda.max_memory_allocated(device)
+
+
+def child() -> None:
+    """The process that `measure` starts: its task as JSON on stdin, [times in ms, peak bytes] on stdout."""
+    task = json.load(sys.stdin)
+    torch.set_num_threads(task["threads"])
+    config = from_dict(task["config"], task["source"])
+    print(json.dumps(run_forward(config, task["length"], task["device"], task["runs"])))
+
+
+def _in_own_process(task: dict[str, Any]) -> tuple[list[float], int]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run([sys.executable, "-c", "from libs.engine.deploy.cost import child; child()"], input=json.dumps(task),
+                          capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode == 0:
+        times, peak = json.loads(done.stdout.splitlines()[-1])
+        return times, peak
+    lacks_memory = ("out of memory", "can't allocate memory", "MemoryError")
+    if done.returncode == -9 or any(text in done.stderr for text in lacks_memory):  # -9: killed by the system
+        raise UserError(f"{task['source']}: a forward pass of {task['length']} steps does not fit into the memory of "
+                        f"{task['device']}; use a smaller --length or another --device")
+    raise RuntimeError(f"the measuring process failed with exit code {done.returncode}:\n{done.stderr}")
+
+
+def _forward_ms(model: nn.Module, x_BTC: Tensor, mask_BT: Tensor) -> float:
+    _finish(x_BTC.device)
+    started = time.perf_counter()
+    model(x_BTC, mask_BT)
+    _finish(x_BTC.device)
+    return 1000 * (time.perf_counter() - started)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _own_flops(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
+    """FLOPs by module name ('' is the network itself), each without those of the modules that it calls."""
+    root = type(model).__name__
+    total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.split(".")[0] == root}
+    own = dict(total)
+    for name, flops in total.items():
+        caller = name.rpartition(".")[0]
+        while caller and caller not in total:  # containers such as ModuleList are never called
+            caller = caller.rpartition(".")[0]
+        if caller:
+            own[caller] -= flops
+    return {name.partition(".")[2]: flops for name, flops in own.items()}
+
+
+def _resident_peak() -> int:
+    """Peak resident memory of this process, bytes."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):  # ru_maxrss would also count the parent's memory, which a child on Linux starts with
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "-"

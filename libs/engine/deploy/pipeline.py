@@ -1,0 +1,133 @@
+"""What inference on a video costs from its feature file to detections, stage by stage.
+
+    reading     features from their file into a padded batch of one, and onto the device
+    network     forward pass
+    decoding    candidates from its outputs
+    NMS         suppression, conversion to seconds
+"""
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from libs.core.config import resolve_device
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset, Window
+from libs.datasets.loader import padding_of, read_batch
+from libs.engine.inference.predict import suppress
+from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runtime.machine import this_machine
+from libs.engine.runtime.precision import set_products
+from libs.modeling.decode import decode_batch
+from libs.modeling.model import LocPointTransformer, build_model
+from libs.utils.nms.api import implementation
+
+STAGES = ("reading", "network", "decoding", "NMS")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Milliseconds per video and stage, (rounds, videos, stages); `steps`, `candidates`, `kept`: per video."""
+
+    checkpoint: str
+    device: str
+    threads: int
+    machine: str
+    nms: str
+    video_ids: tuple[str, ...]
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]  # duration of each video, 1e8 where unknown
+    candidates: tuple[int, ...]
+    kept: tuple[int, ...]
+    ms: np.ndarray
+
+    @property
+    def per_video(self) -> np.ndarray:
+        """(videos, stages) ms: the median over rounds."""
+        return np.median(self.ms, axis=0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: what `table` shows, and the stages of every video."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "ms"}
+        stages = {name: {"mean_ms": float(column.mean()), "median_ms": float(np.median(column)),
+                         "p90_ms": float(np.percentile(column, 90))} for name, column in self._columns()}
+        return {**fields, "rounds": len(self.ms), "stages": stages, "per_video_ms": self.per_video.tolist(),
+                "torch": torch.__version__}
+
+    def table(self) -> str:
+        """The numbers as text."""
+        rounds, videos, _ = self.ms.shape
+        total = self.per_video.sum()
+        lines = [f"{self.checkpoint}: {videos} videos of {int(np.median(self.steps))} steps (median), one at a time; per video "
+                 f"the median of {rounds} rounds",
+                 f"{self.device}: {self.machine}, CPU threads: {self.threads}, NMS: {self.nms}, torch {torch.__version__}", "",
+                 f"{'stage':<10}  {'mean ms':>9}  {'median ms':>9}  {'90 % ms':>9}  {'share %':>7}"]
+        lines += [f"{name:<10}  {column.mean():>9.2f}  {np.median(column):>9.2f}  {np.percentile(column, 90):>9.2f}  "
+                  f"{100 * column.sum() / total:>7.1f}" for name, column in self._columns()]
+        lines += ["", f"{np.mean(self.candidates):.0f} candidates and {np.mean(self.kept):.0f} detections per video (mean)"]
+        if max(self.seconds) < UNKNOWN_DURATION_S:
+            lines.append(f"{sum(self.seconds):.0f} s of video in {total / 1000:.2f} s: {1000 * sum(self.seconds) / total:.0f} "
+                         "times real time, without extracting the features")
+        return "\n".join(lines)
+
+    def _columns(self) -> list[tuple[str, np.ndarray]]:
+        stages = self.per_video
+        return [*((name, stages[:, i]) for i, name in enumerate(STAGES)), ("total", stages.sum(axis=1))]
+
+
+def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], None] = lambda done, total: None,
+                     rounds: int = 20) -> Pipeline:
+    """Time `rounds` rounds over the videos of val_split after one that is not counted (so features come from the system's file
+    cache), on `devices`.  Raises UserError as evaluation does."""
+    if rounds < 1:
+        raise UserError(f"--runs {rounds}: use a number from 1 on")
+    device = torch.device(resolve_device(config))
+    set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
+    checkpoint = load_checkpoint(find_checkpoint(ckpt))
+    model = build_model(config)
+    load_weights(model, checkpoint, config.test_cfg.weights)
+    model.eval().to(device)
+    dataset = TalDataset(config, config.val_split, training=False)
+    windows = [dataset.window(i) for i in range(len(dataset))]
+    times, candidates, kept = np.zeros((rounds + 1, len(dataset), len(STAGES))), [], []
+    with torch.inference_mode():
+        for r in range(rounds + 1):
+            for i, window in enumerate(windows):
+                times[r, i], *counts = _one(model, dataset, window, config, device)
+                if r == 0:
+                    candidates.append(counts[0])
+                    kept.append(counts[1])
+            if r:
+                progress(r, rounds)
+    machine = this_machine(str(device))
+    return Pipeline(str(checkpoint.path), str(device), machine.threads, machine.gpu or machine.processor, implementation(device),
+                    tuple(v.id for v in dataset.videos), tuple(w.steps for w in windows),
+                    tuple(w.sample.duration_s for w in windows), tuple(candidates), tuple(kept), 1000 * times[1:])
+
+
+def _one(model: LocPointTransformer, dataset: TalDataset, window: Window, config: Config,
+         device: torch.device) -> tuple[np.ndarray, int, int]:
+    """Seconds of each stage for one video, its candidates and its detections."""
+    marks = [_now(device)]
+    batch = read_batch(dataset, [window], padding_of(config).of_batch([window.steps])).to(device)
+    marks.append(_now(device))
+    outputs = model(batch.feats, batch.mask)
+    marks.append(_now(device))
+    candidates = decode_batch(outputs, config.test_cfg)
+    marks.append(_now(device))
+    found = suppress(candidates, config.test_cfg, [(window.sample.grid, window.sample.duration_s)])
+    marks.append(_now(device))
+    return np.diff(marks), len(candidates.scores), len(found[0].scores)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

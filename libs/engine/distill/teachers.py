@@ -1,0 +1,258 @@
+"""Teachers of a distillation run: loaded, checked against the student, frozen; their outputs for a batch.
+
+A teacher is no part of the objective's parameters: it gets no gradient, no optimizer state, no average, and leaves nothing in the
+student's checkpoint.
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from libs.core.checks import teacher_names
+from libs.core.config import load_config
+from libs.core.errors import UserError, nearest
+from libs.core.schema import Config, DistillConfig, FolderModality, TeacherConfig
+from libs.datasets.annotations import load_annotations
+from libs.datasets.loader import Batch, padding_of
+from libs.datasets.presets import get_preset
+from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
+from libs.modeling.blocks.transformer import AffineDropPath
+from libs.modeling.distill_losses import TeacherOutputs, TeacherSpec
+from libs.modeling.model import LocPointTransformer, build_model
+
+RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run
+
+# keys of which teacher and student need the same value: their points must be the same points in time, their classes the same
+GRID_KEYS = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "force_upsampling")
+ALL = "all channels"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network in evaluation mode and what it reads: streams by name (None: all channels) and then hallucinates."""
+
+    name: str
+    config: Config
+    checkpoint: Checkpoint
+    weights: str
+    model: LocPointTransformer
+    spec: TeacherSpec
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """Modalities that its files must provide; None: all channels."""
+        return self.config.model.modalities
+
+    @property
+    def sees(self) -> tuple[str, ...] | None:
+        """Modalities in the order of its backbone's input channels; None: all channels."""
+        return None if self.reads is None else self.reads + self.config.model.hallucinated
+
+
+def with_run_name(config: Config, run: str) -> Config:
+    """The configuration with `{run}` in the teachers' checkpoints replaced by the name of this run."""
+    teachers = tuple(dataclasses.replace(t, checkpoint=t.checkpoint.replace(RUN, run)) for t in config.distill.teachers)
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, teachers=teachers))
+
+
+def load_teachers(config: Config, settings: DistillConfig, device: torch.device) -> tuple[Teacher, ...]:
+    """The teachers of a student's configuration (`settings`: its resolved distill section), frozen, on `device`.
+
+    The global random state is left as it was.  Raises UserError for a teacher that cannot be read, does not fit its own
+    configuration, or whose classes, pyramid, feature grid or modalities do not fit the student's.
+    """
+    with torch.random.fork_rng():
+        return tuple(_load(config, settings, entry, name, device)
+                     for entry, name in zip(settings.teachers, teacher_names(settings), strict=True))
+
+
+def _load(student: Config, settings: DistillConfig, entry: TeacherConfig, name: str, device: torch.device) -> Teacher:
+    where = f"{student.source}: distill.teachers: {name}"
+    if RUN in entry.checkpoint:
+        raise UserError(f"{where}: checkpoint: {entry.checkpoint}: {RUN} stands for the name of a run, and this run has none; "
+                        "name the checkpoint")
+    try:
+        checkpoint = load_checkpoint(find_checkpoint(entry.checkpoint))
+        config = _config_of(entry, checkpoint)
+        check_teacher(student, config, where)
+        model = build_model(config)
+        load_weights(model, checkpoint, entry.weights)
+    except UserError as error:
+        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
+    model.requires_grad_(False).eval().to(device)
+    if settings.teacher_droppath:
+        for module in model.modules():
+            if isinstance(module, AffineDropPath):
+                module.train()
+    spec = TeacherSpec(name, entry.terms, model.backbone.width, config.model.fpn_dim)
+    return Teacher(name, config, checkpoint, entry.weights, model, spec)
+
+
+def _config_of(entry: TeacherConfig, checkpoint: Checkpoint) -> Config:
+    if entry.config is not None:
+        return load_config(entry.config)
+    own = own_config(checkpoint)
+    if own is None:
+        raise UserError(f"{checkpoint.path}: holds no configuration (another program wrote it); name the teacher's in config")
+    return own
+
+
+def check_teacher(student: Config, teacher: Config, where: str) -> None:
+    """Raise UserError unless teacher and student have the same classes, FPN strides, feature grid and names of modalities."""
+    def same(key: str, mine: object, its: object, what: str) -> None:
+        if mine != its:
+            raise UserError(f"{where}: {key}: the teacher ({teacher.source}) has {its}, the student {mine}: {what}")
+
+    same("dataset.num_classes", student.dataset.num_classes, teacher.dataset.num_classes, "both must name the same classes")
+    same("FPN strides", _strides(student), _strides(teacher),
+         "their points must be the same; make model.backbone_arch[2], scale_factor and fpn_start_level equal")
+    keys = GRID_KEYS + (("max_seq_len",) if student.dataset.force_upsampling else ())
+    for key in keys:
+        same(f"dataset.{key}", getattr(student.dataset, key), getattr(teacher.dataset, key),
+             "both must see the same feature grid")
+    _check_classes(student, teacher, where)
+    _check_gate(student, teacher, where)
+    declared = student.dataset.modalities or {}
+    if teacher.model.modalities is None:
+        same("dataset.input_dim", student.dataset.input_dim, teacher.dataset.input_dim,
+             "the teacher reads all channels, so it needs the same files; set its model.modalities otherwise")
+    for name in (teacher.model.modalities or ()) + teacher.model.hallucinated:
+        if name not in declared:
+            raise UserError(f"{where}: model.modalities: the teacher has a modality {name!r} that the student's "
+                            f"dataset.modalities does not declare{nearest(name, declared)}; declare it there, with its channels")
+        same(f"dataset.modalities.{name}", f"{student.modality_dim(name)} channels", f"{teacher.modality_dim(name)} channels",
+             "one modality has one width")
+    for name in moved_channels(student, teacher, teacher.model.modalities or ()):
+        same(f"dataset.modalities.{name}", list(student.dataset.modalities[name]), list(teacher.dataset.modalities[name]),
+             f"both read {student.dataset.feat_folder}; correct the wrong one, or name the teacher's channels in a configuration "
+             "of its own (config)")
+
+
+def moved_channels(first: Config, second: Config, names: Sequence[str]) -> list[str]:
+    """Those of `names` that two configurations find at different channels of the same dataset.feat_folder."""
+    if first.dataset.feat_folder != second.dataset.feat_folder:
+        return []
+    ranges = [{n: m for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality)}
+              for config in (first, second)]
+    return [name for name in names if all(name in r for r in ranges) and ranges[0][name] != ranges[1][name]]
+
+
+def _check_gate(student: Config, teacher: Config, where: str) -> None:
+    """A published temporal gate takes batches of at least its max_seq_len steps."""
+    if teacher.model.temporal_gate != "published":
+        return
+    if student.dataset.max_seq_len < teacher.dataset.max_seq_len:
+        raise UserError(f"{where}: dataset.max_seq_len: the teacher's temporal gate (published) takes "
+                        f"{teacher.dataset.max_seq_len} steps or more, the student's batches have {student.dataset.max_seq_len}; "
+                        f"use {teacher.dataset.max_seq_len}")
+    if student.distill.outputs == "online" and not padding_of(student, training=True).always:
+        raise UserError(f"{where}: loader.padding: {student.loader.padding}: the teacher's temporal gate (published) needs "
+                        "batches of max_seq_len; use loader.padding: max_seq_len")
+
+
+def _strides(config: Config) -> list[int]:
+    model = config.model
+    return [model.scale_factor ** level for level in range(model.fpn_start_level, model.backbone_arch[2] + 1)]
+
+
+def _check_classes(student: Config, teacher: Config, where: str) -> None:
+    """Class ids must mean the same; compared where the teacher's annotation file is another one and still there."""
+    mine, its = student.dataset.json_file, teacher.dataset.json_file
+    if mine == its or not Path(its).is_file() or not Path(mine).is_file():
+        return
+    ids = [load_annotations(path, False, get_preset(config.dataset_name).unlabelled, config.unlabelled_split).label_ids
+           for path, config in ((mine, student), (its, teacher))]
+    common = ids[0].keys() & ids[1].keys()
+    wrong = sorted(n for n in common if ids[0][n] != ids[1][n])
+    if wrong or not common:
+        shown = f"{wrong[0]!r} is {ids[1][wrong[0]]} there and {ids[0][wrong[0]]} here" if wrong else "no class name in common"
+        raise UserError(f"{where}: dataset.json_file: {its}: other classes than {mine}: {shown}; train the teacher on the same "
+                        "label ids")
+
+
+def streams_to_read(config: Config, teachers: Sequence[Teacher]) -> tuple[str, ...] | None:
+    """Modalities that a batch must hold for student and teachers, the student's first; None: all channels as stored."""
+    wanted = [config.model.modalities, *(t.reads for t in teachers)]
+    if all(names is None for names in wanted):
+        return None
+    wanted = [all_streams(config) if names is None else names for names in wanted]
+    return tuple(dict.fromkeys(name for names in wanted for name in names))
+
+
+def all_streams(config: Config) -> tuple[str, ...]:
+    """The declared channel ranges that make up all channels of the files, in channel order; UserError if they do not."""
+    ranges = sorted((m, n) for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality))
+    borders = [0, *(m[1] for m, _ in ranges)]
+    if [m[0] for m, _ in ranges] != borders[:-1] or borders[-1] != config.file_channels:
+        raise UserError(f"{config.source}: dataset.modalities: a model that reads all channels learns from, or teaches, one that "
+                        f"reads some, so the ranges must make up all {config.file_channels} channels without gaps; declare them")
+    return tuple(name for _, name in ranges)
+
+
+class Columns:
+    """Picks the channels of some modalities out of a batch that holds the streams `read`."""
+
+    def __init__(self, config: Config, read: tuple[str, ...] | None, wanted: tuple[str, ...] | None):
+        names = None if read is None else all_streams(config) if wanted is None else wanted
+        self.slices: list[slice] = []
+        if names is None or names == read:
+            return
+        starts, total = {}, 0
+        for name in read:
+            starts[name], total = total, total + config.modality_dim(name)
+        self.slices = [slice(starts[n], starts[n] + config.modality_dim(n)) for n in names]
+
+    def __call__(self, feats_BTC: Tensor) -> Tensor:
+        """(B, T, channels of the batch) -> (B, T, channels wanted), contiguous."""
+        if not self.slices:
+            return feats_BTC
+        return torch.cat([feats_BTC[..., s] for s in self.slices], dim=-1)
+
+
+class InputOrder:
+    """Brings a teacher's backbone input into the channel order of the student's."""
+
+    def __init__(self, student: Config, teacher: Teacher):
+        own = student.model.modalities
+        seen = None if own is None else own + student.model.hallucinated
+        its = teacher.sees
+        self.columns: Columns | None = None
+        if seen is None and its is None:
+            return
+        seen, its = (all_streams(student) if names is None else names for names in (seen, its))
+        if absent := [n for n in seen if n not in its]:
+            raise UserError(f"{student.source}: distill.inputs: the student's backbone sees {absent[0]!r}, the backbone of "
+                            f"{teacher.name} does not; set the factor of inputs to 0 for this teacher, or choose one that does")
+        self.columns = Columns(student, its, seen)
+
+    def __call__(self, inputs_BTC: Tensor) -> Tensor:
+        """(B, T, teacher's channels) -> (B, T, student's channels)."""
+        return inputs_BTC if self.columns is None else self.columns(inputs_BTC)
+
+
+class OnlineTeachers:
+    """Teachers that run on every batch; `used`: (teacher's name, term) of every term that counts."""
+
+    def __init__(self, config: Config, teachers: Sequence[Teacher], read: tuple[str, ...] | None,
+                 used: Collection[tuple[str, str]]):
+        self.teachers = tuple(teachers)
+        self._columns = [Columns(config, read, t.reads) for t in teachers]
+        self._orders = [InputOrder(config, t) if (t.name, "inputs") in used else None for t in teachers]
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> list[TeacherOutputs]:
+        """What every teacher says about a batch that holds its streams."""
+        return [say(teacher, columns(batch.feats), batch.mask, order)
+                for teacher, columns, order in zip(self.teachers, self._columns, self._orders, strict=True)]
+
+
+def say(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: InputOrder | None) -> TeacherOutputs:
+    """The outputs of a teacher for features of its own streams; `order` None: without the backbone's input."""
+    outputs, features = teacher.model.trace(feats_BTC, mask_BT)
+    return TeacherOutputs(outputs.logits, outputs.offsets, features.stem, torch.cat(features.levels, dim=1),
+                          None if order is None else order(features.inputs))

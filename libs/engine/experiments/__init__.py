@@ -1,0 +1,1 @@
+"""Many runs: seeds, chains of distillation, robustness."""

@@ -1,0 +1,266 @@
+"""A chain of distillation: a folder of configurations, one YAML per stage, some of which are the teachers of others.
+
+    chain = load_chain("configs/distill/hapt", seeds=[0, 1, 2], output="seed", overrides=[])
+    for run in chain.plan(["student"]): ...    what is still to do, teachers before their students
+
+A stage is every *.yaml whose name does not begin with `_`.  A stage with a seed is one run of train.py, named
+<output><seed>, in <output_folder>/<stage>_<output><seed>; the same words name it in messages.  A stage waits for the runs that
+its `distill.teachers[].checkpoint` names, `{run}` standing for its own run's name.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from libs.core.checks import teacher_names
+from libs.core.config import config_diff, from_dict, load_config
+from libs.core.errors import UserError, nearest
+from libs.core.schema import Config
+from libs.engine.distill.teachers import RUN, with_run_name
+from libs.engine.experiments.launch import eval_command, log_of, read_results, results_file, run_commands, train_command
+from libs.engine.runs.checkpoint import (
+    Checkpoint,
+    changed_settings,
+    checkpoint_name,
+    checkpoints_of,
+    epochs_of,
+    is_whole,
+    newest_checkpoint,
+)
+from libs.engine.runs.run_folder import run_folder
+
+IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
+           "distill.cache_folder")  # change no number
+EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change what an evaluation gives
+WEIGHTS_KEY = "test_cfg.weights"  # the results' folder tells which they are of
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage with one seed."""
+
+    stage: str  # name of its YAML file
+    seed: int
+    name: str  # of the run: train.py --output
+    config: Config  # {run} in its teachers' checkpoints replaced
+    overrides: tuple[str, ...]  # --set
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config, self.name)
+
+    @property
+    def label(self) -> str:
+        return self.folder.name
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last epoch."""
+        return self.folder / checkpoint_name(self.config.total_epochs)
+
+    @property
+    def weights(self) -> str:
+        return self.config.test_cfg.weights
+
+    @property
+    def begun(self) -> bool:
+        return bool(checkpoints_of(self.folder))
+
+    @property
+    def trained(self) -> bool:
+        return is_whole(self.last)
+
+    @property
+    def done(self) -> bool:
+        return self.trained and results_file(self.last, self.weights).is_file()
+
+    @property
+    def teacher_paths(self) -> tuple[str, ...]:
+        """The checkpoints or run folders of its teachers, in the order of the configuration."""
+        return tuple(teacher.checkpoint for teacher in self.config.distill.teachers)
+
+    @property
+    def training(self) -> list[str]:
+        """The command line that trains it."""
+        return train_command(self.config.source, self.name, self.overrides)
+
+    @property
+    def evaluation(self) -> list[str]:
+        """The command line that evaluates its last epoch."""
+        return eval_command(self.config.source, self.last, self.weights, self.overrides)
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """What is left to be run."""
+        return [] if self.done else [self.evaluation] if self.trained else [self.training, self.evaluation]
+
+    def complete(self, threads: int) -> None:
+        """Train and evaluate it, as far as that is not done; UserError with the end of the log where a program fails."""
+        run_commands(self.commands, log_of(self.folder), threads, self.label)
+
+    def average_mAP(self) -> float:
+        """Average mAP in percent; UserError if it is not evaluated, or was with other settings than these."""
+        results, file = read_results(self.last, self.weights), results_file(self.last, self.weights)
+        if changed := self.other_settings(results, file):
+            raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {'; '.join(changed)}; remove "
+                            "it to evaluate again")
+        return 100 * results["average_mAP"]
+
+    def other_settings(self, results: Mapping[str, Any], file: Path) -> list[str]:
+        """"key: old, not new" for each setting that changes results and that these of `file` were made with otherwise."""
+        used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
+        return [f"{key}: {old!r}, not {new!r}" for key, (old, new) in config_diff(used, self.config).items()
+                if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)]
+
+    def evaluated(self, weights: str) -> bool:
+        """Whether eval.py has evaluated its last epoch's `ema` or `raw` weights with these settings."""
+        file = results_file(self.last, weights)
+        return self.trained and file.is_file() and not self.other_settings(read_results(self.last, weights), file)
+
+    def changes(self) -> list[str]:
+        """What its configuration says otherwise than its newest checkpoint; [] if nothing or if there is no checkpoint."""
+        found = newest_checkpoint(self.folder)
+        return changes_since(found, self) if found else []
+
+    def refuse_changes(self, but: tuple[str, ...] = ()) -> None:
+        """UserError if its configuration has changed since its newest checkpoint, in a key that begins with none of `but`."""
+        if changes := [line for line in self.changes() if not line.startswith(but)]:
+            raise UserError(f"{self.folder}: was trained with another configuration than {self.config.source} with its --set "
+                            f"values: {'; '.join(changes)}; undo the change, give the new runs another name with --output, or "
+                            f"remove {self.folder}")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The runs of a folder by label, teachers before their students, seed by seed."""
+
+    folder: Path
+    output_folder: Path
+    runs: dict[str, StageRun]
+
+    @property
+    def stages(self) -> list[str]:
+        return list(dict.fromkeys(run.stage for run in self.runs.values()))
+
+    def teachers(self, run: StageRun) -> list[str]:
+        """Labels of the runs of this chain that a run learns from."""
+        return [label for _, label in self._sources(run) if label is not None]
+
+    def source_names(self, run: StageRun) -> list[str]:
+        """For each teacher the stage that makes it, or its checkpoint's path."""
+        return [self.runs[label].stage if label is not None else path for path, label in self._sources(run)]
+
+    def select(self, stages: Sequence[str]) -> list[str]:
+        """The names, or all stages for none; UserError for a name that is no stage."""
+        for name in stages:
+            if name not in self.stages:
+                raise UserError(f"--stages {name}: {self.folder} has no {name}.yaml{nearest(name, self.stages)}; its stages are "
+                                f"{', '.join(sorted(self.stages))}")
+        return list(stages) or self.stages
+
+    def plan(self, stages: Sequence[str]) -> dict[str, StageRun]:
+        """The runs of these stages and of the teachers that they still need, finished ones included, teachers first.
+
+        A trained run needs its teachers no more.  Raises UserError where a configuration has changed since its run, where a
+        teacher is missing that no stage makes, and where a run is older than the teacher that it is to learn from.
+        """
+        needed: set[str] = set()
+        for label, run in reversed(self.runs.items()):  # students before their teachers
+            if run.stage in stages or label in needed:
+                needed |= {label, *(self.teachers(run) if not run.trained else ())}
+        planned = {label: run for label, run in self.runs.items() if label in needed}
+        for run in planned.values():
+            self._check(run, planned)
+        return planned
+
+    def _check(self, run: StageRun, planned: dict[str, StageRun]) -> None:
+        run.refuse_changes()
+        for name, (path, label) in zip(teacher_names(run.config.distill), self._sources(run), strict=True):
+            if label is not None:
+                if run.begun and label in planned and not planned[label].trained:
+                    raise UserError(f"{run.folder}: has checkpoints, but its teacher {self.runs[label].folder} is not trained: "
+                                    f"it learned from another one; remove {run.folder}, or bring that teacher's folder back")
+            elif not run.trained and not Path(path).is_file() and not epochs_of(path):
+                raise UserError(f"{run.config.source}: distill.teachers: {name}: checkpoint: {path}: no such checkpoint, and no "
+                                f"stage of {self.folder} makes it (their runs are {self.output_folder}/<stage>_{run.name}); "
+                                f"train it first, or write the run of a stage, e.g. {self.output_folder}/{self.stages[0]}_{RUN}")
+
+    def _sources(self, run: StageRun) -> Iterator[tuple[str, str | None]]:
+        """(path, label of the run that makes it, None: none here) of each teacher."""
+        return ((path, _maker(path, self.runs)) for path in run.teacher_paths)
+
+
+def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
+    """Read the stages of a folder; `overrides` ("key=value") hold for each.
+
+    Raises UserError for a folder without stages, a bad configuration, an `output` that is no part of a folder's name, stages
+    that write to different folders or wait for each other in a circle.
+    """
+    folder = Path(folder)
+    if Path(output).name != output:
+        raise UserError(f"--output {output}: is a part of the names of folders, <stage>_{Path(output).name}0 and so on; leave / "
+                        "out, and set output_folder to write elsewhere")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name one that holds a YAML file per stage, e.g. configs/distill/hapt")
+    paths = sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
+    if not paths:
+        raise UserError(f"{folder}: holds no stage (*.yaml whose name does not begin with _)")
+    runs: dict[str, StageRun] = {}
+    for seed in seeds:
+        for path in paths:
+            settings = (*overrides, f"init_rand_seed={seed}")
+            name = f"{output}{seed}"
+            run = StageRun(path.stem, seed, name, with_run_name(load_config(path, settings), name), settings)
+            runs[run.label] = run
+    first = next(iter(runs.values())).config
+    for run in runs.values():
+        if os.path.abspath(run.config.output_folder) != os.path.abspath(first.output_folder):
+            raise UserError(f"{run.config.source}: output_folder: {run.config.output_folder}, but {first.source} writes to "
+                            f"{first.output_folder}; the stages of a chain share one folder")
+    return Chain(folder, Path(first.output_folder), _teachers_first(runs))
+
+
+def changes_since(checkpoint: Checkpoint, run: StageRun) -> list[str]:
+    """"key: old -> new" for each setting that changes numbers and that the run's checkpoint was trained with otherwise.
+
+    Raises UserError for a checkpoint that does not hold its configuration.
+    """
+    if checkpoint.training is None or "config" not in checkpoint.training:
+        raise UserError(f"{checkpoint.path}: does not hold the configuration that it was trained with, as train.py's files do; "
+                        f"choose another --output, or remove {run.folder}")
+    ignored = set(IGNORED)
+    if not run.config.train_cfg.head_empty_cls:
+        ignored.add("train_cfg.head_empty_cls")  # training fills it in where the data set leaves classes empty
+    return [line for key, line in changed_settings(checkpoint, run.config).items() if key not in ignored]
+
+
+def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
+    """Label of the run whose folder a teacher's path is, or lies in."""
+    wanted = Path(os.path.abspath(path))
+    for label, run in runs.items():
+        if Path(os.path.abspath(run.folder)) in (wanted, wanted.parent):
+            return label
+    return None
+
+
+def _teachers_first(runs: dict[str, StageRun]) -> dict[str, StageRun]:
+    """The same runs, each after its teachers; UserError if they wait for each other in a circle."""
+    ordered: dict[str, StageRun] = {}
+
+    def visit(label: str, way: tuple[str, ...]) -> None:
+        if label in way:
+            circle = " -> ".join(runs[x].stage for x in (*way[way.index(label):], label))
+            raise UserError(f"{runs[label].config.source}: distill.teachers: stages wait for each other in a circle ({circle}); "
+                            "take one of these teachers out")
+        if label not in ordered:
+            for path in runs[label].teacher_paths:
+                if (maker := _maker(path, runs)) is not None:
+                    visit(maker, (*way, label))
+            ordered[label] = runs[label]
+
+    for label in runs:
+        visit(label, ())
+    return ordered

@@ -1,0 +1,139 @@
+"""The table of a chain: one row per stage that has results, with its score, what distillation brought, and its cost.
+
+    rows = table_rows(chain_results(chain, finished))    numbers, for JSON
+    print(markdown(rows))
+"""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from libs.core.checks import teacher_names
+from libs.core.errors import note
+from libs.core.schema import Config
+from libs.engine.deploy.cost import Cost, measure
+from libs.engine.experiments.chain import Chain
+from libs.engine.runs.checkpoint import load_checkpoint
+
+TEACHER, ALONE = "teacher", "student_alone"  # the two ends of the gap that distillation is to close
+ORDER = (TEACHER, "baseline", ALONE, "student", "structure_teacher", "cross_modal", "cross_structure", "multi_teacher")
+LATENCY_RUNS = 5
+HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = steps", "average mAP", "of seeds {seeds}",
+        f"minus {ALONE}", "of seeds {seeds}", "gap recovered %", "params M", "GFLOP", f"% of {TEACHER}'s", "CPU ms")
+
+
+@dataclass(frozen=True)
+class StageResults:
+    """What the finished runs of a stage give; average mAP in percent by seed, `steps` of one run."""
+
+    stage: str
+    config: Config
+    teachers: tuple[str, ...]  # stages, or checkpoints from elsewhere
+    init: str  # "random", or one of the teachers
+    steps: int
+    average_mAP: Mapping[int, float]
+
+
+def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResults]:
+    """Results of every finished run, by stage in the order of `ORDER`, then by name.
+
+    Runs that are not `planned` (whose configurations were compared already) and whose configuration has changed since are left
+    out with a note that names them.  Raises UserError for files that cannot be read.
+    """
+    found: dict[str, StageResults] = {}
+    for label, run in chain.runs.items():
+        if not run.done:
+            continue
+        if label not in planned and (changes := run.changes()):
+            note(f"note: {run.folder}: left out of the table, its configuration has changed since: {'; '.join(changes)}")
+            continue
+        values = {**(found[run.stage].average_mAP if run.stage in found else {}), run.seed: run.average_mAP()}
+        if run.stage in found:
+            steps = found[run.stage].steps
+        else:
+            steps = load_checkpoint(run.last).training["iteration"]
+        sources = chain.source_names(run)
+        first = run.config.distill.init_from
+        init = "random" if first is None else sources[teacher_names(run.config.distill).index(first)]
+        found[run.stage] = StageResults(run.stage, run.config, tuple(sources), init, steps, values)
+    return sorted(found.values(), key=lambda r: (ORDER.index(r.stage) if r.stage in ORDER else len(ORDER), r.stage))
+
+
+def cpu_cost(config: Config) -> Cost:
+    """Cost of a stage's network at dataset.max_seq_len on the CPU, the median of `LATENCY_RUNS` forward passes."""
+    return measure(config, config.dataset.max_seq_len, "cpu", LATENCY_RUNS)
+
+
+def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = cpu_cost) -> list[dict[str, Any]]:
+    """One row of plain values per stage; None where a number cannot be had (one seed has no spread, a stage has no results).
+
+    average_mAP, standard_deviation (of a sample, n - 1), difference (to student_alone, by seed and mean): percent points.
+    gap_recovered: 100 (stage - student_alone) / (teacher - student_alone), means over the seeds that all three have, None
+    unless the teacher is better.  `cost(config)` has params, flops, latency_ms, length, threads and machine.
+    """
+    maps = {r.stage: r.average_mAP for r in results}
+    costs = {r.stage: cost(r.config) for r in results}
+    rows = []
+    for r in results:
+        values, c = list(r.average_mAP.values()), costs[r.stage]
+        difference = {seed: v - maps[ALONE][seed] for seed, v in r.average_mAP.items() if seed in maps.get(ALONE, ())}
+        rows.append({
+            "stage": r.stage, "modalities": _modalities(r.config), "hallucinated": list(r.config.model.hallucinated),
+            "teachers": list(r.teachers), "init": r.init, "epochs": r.config.total_epochs,
+            "iterations_per_epoch": r.steps // r.config.total_epochs, "steps": r.steps, "weights": r.config.test_cfg.weights,
+            "average_mAP": {str(seed): v for seed, v in r.average_mAP.items()}, "mean": statistics.mean(values),
+            "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "difference": {str(seed): v for seed, v in difference.items()},
+            "mean_difference": statistics.mean(difference.values()) if difference else None,
+            "gap_recovered": _gap_recovered(r.average_mAP, maps.get(TEACHER, {}), maps.get(ALONE, {})),
+            "params": c.params, "flops": c.flops,
+            "flops_of_teacher": c.flops / costs[TEACHER].flops if TEACHER in costs else None,
+            "length": c.length, "latency_ms": c.latency_ms, "threads": c.threads, "machine": c.machine})
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a markdown table and what its columns mean."""
+    seeds = sorted({int(seed) for row in rows for seed in row["average_mAP"]})
+    head = [cell.format(seeds=", ".join(map(str, seeds))) for cell in HEAD]
+    lines = [head, ["---"] * len(head), *(_cells(row, seeds) for row in rows)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    weights, lengths = ({str(row[key]) for row in rows} for key in ("weights", "length"))
+    machine = f"{rows[0]['machine']}, {rows[0]['threads']} threads"
+    return (f"{text}\n\nAverage mAP: percent, {' or '.join(sorted(weights))} weights of the last epoch, mean ± standard "
+            f"deviation over seeds.\nGap recovered: (stage - {ALONE}) / ({TEACHER} - {ALONE}), over seeds that all three have.\n"
+            f"GFLOP (a multiply-add is 2) and CPU ms (median of {LATENCY_RUNS} forward passes; {machine}): the network alone, "
+            f"one sequence of {' or '.join(sorted(lengths, key=int))} feature vectors.\n")
+
+
+def _cells(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+    def each(values: Mapping[str, float], form: str) -> str:
+        return " ".join(_number(values.get(str(seed)), form) for seed in seeds)
+
+    made_up = f" (+ {', '.join(row['hallucinated'])} made up)" if row["hallucinated"] else ""
+    spread = row["standard_deviation"]
+    share = row["flops_of_teacher"]
+    return [row["stage"], ", ".join(row["modalities"]) + made_up, ", ".join(row["teachers"]) or "-", row["init"],
+            f"{row['epochs']} x {row['iterations_per_epoch']} = {row['steps']}",
+            f"{row['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}"), each(row["average_mAP"], ".2f"),
+            _number(row["mean_difference"], "+.2f"), each(row["difference"], "+.2f"), _number(row["gap_recovered"], ".0f"),
+            f"{row['params'] / 1e6:.3f}", f"{row['flops'] / 1e9:.3f}", _number(None if share is None else 100 * share, ".1f"),
+            f"{row['latency_ms']:.1f}"]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _modalities(config: Config) -> list[str]:
+    return list(config.model.modalities or config.dataset.modalities or ("all",))
+
+
+def _gap_recovered(own: Mapping[int, float], teacher: Mapping[int, float], alone: Mapping[int, float]) -> float | None:
+    seeds = [seed for seed in own if seed in teacher and seed in alone]
+    if not seeds:
+        return None
+    mine, high, low = (statistics.mean(values[seed] for seed in seeds) for values in (own, teacher, alone))
+    return 100 * (mine - low) / (high - low) if high > low else None

@@ -1,0 +1,256 @@
+"""How much mAP checkpoints lose when the test features are corrupted (libs.datasets.corruptions).
+
+    subjects = load_subjects(config, [("teacher", "ckpt/teacher"), ("student", "ckpt/student")])
+    result = measure(config, subjects, Settings(), device)     the document of robustness.json, average mAP in percent
+    print(tables(result));  svg = chart(result)
+
+Every checkpoint brings its own network; data set, subset and inference settings are those of one configuration.  Checkpoints
+of one name are seeds of one model: their numbers are averaged, with the standard deviation beside.
+"""
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from libs.core.config import from_dict, to_dict
+from libs.core.errors import UserError, nearest
+from libs.core.schema import Config
+from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, read_once, streams_of
+from libs.datasets.dataset import TalDataset
+from libs.datasets.grid import Grid
+from libs.engine.distill.teachers import moved_channels
+from libs.engine.inference.predict import predict, score
+from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
+from libs.modeling.model import build_model
+from libs.utils.plotting import Line, Panel, line_chart
+from libs.utils.progress import Clock
+
+# what belongs to the data set and the evaluation; everything else is a checkpoint's own
+SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
+SHARED_DATA = ("json_file", "feat_folder", "file_prefix", "file_ext", "default_fps", "missing", "strict", "tiou_thresholds")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """corruptions and severities to measure; seed of the corruptions; modalities to corrupt (None: all that a model reads)."""
+
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    severities: tuple[int, ...] = SEVERITIES
+    seed: int = 0
+    modalities: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One checkpoint, ready to be measured."""
+
+    name: str
+    path: Path
+    config: Config
+    model: nn.Module
+    dataset: TalDataset
+
+
+def network_config(config: Config, checkpoint: Checkpoint) -> Config:
+    """The checkpoint's own configuration with the data set, subset and inference settings of `config`.
+
+    A checkpoint that holds none (a published one) gets `config` as it is.  Raises UserError when it detects another number of
+    classes, cannot read these features, or was trained on the same files with another stride, window or other channels.
+    """
+    if checkpoint.training is None or "config" not in checkpoint.training:
+        return config
+    source = f"{checkpoint.path}: training.config"
+    trained = from_dict(checkpoint.training["config"], source)
+    values, ours = to_dict(trained), to_dict(config)
+    values.pop("distill")  # its teachers are no concern of the finished network
+    values |= {name: ours[name] for name in SHARED_SECTIONS}
+    values["dataset"] |= {name: ours["dataset"][name] for name in SHARED_DATA}
+    if ours["dataset"]["modalities"] is not None:
+        values["dataset"]["modalities"] = ours["dataset"]["modalities"]
+    if _width(trained.dataset.input_dim) != _width(config.dataset.input_dim):
+        values["dataset"]["input_dim"] = ours["dataset"]["input_dim"]
+    own = from_dict(values, source)
+    if own.dataset.num_classes != config.dataset.num_classes:
+        raise UserError(f"{source}: dataset.num_classes: {own.dataset.num_classes}, but {config.source} has "
+                        f"{config.dataset.num_classes}; name a configuration of the data set that this checkpoint was trained on")
+    reads, needs = _width(own.model_input_dim), _width(trained.model_input_dim)
+    if reads != needs:
+        raise UserError(f"{source}: the network reads {needs} channels, but of the features of {config.source} it would be given "
+                        f"{reads}; correct dataset.input_dim or dataset.modalities there")
+    _check_same_files(config, trained)
+    return own
+
+
+def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subject]:
+    """Load (name, checkpoint file or run folder) pairs with the weights that test_cfg.weights says, and check that they can be
+    compared: same feature grid of every video, and one network per name.  UserError if not."""
+    datasets: dict[tuple, TalDataset] = {}  # by what they read
+    subjects: list[Subject] = []
+    for name, where in named:
+        path = find_checkpoint(where)
+        checkpoint = load_checkpoint(path)
+        own = network_config(config, checkpoint)
+        model = build_model(own)
+        load_weights(model, checkpoint, config.test_cfg.weights)
+        key = (own.dataset, own.model.modalities)
+        if key not in datasets:
+            datasets[key] = TalDataset(own, own.val_split, training=False)
+        if subjects:
+            _check_grid(datasets[key], subjects[0].dataset, path, subjects[0].path)
+        for other in subjects:
+            if other.name == name and (other.path == path or other.config.model != own.model):
+                what = "is named twice" if other.path == path else f"is another network than {other.path}"
+                raise UserError(f"{path}: {what}, but checkpoints of one name ({name!r}) are seeds of one model; give it "
+                                "another name with --names, or leave it out")
+        subjects.append(Subject(name, path, own, model, datasets[key]))
+    return subjects
+
+
+def measure(config: Config, subjects: Sequence[Subject], settings: Settings, device: torch.device,
+            say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Average mAP (percent) of every subject, clean and under every corruption and severity; the document of robustness.json.
+
+    `say` gets one line per evaluation.  Raises UserError for a modality that no subject reads.
+    """
+    _check_modalities(subjects, settings.modalities)
+    cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
+    found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
+    held, samples, clock = None, None, Clock()
+    for number, subject in enumerate(subjects, start=1):
+        if subject.dataset is not held:  # models that read the same features share one copy in memory
+            held, samples = subject.dataset, None
+            samples = read_once(held)
+        own = subject.config
+        if samples is not held:  # nothing to read: processes that copy batches would only cost time
+            own = dataclasses.replace(own, loader=dataclasses.replace(own.loader, num_workers=0))
+        streams = {k: v for k, v in streams_of(own).items() if settings.modalities is None or k in settings.modalities}
+        model, values = subject.model.to(device), {}
+        for done, (corruption, severity) in enumerate(cases, start=1):
+            dataset = CorruptedDataset(held, samples, streams, corruption, severity, settings.seed)
+            values[corruption, severity] = 100 * score(predict(model, dataset, own, device), dataset).average_mAP
+            what = "clean" if corruption is None else f"{corruption} {severity}"
+            left = clock.left((number - 1) * len(cases) + done, len(subjects) * len(cases))
+            say(f"[{number}/{len(subjects)} {done}/{len(cases)}] {subject.name}: {what}: {values[corruption, severity]:.2f}, "
+                f"{left}")
+        subject.model.to("cpu")
+        found.setdefault(subject.name, []).append(values)
+    return {
+        "config": config.source, "val_split": list(config.val_split), "weights": config.test_cfg.weights, "seed": settings.seed,
+        "modalities": None if settings.modalities is None else list(settings.modalities),
+        "severities": list(settings.severities), "tiou": list(subjects[0].dataset.tious),
+        "levels": {c: {"unit": CORRUPTIONS[c].unit, **{str(s): CORRUPTIONS[c].level(s) for s in settings.severities}}
+                   for c in settings.corruptions},
+        "models": {name: {"checkpoints": [str(s.path) for s in subjects if s.name == name],
+                          "reads": next(list(streams_of(s.config)) for s in subjects if s.name == name),
+                          **_model_result(seeds, settings)} for name, seeds in found.items()},
+    }
+
+
+def _model_result(seeds: Sequence[Mapping[tuple[str | None, int], float]], settings: Settings) -> dict[str, Any]:
+    """Statistics over the seeds; means over severities and corruptions are taken inside each seed first."""
+    per_corruption = {c: {**{str(s): _over([v[c, s] for v in seeds]) for s in settings.severities},
+                          "mean": _over([statistics.mean(v[c, s] for s in settings.severities) for v in seeds])}
+                      for c in settings.corruptions}
+    clean = [v[None, 0] for v in seeds]
+    corrupted = [statistics.mean(v[c, s] for c in settings.corruptions for s in settings.severities) for v in seeds]
+    drops = [100 * (a - b) / a for a, b in zip(clean, corrupted, strict=True)] if all(clean) else None
+    return {"clean": _over(clean), "corruptions": per_corruption, "mean_corrupted": _over(corrupted),
+            "relative_drop": None if drops is None else _over(drops)}
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"values": list(values), "mean": statistics.mean(values), "standard_deviation": spread}
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """One table per model (rows: corruptions, columns: severities and their mean) and a summary; average mAP in percent, with
+    `+- standard deviation` where a name has several checkpoints."""
+    severities = [str(s) for s in result["severities"]]
+    lines, summary = [], []
+    for name, model in result["models"].items():
+        count = len(model["checkpoints"])
+        several = count > 1
+        lines += [f"{name}: {count} checkpoint{'s' * several}, reads {', '.join(model['reads'])}; average mAP (percent), clean "
+                  f"{_cell(model['clean'], several)}",
+                  *_table(["corruption", *severities, "mean"], [[c, *(_cell(row[s], several) for s in [*severities, "mean"])]
+                                                                for c, row in model["corruptions"].items()]), ""]
+        summary.append([name, *(_cell(model[key], several) for key in ("clean", "mean_corrupted", "relative_drop"))])
+    return "\n".join([*lines, *_table(["model", "clean", "corrupted", "relative drop %"], summary)])
+
+
+def chart(result: Mapping[str, Any]) -> str:
+    """An SVG: average mAP against severity (0: clean), one panel per corruption, one line per model, bands of one standard
+    deviation."""
+    severities = result["severities"]
+    panels = []
+    for corruption, levels in result["levels"].items():
+        lines = []
+        for name, model in result["models"].items():
+            points = [model["clean"], *(model["corruptions"][corruption][str(s)] for s in severities)]
+            lines.append(Line(name, (0, *severities), tuple(p["mean"] for p in points),
+                              tuple(p["standard_deviation"] for p in points)))
+        span = " to ".join(dict.fromkeys(f"{levels[str(s)]:g}" for s in (severities[0], severities[-1])))
+        panels.append(Panel(f"{corruption}: {span} {levels['unit']}", tuple(lines)))
+    which = f" ({', '.join(result['modalities'])})" if result["modalities"] else ""
+    title = f"Corrupted features{which}, {Path(result['config']).stem}"
+    return line_chart(panels, title, "severity (0: clean)", "average mAP (%)")
+
+
+def _check_same_files(config: Config, trained: Config) -> None:
+    """What is known of files that both configurations name must be the same in both."""
+    folder = config.dataset.feat_folder
+    keys = ("feat_stride", "num_frames") if folder and folder == trained.dataset.feat_folder else ()
+    said = [(key, getattr(config.dataset, key), getattr(trained.dataset, key)) for key in keys]
+    said += [(f"modalities.{name}", *(list(c.dataset.modalities[name]) for c in (config, trained)))
+             for name in moved_channels(config, trained, trained.model.modalities or ())]
+    for key, ours, its in said:
+        if ours != its:
+            raise UserError(f"{config.source}: dataset.{key}: {ours}, but {trained.source} has {its} for the same files, "
+                            f"{folder}; correct it, or name other files")
+
+
+def _check_grid(dataset: TalDataset, reference: TalDataset, path: Path, first: Path) -> None:
+    if dataset is reference:
+        return
+    ours, theirs = ({v.id: (d.grid_of(i), int(d.lengths()[i])) for i, v in enumerate(d.videos)} for d in (dataset, reference))
+    for video in [*theirs, *ours]:
+        if ours.get(video) != theirs.get(video):
+            raise UserError(f"{path}: works on another feature grid than {first} (video {video}: {_grid(ours.get(video))}, there "
+                            f"{_grid(theirs.get(video))}), so they cannot see the same corruption; compare checkpoints of equal "
+                            "dataset.feat_stride, num_frames, downsample_rate and force_upsampling, on the same videos")
+
+
+def _grid(place: tuple[Grid, int] | None) -> str:
+    return "no features" if place is None else f"{place[1]} steps of {place[0].stride:g} frames"
+
+
+def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | None) -> None:
+    known = list(dict.fromkeys(name for s in subjects for name in streams_of(s.config)))
+    for name in modalities or ():
+        if name not in known:
+            raise UserError(f"--modalities {name}: no checkpoint reads it{nearest(name, known)}; use {', '.join(known)}")
+
+
+def _cell(value: Mapping[str, Any] | None, several: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in [head, *rows]]
+
+
+def _width(dims: int | Sequence[int]) -> int:
+    return int(np.sum(dims))

@@ -1,0 +1,1 @@
+"""From a model to detections: prediction, evaluation, candidates, the sweep over NMS settings."""

@@ -1,0 +1,138 @@
+"""What the network proposes before NMS, kept in a file, so that NMS can be tuned without the network.
+
+candidates.npz holds, videos in data set order, of each the levels fine to coarse, falling score inside a level:
+    segments (M, 2) float32, grid units; scores (M,) float32; labels (M,) int16 or int32; levels (M,) uint8
+    video_ids (V,), counts (V,) candidates of each video, grids (V, 4) float64 stride, num_frames, offset, fps, durations (V,) s
+    about: JSON of the checkpoint and the whole configuration
+No candidate is left out for its duration, so that every test_cfg that asks for no more candidates can be applied exactly.
+"""
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from libs.core.config import from_dict, to_dict
+from libs.core.errors import UserError
+from libs.core.schema import Config, TestConfig
+from libs.datasets.dataset import Sample
+from libs.datasets.grid import Grid
+from libs.engine.inference.predict import as_detections, fused, suppress
+from libs.modeling.decode import BatchCandidates, decode_batch
+from libs.modeling.model import LevelOutputs
+from libs.utils.evaluation.predictions import Detections
+from libs.utils.files.io import write_atomic
+
+CANDIDATES = "candidates.npz"
+ARRAYS = ("segments", "scores", "labels", "levels", "video_ids", "counts", "grids", "durations", "about")
+ALL_LENGTHS = -1.0  # a duration_thresh that every segment passes
+
+
+class CandidateCollector:
+    """Takes what the network says, batch by batch (the `collect` of libs/engine/inference/predict.py), and writes the file."""
+
+    def __init__(self, config: TestConfig):
+        self.config = dataclasses.replace(config, duration_thresh=ALL_LENGTHS)
+        self._found: dict[str, tuple[tuple[Tensor, ...], Sample]] = {}
+
+    def __call__(self, samples: Sequence[Sample], outputs: LevelOutputs) -> None:
+        """Keep the candidates of a batch, on the CPU."""
+        *columns, counts = decode_batch(outputs, self.config)
+        # the same decoding again, of points whose time is the number of their level, says which level each candidate is of
+        level_P = torch.cat([torch.full((n,), float(i)) for i, n in enumerate(outputs.level_sizes)]).to(outputs.points.device)
+        points = torch.cat([level_P.unsqueeze(1), outputs.points[:, 1:]], dim=1)
+        named = outputs._replace(points=points, offsets=torch.zeros_like(outputs.offsets))
+        columns.append(decode_batch(named, self.config).segments[:, 0].to(torch.uint8))
+        parts = zip(*(t.cpu().split(counts.tolist()) for t in columns), strict=True)
+        for sample, part in zip(samples, parts, strict=True):
+            self._found[sample.video_id] = (part, sample.without_features())
+
+    def write(self, path: str | os.PathLike, order: Sequence[str], config: Config, about: dict[str, Any]) -> int:
+        """Write the candidates of the videos `order`; returns how many.  UserError when the file cannot be written."""
+        parts, samples = zip(*(self._found[v] for v in order), strict=True)
+        segments, scores, labels, levels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        grids = [s.grid for s in samples]
+        buffer = io.BytesIO()
+        np.savez(buffer, segments=segments, scores=scores, levels=levels,
+                 labels=labels.astype(np.int16 if config.dataset.num_classes < 2**15 else np.int32),
+                 video_ids=np.array(order, dtype=np.str_), counts=np.array([len(p[1]) for p in parts], np.int64),
+                 grids=np.array([(g.stride, g.num_frames, g.offset, g.fps) for g in grids], np.float64),
+                 durations=np.array([s.duration_s for s in samples], np.float64),
+                 about=np.array(json.dumps({**about, "config": to_dict(config)})))
+        write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+        return len(scores)
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSet:
+    """A candidates file as read; `config` is the configuration of the evaluation that wrote it."""
+
+    path: Path
+    columns: BatchCandidates
+    levels: Tensor  # (M,) int64
+    video_ids: tuple[str, ...]
+    videos: tuple[tuple[Grid, float], ...]
+    config: Config
+    about: dict[str, Any]
+
+    def check(self, config: TestConfig) -> None:
+        """UserError if decoding with `config` wants candidates that the file lacks."""
+        stored = self.config.test_cfg
+        for key, more in (("pre_nms_thresh", config.pre_nms_thresh < stored.pre_nms_thresh),
+                          ("pre_nms_topk", config.pre_nms_topk > stored.pre_nms_topk)):
+            if more:
+                raise UserError(f"{self.path}: test_cfg.{key}: {getattr(config, key)} asks for candidates that are not in it (it "
+                                f"was written with {getattr(stored, key)}); run eval.py --save-candidates --set test_cfg.{key}="
+                                f"{getattr(config, key)}")
+
+    def select(self, config: TestConfig) -> BatchCandidates:
+        """The candidates that decoding with `config` gives; raises as `check`."""
+        self.check(config)
+        segments, scores, labels, counts = self.columns
+        video = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        group = video * (int(self.levels.max()) + 1 if len(self.levels) else 1) + self.levels
+        found = torch.bincount(group)
+        rank = torch.arange(len(scores)) - (found.cumsum(0) - found)[group]
+        keep = (scores > config.pre_nms_thresh) & (rank < config.pre_nms_topk)
+        keep &= (segments[:, 1] - segments[:, 0]) > config.duration_thresh
+        return BatchCandidates(segments[keep], scores[keep], labels[keep], torch.bincount(video[keep], minlength=len(counts)))
+
+    def detections(self, config: TestConfig, external: Mapping[str, np.ndarray] | None = None) -> Detections:
+        """What `predict` gives with `config`, whose ext_score_file holds `external`."""
+        found = as_detections(dict(zip(self.video_ids, suppress(self.select(config), config, self.videos), strict=True)),
+                              list(self.video_ids))
+        return fused(found, external, dataclasses.replace(self.config, test_cfg=config))
+
+
+def load_candidates(path: str | os.PathLike) -> CandidateSet:
+    """Read a file of `eval.py --save-candidates`; UserError naming it when it is none, or damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such candidates file; write one with eval.py --save-candidates")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ARRAYS}
+        about = json.loads(str(arrays["about"]))
+        config = from_dict(about.pop("config"), f"{path}: about.config")
+        grids = [Grid(*row) for row in arrays["grids"].tolist()]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as candidates ({' '.join(str(error).split())[:200]}); write them again with "
+                        "eval.py --save-candidates") from error
+    counts, rows = torch.from_numpy(arrays["counts"]), len(arrays["scores"])
+    same = {len(arrays[n]) for n in ("segments", "labels", "levels")} == {rows} and int(counts.sum()) == rows
+    if not same or len({len(arrays[n]) for n in ("video_ids", "counts", "grids", "durations")}) != 1:
+        raise UserError(f"{path}: its columns have different lengths; write it again with eval.py --save-candidates")
+    columns = BatchCandidates(torch.from_numpy(arrays["segments"]), torch.from_numpy(arrays["scores"]),
+                              torch.from_numpy(arrays["labels"]).long(), counts)
+    return CandidateSet(path, columns, torch.from_numpy(arrays["levels"]).long(), tuple(arrays["video_ids"].tolist()),
+                        tuple(zip(grids, arrays["durations"].tolist(), strict=True)), config, about)

@@ -1,0 +1,99 @@
+"""Evaluation of one checkpoint: load, predict, score, write."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from libs.core.config import to_dict
+from libs.core.errors import UserError, note
+from libs.core.schema import Config
+from libs.datasets.dataset import TalDataset
+from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
+from libs.engine.inference.predict import predict, score
+from libs.engine.runs.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runs.environment import NAME as ENVIRONMENT
+from libs.engine.runs.environment import environment
+from libs.engine.runtime.determinism import strict_determinism
+from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.world import ALONE, World
+from libs.modeling.model import build_model
+from libs.utils.evaluation.metrics import Scores
+from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
+from libs.utils.files.io import remove_leftovers, write_json_atomic
+
+# what the weights do not show: with another value the same weights give other, silently wrong, results
+FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset.downsample_rate", "dataset.default_fps",
+                 "dataset.max_seq_len", "dataset.input_dim", "dataset.modalities", "dataset.force_upsampling")
+
+
+def evaluation_folder(checkpoint: Path, which: str) -> Path:
+    """Where the results of a checkpoint's `ema` or `raw` weights are written."""
+    return checkpoint.parent / "eval" / f"{checkpoint.name.removesuffix('.pth.tar')}_{which}"
+
+
+def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
+    """One warning when the configuration differs from the checkpoint's own in a key that changes what the network computes."""
+    if checkpoint.training is None or "config" not in checkpoint.training:
+        return
+    changed = [line for key, line in changed_settings(checkpoint, config).items() if key.startswith(FUNCTION_KEYS)]
+    if changed:
+        note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(changed)}; the results are not "
+             "those of the trained network")
+
+
+def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
+                        output: Path | None = None, deterministic: bool = False,
+                        progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
+                        save_candidates: bool = False, world: World = ALONE) -> Scores | None:
+    """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
+
+    `world`: the processes that share the work; each calls this, the first one writes and gets the scores.
+    `progress(total)` makes the callback of the inference loop; `deterministic`: as in libs/engine/runtime/determinism.py.
+    `save_candidates`: write candidates.npz too, what is there before NMS, for tools/sweep_nms.py.
+    Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
+    """
+    which = config.test_cfg.weights
+    set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
+    path = find_checkpoint(ckpt, epoch)
+    checkpoint = load_checkpoint(path)
+    model = build_model(config)
+    load_weights(model, checkpoint, which)
+    warn_of_drift(config, checkpoint)
+    dataset = TalDataset(config, config.val_split, training=False)
+    folder = output or evaluation_folder(path, which)
+    print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
+          flush=True)
+
+    if save_candidates and world.size > 1:
+        raise UserError("--save-candidates: the candidates lie in several processes here; run eval.py without torchrun")
+    collector = CandidateCollector(config.test_cfg) if save_candidates else None
+    started = time.perf_counter()
+    with strict_determinism(deterministic):
+        detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world, collector)
+        about = environment(config, device)
+    if not world.first:
+        return None
+    seconds = time.perf_counter() - started
+    names = dataset.label_names
+    remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a younger one may be at work
+    write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
+    write_predictions_json(folder / "predictions.json", detections, names)
+    write_predictions_csv(folder / "predictions.csv", detections, names)
+    write_predictions_pickle(folder / "eval_results.pkl", detections)
+    if collector is not None:
+        written = collector.write(folder / CANDIDATES, [v.id for v in dataset.videos], config,
+                                  {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which})
+        print(f"{written} candidates before NMS written to {folder / CANDIDATES}", flush=True)
+    print(f"{len(detections.score)} segments in {seconds:.1f} s, written to {folder}", flush=True)
+    if save_only:
+        return None
+    if dataset.unreachable_segments:
+        note(f"warning: {dataset.unreachable_segments} ground-truth segments lie in videos without features: counted as missed")
+    scores = score(detections, dataset)
+    write_json_atomic(folder / "results.json", {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
+                                                **scores.as_dict(), "config": to_dict(config)})
+    print(scores.table(), flush=True)
+    return scores

@@ -1,0 +1,359 @@
+"""Checkpoint files in the published format, and the one map between names on disk and in memory.
+
+A file is the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler} whose weight names carry the prefix `module.`;
+ours add one key, `training`, with what an exact continuation needs, and a checksum (libs/utils/files/seal.py).
+Files are read without executing pickled code.
+"""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import io
+import os
+import pickle
+import random
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from libs.core.config import config_diff, from_dict
+from libs.core.errors import UserError, note, shown
+from libs.core.schema import Config
+from libs.engine.runs.checkpoint_mismatch import explain_difference
+from libs.utils.files.io import write_atomic
+from libs.utils.files.seal import seal, verify
+from libs.utils.files.torch_files import load_plain
+
+PREFIX = "module."
+FORMAT_VERSION = 1
+INTERRUPTED = "interrupted.pth.tar"  # of a run that was saved in the middle of an epoch
+PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
+WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is not as it was written: cut off, changed, or no checkpoint at all."""
+
+
+def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names in memory -> names on disk."""
+    return {PREFIX + name: value for name, value in state.items()}
+
+
+def strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names on disk, with or without `module.` -> names in memory."""
+    return {name.removeprefix(PREFIX): value for name, value in state.items()}
+
+
+def checkpoint_name(epoch: int) -> str:
+    """File name of an epoch (1-based)."""
+    return f"epoch_{epoch:03d}.pth.tar"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A file as read: weights by their names in memory, and the rest as stored."""
+
+    path: Path
+    epoch: int
+    weights: dict[str, Tensor]
+    weights_ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any] | None
+    scheduler: dict[str, Any] | None
+    training: dict[str, Any] | None  # None: a published checkpoint
+
+    def select(self, which: str) -> dict[str, Tensor]:
+        """The `ema` or the `raw` weights; UserError if the file does not have them."""
+        state = self.weights_ema if which == "ema" else self.weights
+        if state is None:
+            raise UserError(f"{self.path}: has no averaged weights ({WEIGHTS['ema']}); use --weights raw")
+        return state
+
+
+def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, Tensor], weights_ema: Mapping[str, Tensor],
+                    optimizer: dict[str, Any], scheduler: dict[str, Any], training: dict[str, Any] | None) -> None:
+    """Write a checkpoint; a crash or a full disk leaves a previous file of that name intact.
+
+    `training` None writes exactly the published layout.  Raises UserError when the file cannot be written.
+    """
+    content: dict[str, Any] = {"epoch": epoch, "state_dict": _on_cpu(add_prefix(weights)), "scheduler": scheduler,
+                               "optimizer": _on_cpu(optimizer), "state_dict_ema": _on_cpu(add_prefix(weights_ema))}
+    if training is not None:
+        content["training"] = {"format_version": FORMAT_VERSION, **training}
+    _write(path, content)
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Read a checkpoint without executing pickled code, its checksum first.
+
+    Raises UserError saying what is wrong with the file: DamagedCheckpoint where it is not as it was written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
+    try:
+        with open(path, "rb") as file:
+            verify(file)
+        content = load_plain(path, types=_harmless_types())
+    except pickle.UnpicklingError as error:
+        raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
+                                f"({_first_line(error)}); save it again with plain tensors and numbers") from error
+    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+        raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
+                                "use another epoch or copy it again") from error
+    if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
+        found = ", ".join(shown(k).strip("'") for k in list(content)[:5]) if isinstance(content, dict) else type(content).__name__
+        raise DamagedCheckpoint(f"{path}: state_dict: missing or not a dict of tensors (found: {found}); "
+                                "expected {epoch, state_dict, state_dict_ema, optimizer, scheduler}")
+    training, epoch = content.get("training"), content.get("epoch", 0)
+    version = training.get("format_version", 0) if isinstance(training, dict) else 0
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise UserError(f"{path}: training.format_version: {shown(version)} is newer than this program's {FORMAT_VERSION}, or "
+                        "damaged; update the program")
+    if type(epoch) is not int or not 0 <= epoch < 10**6:
+        raise UserError(f"{path}: epoch: {shown(epoch)} is not a number of epochs; the file is damaged, use another epoch")
+    ema = content.get("state_dict_ema")
+    return Checkpoint(path, epoch, strip_prefix(content["state_dict"]),
+                      strip_prefix(ema) if _is_state(ema) else None, content.get("optimizer"), content.get("scheduler"),
+                      training if isinstance(training, dict) else None)
+
+
+def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dict[str, Tensor]:
+    """The `ema` or `raw` weights, checked against the model.
+
+    Raises UserError naming the keys that differ and the config key behind it, or the weight that is not finite.
+    """
+    state = checkpoint.select(which)
+    difference = explain_difference(model.state_dict(), state)
+    if difference:
+        raise UserError(f"{checkpoint.path}: is for another architecture than the configuration\n{difference}")
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise UserError(f"{checkpoint.path}: {name}: holds values of type {value.dtype}, weights are floating-point; use "
+                            "another file")
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{checkpoint.path}: {name}: holds NaN or infinite values ({WEIGHTS[which]}); use another epoch")
+    return state
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
+    """Copy the `ema` or `raw` weights into the model; raises as `fitting_weights`."""
+    model.load_state_dict(fitting_weights(model, checkpoint, which))
+
+
+def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Copy the weights whose name and shape match, for fine-tuning: `ema`, `raw`, or (None) averaged ones if the file has them.
+
+    Returns the names that were copied, those that start anew (absent from the file or of another shape) and those of the file
+    that the model has no place for.  Raises UserError when nothing matches.
+    """
+    source = checkpoint.select(which) if which else checkpoint.weights_ema or checkpoint.weights
+    own = model.state_dict()
+    copied = [n for n, v in own.items() if n in source and source[n].shape == v.shape]
+    # a class head with another number of classes starts anew as a whole: half of one would be no starting point
+    if any(n.startswith("cls_head.cls_head.") and n not in copied for n in own):
+        copied = [n for n in copied if not n.startswith("cls_head.cls_head.")]
+    if not copied:
+        raise UserError(f"{checkpoint.path}: no weight fits this configuration\n{explain_difference(own, source)}")
+    with torch.no_grad():
+        for name in copied:
+            own[name].copy_(source[name])
+    return copied, [n for n in own if n not in copied], [n for n in source if n not in own]
+
+
+def own_config(checkpoint: Checkpoint) -> Config | None:
+    """The configuration that our checkpoint was trained with; None for one that another program wrote."""
+    values = (checkpoint.training or {}).get("config")
+    return None if values is None else from_dict(values, f"{checkpoint.path}: training.config")
+
+
+def own_labels(checkpoint: Checkpoint) -> dict[int, str] | None:
+    """Class id -> name as our checkpoint keeps them; None where it does not (older, or of another program)."""
+    labels = (checkpoint.training or {}).get("labels")
+    if not isinstance(labels, dict) or not labels:
+        return None
+    if not all(isinstance(k, int) and isinstance(v, str) for k, v in labels.items()):
+        raise UserError(f"{checkpoint.path}: training.labels: is not {{class id: name}}; the file is damaged, use another epoch")
+    return dict(labels)
+
+
+def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike) -> None:
+    """Write a checkpoint for inference: one set of weights (under both names, stored once), configuration and class names.
+
+    Without optimizer, schedule and training state it can be evaluated, predicted with, distilled from and fine-tuned
+    (--init-from), not resumed.  Raises UserError when the weights are missing or the file cannot be written.
+    """
+    weights = _on_cpu(add_prefix(checkpoint.select(which)))
+    training = {k: v for k, v in (checkpoint.training or {}).items() if k in ("config", "labels", "torch", "format_version")}
+    content = {"epoch": checkpoint.epoch, "state_dict": weights, "state_dict_ema": weights, "optimizer": None, "scheduler": None,
+               **({"training": {**training, "slim": which}} if training else {})}
+    _write(path, content)
+
+
+def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """Dotted key -> "key: old -> new" where `config` differs from the configuration that our checkpoint was trained with."""
+    trained = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
+    return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in config_diff(trained, config).items()}
+
+
+def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
+    """The checkpoint that a command line means: a file, or of a folder its last (or the given) epoch.  UserError if none."""
+    path = Path(path)
+    if not path.is_dir():
+        if epoch is not None:
+            raise UserError(f"{path}: -epoch {epoch} needs the folder of a run, not a file; leave -epoch out or name the folder")
+        return path
+    if epoch is not None:
+        file = path / checkpoint_name(epoch)
+        if not file.is_file():
+            have = ", ".join(str(e) for e, _ in epochs_of(path)) or "none"
+            raise UserError(f"{file}: no such checkpoint; epochs in that folder: {have}")
+        return file
+    found = epochs_of(path)
+    if not found:
+        raise UserError(f"{path}: holds no epoch_*.pth.tar; train first or name a checkpoint file")
+    return found[-1][1]
+
+
+def epochs_of(folder: str | os.PathLike) -> list[tuple[int, Path]]:
+    """(epoch, file) of every checkpoint in a folder, by epoch."""
+    found = [(int(m.group(1)), p) for p in Path(folder).glob("epoch_*.pth.tar") if (m := PATTERN.match(p.name))]
+    return sorted(found)
+
+
+def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
+    """Every checkpoint that `--resume auto` may go on from, whole or not: those of epochs, by epoch, and interrupted.pth.tar."""
+    middle = Path(folder) / INTERRUPTED
+    return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and its checksum (of a published one: the CRC-32 of its records) says that it is as written."""
+    try:
+        about = path.stat()
+    except OSError:
+        return False
+    return _verified(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _verified(path: Path, _changed_ns: int, _size: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return verify(file) or zipfile.is_zipfile(file)
+    except (OSError, ValueError):
+        return False
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
+    """The furthest whole checkpoint of `checkpoints_of`, None if the folder holds none; a line on stderr for each damaged one
+    that would have been further.  DamagedCheckpoint if all are damaged."""
+    damaged: list[DamagedCheckpoint] = []
+
+    def read(path: Path) -> Checkpoint | None:
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
+            return None
+
+    middle = Path(folder) / INTERRUPTED
+    best = read(middle) if middle.is_file() else None
+    for epoch, path in reversed(epochs_of(folder)):
+        if best is not None and best.epoch >= epoch:  # it was saved after that epoch
+            break
+        if (found := read(path)) is not None:
+            best = found
+            break
+    if damaged and best is None:
+        raise DamagedCheckpoint(f"{folder}: no checkpoint there is whole, {damaged[0]}; remove them to start anew")
+    for error in damaged:
+        note(f"warning: {error}; going on from {best.path}")
+    return best
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random generator, in plain types and tensors."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {"torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+            "python": [version, list(internal), gauss]}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore `random_state`; generators of GPUs that are not here are left alone, with a line saying so."""
+    torch.set_rng_state(state["torch"])
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(state["cuda"]) == devices and devices:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    elif len(state["cuda"]) != devices:
+        note("note: the checkpoint was written with another number of GPUs; dropout will draw other numbers than it would have")
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:
+    """Restore moments; the update stays the fused one whatever the file says.  UserError if the state does not fit."""
+    groups = []
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not state["state"]:
+        raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")
+    for own, saved in zip(optimizer.state_dict()["param_groups"], state.get("param_groups", []), strict=False):
+        if len(own["params"]) != len(saved["params"]):
+            raise UserError(f"{source}: optimizer: holds {len(saved['params'])} parameters where this model has "
+                            f"{len(own['params'])}; resume with the configuration of that run, or start with --init-from")
+        groups.append({**own, "lr": saved["lr"]})
+    if len(groups) != len(optimizer.param_groups):
+        raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")
+    kind = "exp_avg" if isinstance(optimizer, torch.optim.AdamW) else "momentum_buffer"
+    if any(kind not in moments for moments in state["state"].values()):
+        raise UserError(f"{source}: optimizer: is not the state of opt.type {type(optimizer).__name__}; set opt.type to that of "
+                        "the run")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:  # the fused update walks through memory: all must be laid out like the weight
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
+    torch.save(content, buffer)
+    parts = seal(buffer.getbuffer())
+    write_atomic(path, lambda file: file.writelines(parts))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous()  # files do not depend on how tensors lie in memory
+    if isinstance(value, dict):
+        return {k: _on_cpu(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(v) for v in value]
+    return value
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _harmless_types() -> list[Any]:
+    """Plain number types that schedulers of published checkpoints may hold."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    return [collections.Counter, collections.defaultdict, scalar, np.dtype, *dtypes]

@@ -1,0 +1,208 @@
+"""A run's folder: its resolved configuration, checkpoints, logs (TensorBoard and metrics.jsonl) and what it prints."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from libs.core.config import dump_text, dump_yaml
+from libs.core.errors import UserError, note
+from libs.core.schema import Config
+from libs.engine.runs.checkpoint import checkpoints_of, epochs_of
+from libs.engine.runs.event_files import cut_events
+from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
+from libs.utils.progress import bar
+
+__all__ = ["Run", "SilentRun", "bar", "run_folder"]
+
+EVALUATIONS = ("validation/", "predictions/")  # TensorBoard tags of evaluations begin with one of them
+CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
+          "training": {"losses": ["Multiline", [r"loss/.*"]]}}  # of TensorBoard's tab "custom scalars": tags, as patterns
+
+
+def run_folder(config: Config, name: str) -> Path:
+    """<output_folder>/<config file's name>_<name>."""
+    return Path(config.output_folder) / f"{Path(config.source).stem}_{name}"
+
+
+class Run:
+    """Writes one training run.  Of earlier logs of the folder what was logged up to `logged` steps is kept, and evaluations up to
+    `evaluated` steps; what a killed run wrote beyond that, or left half written, is taken out."""
+
+    def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0):
+        from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second that eval.py need not pay
+        self.folder = folder
+        logs = folder / "logs"
+        write_text_atomic(folder / "config.yaml", dump_yaml(config))
+        write_text_atomic(folder / "config.txt", dump_text(config))
+        self._bar: tqdm | None = None
+        with self._writing():
+            logs.mkdir(exist_ok=True)
+            for place in (folder, logs):
+                remove_leftovers(place)
+            self._cut_metrics(logged, evaluated)
+            cut_events(logs, lambda tag, step: step <= (evaluated if tag.startswith(EVALUATIONS) else logged))
+            self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            self._board = SummaryWriter(str(logs))
+            self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", logged)
+            self._board.add_custom_scalars(CHARTS)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+
+    @staticmethod
+    def refuse_used(folder: Path) -> None:
+        """UserError if the folder already holds checkpoints, so that no finished run is overwritten by accident."""
+        if found := checkpoints_of(folder):
+            epochs = epochs_of(folder)
+            what = f"checkpoints up to epoch {epochs[-1][0]}" if epochs else found[-1].name
+            raise UserError(f"{folder}: holds {what}; go on with --resume auto, choose another --output, or remove the folder")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
+        with self._writing():
+            self._metrics.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Hand what was logged to the operating system."""
+        with self._writing():
+            self._metrics.flush()
+
+    def sync(self) -> None:
+        """Bring all logs to disk, so that they survive a power cut; to be called before a checkpoint is written."""
+        with self._writing():
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            self._board.flush()
+            for path in self.folder.glob("logs/events.out.tfevents.*"):
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write named scalars to TensorBoard."""
+        with self._writing():
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def text(self, name: str, content: str, step: int) -> None:
+        """Write a text (Markdown) to TensorBoard."""
+        with self._writing():
+            self._board.add_text(name, content, step)
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Write a picture (height, width, 3) uint8 to TensorBoard."""
+        with self._writing():
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def say(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    @contextlib.contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Any]:
+        """A progress bar on a terminal; elsewhere nothing (log lines tell the progress)."""
+        if not sys.stderr.isatty():
+            yield _Silent()
+            return
+        with tqdm(total=total, desc=label, leave=False, dynamic_ncols=True) as self._bar:
+            try:
+                yield self._bar
+            finally:
+                self._bar.close()
+                self._bar = None
+
+    def close(self) -> None:
+        """Close the logs."""
+        with self._writing(), contextlib.ExitStack() as stack:
+            stack.callback(setattr, threading, "excepthook", self._hook)
+            stack.callback(self._board.close)
+            stack.callback(self._metrics.close)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.folder}: the logs cannot be written ({error.strerror or error}); free some space, or choose "
+                            "another --output or output_folder") from error
+
+    def _thread_failed(self, failure: Any) -> None:
+        # TensorBoard's writing thread would print a traceback; the same error comes back at the next call, where it is reported
+        if not (type(failure.thread).__name__ == "_AsyncWriterThread" and issubclass(failure.exc_type, OSError)):
+            self._hook(failure)
+
+    def _cut_metrics(self, logged: int, evaluated: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        whole = path.read_bytes()
+        kept, damaged = [], 0
+        for line in whole.splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+                if record["iteration"] <= (logged if "lr" in record else evaluated):
+                    kept.append(line if line.endswith(b"\n") else line + b"\n")
+            except (ValueError, TypeError, KeyError):
+                damaged += line.endswith(b"\n")  # the last line may be half written, that is no damage
+        if damaged:
+            note(f"warning: {path}: {damaged} lines are damaged and left out")
+        if b"".join(kept) != whole:
+            write_atomic(path, lambda file: file.writelines(kept))
+
+
+class SilentRun:
+    """The run of a process that writes nothing and says nothing: the methods of `Run`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Nothing, as all of these."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """Nothing."""
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def progress(self, total: int, label: str) -> contextlib.AbstractContextManager[Any]:
+        """A bar that shows nothing."""
+        return contextlib.nullcontext(_Silent())
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class _Silent:
+    """A progress bar that shows nothing."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def update(self, steps: int = 1) -> None:
+        """Count without showing."""
+        self.n += steps
+
+    def set_postfix_str(self, _text: str) -> None:
+        """Say nothing."""

@@ -1,0 +1,1 @@
+"""This process: several of them together, precision, determinism, stop signals, the machine."""

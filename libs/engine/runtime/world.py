@@ -1,0 +1,171 @@
+"""Several processes that train or evaluate together, as torchrun starts them (docs/distributed.md).
+
+    with launched() as world:                 # one process without torchrun: ALONE, and nothing else happens
+        device = world.start(config)          # its device; the processes can talk to each other from here on
+        world.in_turn(lambda: ensure_demo_of(config))
+        ...
+
+Process 0 alone prints, logs and writes.  A process that fails ends the others (`libs.engine.runtime.lifeline`).
+"""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from libs.core.config import resolve_device
+from libs.core.errors import UserError, failure
+from libs.core.schema import Config
+from libs.engine.runtime.lifeline import Lifeline
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = datetime.timedelta(hours=2)  # for a collective operation: a dead process is noticed otherwise, a slow disk is not dead
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """Process `rank` of `size`, the `local_rank`-th of `local_size` on its machine; every method is called by all of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def start(self, config: Config) -> torch.device:
+        """The device of this process; several processes are connected: NCCL between GPUs, gloo between CPUs.
+
+        UserError where `devices` and the processes do not fit.
+        """
+        device = torch.device(resolve_device(config, self.local_rank, self.local_size))
+        if self.size > 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+        return device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module itself; of several processes copies of it that are equal from now on and average their gradients."""
+        if self.size == 1:
+            return module
+        # its "grad strides" of depthwise kernels (C, 1, K) differ in the dimension of size 1 alone, which nothing depends on
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+        copies = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        copies.broadcast_buffers = False  # they are equal anyway; as an argument it is deprecated in newer versions of torch
+        return copies
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in its place; nothing is read back from a GPU."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def largest(self, value: int) -> int:
+        """The largest of a number over all processes, by way of the CPU: no GPU is waited for."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def share(self, value: Value) -> Value:
+        """Process 0's value."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        self.sum(torch.zeros(1))
+
+    def in_turn(self, work: Callable[[], object]) -> None:
+        """Do what is done once per disk: process 0, then the first one of every machine, then the others, which find it done."""
+        turn = 0 if self.first else 1 if self.local_rank == 0 else 2
+        for now in range(3 if self.size > 1 else 1):
+            if now == turn:
+                work()
+            self.wait()
+
+    def seed(self, seed: int, epoch: int) -> int:
+        """A seed of this process's own, for processes other than the first."""
+        return int(np.random.SeedSequence([seed, self.rank, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[World]:
+    """The processes that torchrun has started, or ALONE.
+
+    Processes other than the first print nothing meanwhile.  An exception of any of them ends all, with the exit code that it has
+    in one process.  UserError if the variables that torchrun sets are there in part.
+    """
+    size = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
+    if size == 1:
+        yield ALONE
+        return
+    if lacking := [name for name in VARIABLES if name not in os.environ]:
+        raise UserError(f"WORLD_SIZE is {size}, so this is one of {size} processes, but {', '.join(lacking)} is not set; start "
+                        "them with torchrun, or unset WORLD_SIZE")
+    rank, local_rank, local_size = map(_number, ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=PATIENCE))
+    shown = sys.stdout, sys.stderr
+    lifeline = Lifeline(rank, size, store, os.environ["MASTER_ADDR"], sys.stderr)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            if rank > 0:
+                sys.stdout = sys.stderr = nowhere
+            yield World(rank, size, local_rank, local_size, store)
+            lifeline.close()
+    except BaseException as error:
+        code, text = failure(error)
+        if code == 0:
+            lifeline.close()
+            raise
+        if not text:
+            time.sleep(1.0)  # an operation may have failed because another process has: then that one's error is coming
+        if text is None:
+            text = f"process {rank} of {size}:\n{''.join(traceback.format_exception(error))}".rstrip()
+        lifeline.fail(code, text)
+    finally:
+        sys.stdout, sys.stderr = shown
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _number(name: str) -> int:
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise UserError(f"{name}: {text!r} is not a number; torchrun sets this variable: start with torchrun, or unset it")
+    return int(text)

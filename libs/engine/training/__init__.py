@@ -1,0 +1,1 @@
+"""The training loop, its step, objectives, optimizer, schedule and averaged weights."""

@@ -1,0 +1,1 @@
+"""Fast forms of plain functions, each beside its plain form."""

@@ -1,0 +1,1 @@
+"""Prediction files, mAP and recall, the THUMOS14 protocol, fusion of scores."""

@@ -1,0 +1,356 @@
+"""Detections and ground truth as columns, and the files that hold predictions.
+
+    .json      {"version": ..., "results": {video id: [{"segment": [s, e], "label": ..., "score": ...}]}, "external_data": {}}
+    .csv(.gz)  columns video_id,t_start,t_end,label,score
+    .pkl       the published dict: video-id (list), t-start, t-end, label, score (arrays of one length)
+
+Times are seconds.  In JSON and CSV a label is a class name or a class id; pickles are read by
+`libs.utils.files.untrusted_pickle`, which executes nothing.
+"""
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libs.core.errors import UserError, nearest, shown
+from libs.core.files import read_bytes
+from libs.core.names import id_problem
+from libs.utils.evaluation.columns import as_columns, as_integers, check_finite, check_segments
+from libs.utils.files.io import parse_json, read_json, write_atomic, write_json_atomic
+from libs.utils.files.untrusted_pickle import read_plain_pickle
+
+COLUMNS = ("video_id", "t_start", "t_end", "label", "score")
+PUBLISHED_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
+MAX_UNPACKED = 512 << 20  # bytes of a .gz: 1 MiB of zeros unpacks to 1 GiB
+_UNKNOWN = -(2**63)  # stands for a label name that is in no class list, until the entry is dropped
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Predicted segments of any number of videos, one row each, in the order that decides between equal scores.
+
+    video_id (N,) str; t_start, t_end (N,) float64 seconds; label (N,) int64 class ids; score (N,) float64.
+    Made by `from_arrays`, which checks the values; `check` repeats that for rows of unknown origin.
+    """
+
+    video_id: np.ndarray
+    t_start: np.ndarray
+    t_end: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+
+    @classmethod
+    def from_arrays(cls, video_id: Sequence[str] | np.ndarray, t_start: Any, t_end: Any, label: Any, score: Any,
+                    source: str = "detections") -> Detections:
+        """Columns from anything array-like (copied); UserError naming `source`, row and video for a value that is not
+        finite, a segment that ends before it starts, a label that is no integer or columns of different lengths."""
+        rows = cls(*as_columns(source, COLUMNS, video_id, t_start, t_end, label, score))
+        rows.check(source)
+        return rows
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No rows."""
+        return cls.from_arrays([], [], [], [], [])
+
+    @classmethod
+    def concat(cls, parts: Iterable[Detections]) -> Detections:
+        """All rows of the parts, in order; no parts give no rows."""
+        parts = list(parts) or [cls.empty()]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, index: np.ndarray) -> Detections:
+        """The rows of an index or boolean array."""
+        return type(self)(*(getattr(self, name)[index] for name in COLUMNS))
+
+    def check(self, source: str) -> None:
+        """UserError naming `source`, row and video unless every number is finite and every segment ends after it starts."""
+        check_segments(source, self.video_id, self.t_start, self.t_end)
+        check_finite(source, self.video_id, "score", self.score)
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Annotated segments, one row each, in file order: the columns of `Detections` without a score."""
+
+    video_id: np.ndarray
+    t_start: np.ndarray
+    t_end: np.ndarray
+    label: np.ndarray
+
+    @classmethod
+    def from_arrays(cls, video_id: Sequence[str] | np.ndarray, t_start: Any, t_end: Any, label: Any,
+                    source: str = "ground truth") -> GroundTruth:
+        """As `Detections.from_arrays`."""
+        rows = cls(*as_columns(source, COLUMNS[:4], video_id, t_start, t_end, label))
+        check_segments(source, rows.video_id, rows.t_start, rows.t_end)
+        return rows
+
+    @classmethod
+    def from_videos(cls, videos: Iterable[tuple[str, np.ndarray, np.ndarray]], source: str = "ground truth") -> GroundTruth:
+        """From (video id, segments (N, 2) in seconds, labels (N,)) per video; a video without segments adds no row."""
+        videos = [(vid, np.asarray(segments, np.float64).reshape(-1, 2), labels) for vid, segments, labels in videos]
+        segments = np.concatenate([segments for _, segments, _ in videos] or [np.empty((0, 2))])
+        labels = np.concatenate([np.asarray(labels, np.int64) for _, _, labels in videos] or [np.empty(0, np.int64)])
+        ids = [vid for vid, segments, _ in videos for _ in range(len(segments))]
+        return cls.from_arrays(ids, segments[:, 0], segments[:, 1], labels, source)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def take(self, index: np.ndarray) -> GroundTruth:
+        """The rows of an index or boolean array."""
+        return type(self)(*(getattr(self, name)[index] for name in COLUMNS[:4]))
+
+
+def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | None = None,
+                     ignore_labels: bool = False) -> Detections:
+    """Predictions of a .json, .csv (both also .gz) or .pkl file.
+
+    label_ids: class name -> id.  A name wins over a number; entries whose label is an unknown name are left out with one
+    warning that counts them (unknown numbers are kept: the evaluator ignores them).  ignore_labels: every label becomes 0.
+    Raises UserError naming the file, the entry, the value and the remedy.
+    """
+    path = Path(path)
+    kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
+    readers = {".json": _read_json, ".json.gz": _read_json, ".csv": _read_csv, ".csv.gz": _read_csv,
+               ".pkl": _read_pickle, ".pickle": _read_pickle}
+    if kind not in readers:
+        raise UserError(f"{path}: unknown kind of predictions file {kind!r}; use .json, .csv, .csv.gz or .pkl")
+    rows = readers[kind](path)
+    _check_ids(path, rows.video_ids)
+    unknown: Counter[str] = Counter()
+    labels = np.zeros(len(rows.labels), np.int64) if ignore_labels else _label_ids(str(path), rows.labels, label_ids, unknown)
+    found = Detections.from_arrays(rows.video_ids, rows.starts, rows.ends, labels, rows.scores, source=str(path))
+    if not unknown:
+        return found
+    names = ", ".join(repr(name) + nearest(name, label_ids or ()) for name in list(unknown)[:5])
+    warnings.warn(f"{path}: {sum(unknown.values())} of {len(found)} predictions are ignored, since no class has their label "
+                  f"({len(unknown)} unknown: {names}{', ...' if len(unknown) > 5 else ''})", stacklevel=2)
+    return found.take(labels != _UNKNOWN)
+
+
+def write_predictions(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None) -> None:
+    """Write .json, .csv, .csv.gz or .pkl by the file's ending; see the three functions below."""
+    name = Path(path).name.lower()
+    if name.endswith(".json"):
+        write_predictions_json(path, detections, label_names)
+    elif name.endswith((".csv", ".csv.gz")):
+        write_predictions_csv(path, detections, label_names)
+    elif name.endswith((".pkl", ".pickle")):
+        write_predictions_pickle(path, detections)
+    else:
+        raise UserError(f"{path}: cannot tell the kind of predictions file; use .json, .csv, .csv.gz or .pkl")
+
+
+def write_predictions_json(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None,
+                           version: str = "VERSION 1.3", external_data: Mapping[str, Any] | None = None,
+                           videos: Iterable[str] = ()) -> None:
+    """ActivityNet submission file; a class without a name is written as its id in text.  Rows keep their order in a video.
+
+    videos: ids that come first and in this order, also those without any row."""
+    detections.check(str(path))
+    names = label_names or {}
+    results: dict[str, list[dict]] = {video: [] for video in videos}
+    for video, start, end, label, score in zip(*(getattr(detections, c).tolist() for c in COLUMNS), strict=True):
+        results.setdefault(video, []).append({"segment": [start, end], "label": names.get(label, str(label)), "score": score})
+    write_json_atomic(path, {"version": version, "results": results, "external_data": dict(external_data or {})}, indent=None)
+
+
+def write_predictions_csv(path: str | os.PathLike, detections: Detections,
+                          label_names: Mapping[int, str] | None = None) -> None:
+    """CSV with a header, numbers to the last bit, compressed (the same bytes every time) when the name ends in .gz."""
+    detections.check(str(path))
+    names = label_names or {}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for video, start, end, label, score in zip(*(getattr(detections, c).tolist() for c in COLUMNS), strict=True):
+        writer.writerow((video, repr(start), repr(end), names.get(label, label), repr(score)))
+    content = text.getvalue().encode("utf-8")
+    if Path(path).suffix.lower() == ".gz":
+        content = gzip.compress(content, mtime=0)
+    write_atomic(path, lambda file: file.write(content))
+
+
+def write_predictions_pickle(path: str | os.PathLike, detections: Detections) -> None:
+    """The published result pickle: dict of video-id (list of str), t-start, t-end, score (float64) and label (int64)."""
+    detections.check(str(path))
+    content = {published: getattr(detections, name) for published, name in zip(PUBLISHED_COLUMNS, COLUMNS, strict=True)}
+    content["video-id"] = detections.video_id.tolist()
+    write_atomic(path, lambda file: pickle.dump(content, file, protocol=4))
+
+
+@dataclass
+class _Rows:
+    """What a reader found, in file order, labels still as written."""
+
+    video_ids: list[str] = field(default_factory=list)
+    starts: Any = field(default_factory=list)
+    ends: Any = field(default_factory=list)
+    labels: Any = field(default_factory=list)
+    scores: Any = field(default_factory=list)
+
+    def add(self, video: str, label: Any, start: float, end: float, score: float) -> None:
+        self.video_ids.append(video)
+        self.labels.append(label)
+        self.starts.append(start)
+        self.ends.append(end)
+        self.scores.append(score)
+
+
+def _read_json(path: Path) -> _Rows:
+    if path.suffix.lower() == ".gz":
+        content = parse_json(_text(path, _read_gzip(path)), str(path), "predictions JSON")
+    else:
+        content = read_json(path, "predictions JSON")
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise UserError(f'{path}: has no "results" object; expected {{"results": {{"<video id>": '
+                        '[{"segment": [start, end], "label": ..., "score": ...}, ...]}}')
+    rows = _Rows()
+    for video, entries in results.items():
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: results.{shown(video)[1:-1]} is a {type(entries).__name__}; expected a list of detections")
+        for i, entry in enumerate(entries):
+            try:
+                if not isinstance(entry["segment"], list):
+                    raise TypeError("segment is no list")
+                start, end = map(_number, entry["segment"])
+                numbers, label = (start, end, _number(entry["score"])), entry["label"]
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
+                raise UserError(f'{path}: results.{shown(video)[1:-1]}[{i}] is {shown(entry, 160)}; expected {{"segment": '
+                                '[start, end] in seconds, "label": name or id, "score": number}') from error
+            rows.add(video, label, *numbers)
+    return rows
+
+
+def _number(value: Any) -> float:
+    """A number, or a number in quotes, as a float; ValueError or TypeError for anything else (true, 1_000)."""
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def _check_ids(path: Path, ids: Any) -> None:
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1 or ids.dtype.kind not in "OU":
+            raise UserError(f"{path}: the video ids are an array of {ids.dtype} and shape {ids.shape}; expected a list of texts")
+        ids = ids.tolist()
+    for name in set(ids) if all(isinstance(name, str) for name in ids) else ids:
+        if problem := id_problem(name):
+            raise UserError(f"{path}: the video id {shown(name)} {problem}; correct it")
+
+
+def _read_csv(path: Path) -> _Rows:
+    content = _text(path, _read_gzip(path) if path.suffix.lower() == ".gz" else read_bytes(path, "predictions file"))
+    try:
+        lines = list(csv.reader(io.StringIO(content, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path}: is not a CSV text file ({error}); expected the columns {','.join(COLUMNS)}") from error
+    header = [name.strip().replace("-", "_") for name in lines[0]] if lines else []
+    missing = [name for name in COLUMNS if header.count(name) != 1]
+    if missing:
+        raise UserError(f"{path}: the first line lacks the column(s) {', '.join(missing)}, or names them twice; "
+                        f"expected {','.join(COLUMNS)}")
+    places = [header.index(name) for name in COLUMNS]
+    rows = _Rows()
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        try:
+            video, start, end, label, score = (line[place] for place in places)
+            numbers = _number(start), _number(end), _number(score)
+        except (IndexError, ValueError) as error:
+            raise UserError(f"{path}: line {number} is {','.join(line)[:120]!r} ({str(error)[:120]}); expected "
+                            f"{','.join(COLUMNS)} with times in seconds") from error
+        rows.add(video, label, *numbers)
+    return rows
+
+
+def _read_pickle(path: Path) -> _Rows:
+    content = read_plain_pickle(path, "predictions pickle")
+    missing = [name for name in PUBLISHED_COLUMNS if name not in content] if isinstance(content, dict) else PUBLISHED_COLUMNS
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; expected a dict of {', '.join(PUBLISHED_COLUMNS)}")
+    columns = [content[name] for name in PUBLISHED_COLUMNS]
+    for name, column in zip(PUBLISHED_COLUMNS, columns, strict=True):
+        if not isinstance(column, (list, tuple, np.ndarray)):
+            raise UserError(f"{path}: {name} is a {type(column).__name__}; expected a list or an array")
+    return _Rows(*columns)
+
+
+def _label_ids(source: str, labels: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> np.ndarray:
+    """Class ids (N,) int64 of names or numbers; `unknown` counts the names that have none, their id is _UNKNOWN."""
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iuf":
+        return as_integers(source, labels)
+    known: dict[Any, int] = {}
+    if isinstance(labels, np.ndarray) and labels.ndim != 1:
+        raise UserError(f"{source}: the labels have the shape {labels.shape}; expected one per row")
+    ids = np.empty(len(labels), np.int64)
+    for i, label in enumerate(labels.tolist() if isinstance(labels, np.ndarray) else labels):
+        try:
+            ids[i] = known[type(label), label]
+            if ids[i] == _UNKNOWN and str(label) in unknown:
+                unknown[str(label)] += 1
+            continue
+        except KeyError:
+            pass
+        except TypeError as error:
+            raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or id") from error
+        ids[i] = known[type(label), label] = _label_id(source, i, label, label_ids, unknown)
+    return ids
+
+
+def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> int:
+    if isinstance(label, str) and label_ids is not None and label in label_ids:
+        return int(label_ids[label])
+    number: Any = label if type(label) is int else None
+    if isinstance(label, (str, float)):
+        try:
+            number = _number(label)
+        except ValueError:
+            number = None
+    if number is not None and abs(number) < 2**53 and number % 1 == 0:
+        return int(number)
+    if not isinstance(label, str) or number is not None:
+        raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or an integer id")
+    if label_ids is None:
+        raise UserError(f"{source}: entry {i} has the class name {shown(label)}, and no class list says its id; "
+                        "give the annotation file")
+    unknown[label] += 1
+    return _UNKNOWN
+
+
+def _read_gzip(path: Path) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(read_bytes(path, "predictions file"))) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise UserError(f"{path}: is not a whole gzip file ({error}); copy it again or unpack it") from error
+    if len(content) > MAX_UNPACKED:
+        raise UserError(f"{path}: unpacks to more than {MAX_UNPACKED >> 20} MiB; if that is right, unpack it yourself")
+    return content

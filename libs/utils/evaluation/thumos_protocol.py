@@ -1,0 +1,214 @@
+"""The official THUMOS14 detection protocol and its ground-truth folder.
+
+Per class and video, detections by falling score; ground truths in file order each take the still free detection with the
+highest IoU (not the highest score) if that IoU is above the threshold; free detections that touch an `Ambiguous` segment are
+dropped, the other free ones are false positives.  Then all videos in name order, stable sort by falling score; average
+precision is the sum of the precision at each true positive over the number of ground truths (no interpolation).
+Source: the challenge's TH14evalDet_Updated.m, as restated at the end of SPEC section 8.
+
+Folder: `<Class>_test.txt` files of lines `<video> <start s> <end s>`, `Ambiguous_test.txt`, and `detclasslist.txt` with lines
+`<class id> <class name>` (without it the classes are numbered from 1 in the order of their names).
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from libs.core.errors import UserError, nearest
+from libs.core.files import read_text
+from libs.utils.evaluation.matching import Groups, best_first, overlapping_pairs, pick_in_order
+from libs.utils.evaluation.metrics import checked_tious, class_indices, codes_of, text_table, warn_about_unused
+from libs.utils.evaluation.predictions import Detections, GroundTruth
+
+AMBIGUOUS = "Ambiguous"
+CLASS_LIST = "detclasslist.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class ThumosScores:
+    """What `evaluate_thumos14` measures; every rate is a fraction of 1.
+
+    tious (n_tiou,); mAP and mean_recall (n_tiou,) means over classes; average_mAP; AP and recall (n_tiou, n_cls), recall after
+    the last detection; class_ids (n_cls,); counts: predictions, ground_truth, ambiguous, predictions_ignored (unknown class).
+    """
+
+    tious: np.ndarray
+    mAP: np.ndarray
+    average_mAP: float
+    AP: np.ndarray
+    class_ids: np.ndarray
+    recall: np.ndarray
+    mean_recall: np.ndarray
+    counts: Mapping[str, int]
+    label_names: Mapping[int, str] | None = None
+
+    def class_name(self, class_id: int) -> str:
+        """The name of a class, its id in text where no name is known."""
+        return (self.label_names or {}).get(int(class_id), str(int(class_id)))
+
+    def table(self, per_class: bool = False) -> str:
+        """Percent in text: mAP and recall per tIoU, the average, and with `per_class` the average precision of each class."""
+        values = np.stack([self.mAP, self.mean_recall], axis=1)
+        names = [f"{t:.2f}" for t in self.tious] + ["average"]
+        lines = text_table("tIoU", ["mAP", "recall"], names, np.concatenate([values, values.mean(axis=0, keepdims=True)]))
+        if per_class:
+            ap = np.concatenate([self.AP, self.AP.mean(axis=0, keepdims=True)]).T
+            lines += ["", *text_table("AP", names, [self.class_name(c) for c in self.class_ids], ap)]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers (fractions of 1) for JSON; lists run over tIoUs."""
+        return {
+            "tiou": self.tious.tolist(),
+            "mAP": self.mAP.tolist(),
+            "average_mAP": float(self.average_mAP),
+            "mean_recall": self.mean_recall.tolist(),
+            "per_class_AP": {self.class_name(c): self.AP[:, i].tolist() for i, c in enumerate(self.class_ids)},
+            "class_ids": {self.class_name(c): int(c) for c in self.class_ids},
+            "counts": dict(self.counts),
+        }
+
+
+def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float],
+                      ambiguous: GroundTruth | None = None, label_names: Mapping[int, str] | None = None) -> ThumosScores:
+    """mAP by the official protocol; inputs are not changed.
+
+    ambiguous: segments (labels unused) that excuse unmatched detections touching them; None: nothing is excused.
+    Ground truth is taken as it stands (no duplicate is dropped).  Predictions of a class without ground truth are ignored with
+    one warning; no prediction at all is an mAP of 0 with a warning.
+    Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
+    """
+    tious = checked_tious(tious)
+    detections.check("detections")
+    if len(ground_truth) == 0:
+        raise UserError("the ground truth has no segment to find, so no mAP exists; check the split and the annotations")
+    class_ids, gt_class = np.unique(ground_truth.label, return_inverse=True)
+    num_classes = len(class_ids)
+    det_class, known = class_indices(detections.label, class_ids)
+    used = warn_about_unused(detections, known)
+
+    codes = {name: rank for rank, name in enumerate(sorted(set(detections.video_id.tolist())))}
+    name_rank = codes_of(detections.video_id, codes)[used]
+    order = np.lexsort((name_rank, -detections.score[used], det_class[used]))
+    used, name_rank = used[order], name_rank[order]  # class, falling score, video name, file order (lexsort is stable)
+    det_class = det_class[used]
+    det_segments = np.stack([detections.t_start[used], detections.t_end[used]])
+
+    groups = Groups.of(name_rank * num_classes + det_class)
+    gt_video = codes_of(ground_truth.video_id, codes)
+    gt_group = groups.find(np.where(gt_video < 0, -1, gt_video * num_classes + gt_class))
+    hit = np.zeros((len(tious), len(used)), bool)
+    for gt_index, det_index, iou in overlapping_pairs(np.stack([ground_truth.t_start, ground_truth.t_end]), gt_group,
+                                                      det_segments, groups, at_least=float(tious.min()), hull=True):
+        order = best_first(gt_index, det_index, iou)
+        hit |= pick_in_order(gt_index[order], det_index[order], iou[order] > tious[:, None], hit) >= 0
+    excused = _touching(det_segments, name_rank, codes, ambiguous)
+
+    totals = np.bincount(gt_class, minlength=num_classes)
+    sizes = np.bincount(det_class, minlength=num_classes)
+    ap, recall = np.zeros((2, len(tious), num_classes))
+    for c, end in enumerate(np.cumsum(sizes)):
+        mine = slice(end - sizes[c], end)
+        for i, hits in enumerate(hit[:, mine]):
+            hits = hits[hits | ~excused[mine]]
+            precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+            ap[i, c] = precision[hits].sum() / totals[c]
+            recall[i, c] = hits.sum() / totals[c]
+    counts = {"predictions": len(used), "ground_truth": len(ground_truth), "ambiguous": len(ambiguous or ()),
+              "predictions_ignored": len(detections) - len(used)}
+    mean_ap = ap.mean(axis=1)
+    return ThumosScores(tious, mean_ap, float(mean_ap.mean()), ap, class_ids, recall, recall.mean(axis=1), counts, label_names)
+
+
+@dataclass(frozen=True, eq=False)
+class ThumosFolder:
+    """The content of an official annotation folder: subset ('test' or 'val'), ground truth, ambiguous segments (label -1),
+    class name -> id, and the ids of all videos that appear in any file."""
+
+    subset: str
+    ground_truth: GroundTruth
+    ambiguous: GroundTruth
+    label_ids: Mapping[str, int]
+    video_ids: frozenset[str]
+
+
+def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> ThumosFolder:
+    """Read `<Class>_<subset>.txt` files; subset: 'test' or 'val', may be left out where the folder has only one.
+
+    Raises UserError naming the file and the line for anything malformed, a class file missing in the class list, no files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; name the one with the official <Class>_test.txt files")
+    files = {match.groups(): path for path in sorted(folder.iterdir())
+             if (match := re.fullmatch(r"(\w+)_(test|val)\.txt", path.name))}
+    subsets = sorted({found for _, found in files})
+    if not subsets:
+        raise UserError(f"{folder}: has no <Class>_test.txt file; name the folder with the official THUMOS14 annotations")
+    if subset is None and len(subsets) > 1:
+        raise UserError(f"{folder}: has files for {' and '.join(subsets)}; choose one with --split")
+    subset = subset or subsets[0]
+    if subset not in subsets:
+        raise UserError(f"{folder}: has no <Class>_{subset}.txt file; its split is {' or '.join(subsets)}")
+    files = {name: path for (name, found), path in files.items() if found == subset}
+    label_ids = _class_list(folder, files)
+    segments: list[tuple[str, float, float, int]] = []
+    ambiguous: list[tuple[str, float, float, int]] = []
+    for name, path in files.items():
+        rows = ambiguous if name == AMBIGUOUS else segments
+        rows += [(*row, label_ids.get(name, -1)) for row in _segment_lines(path)]
+    columns = [list(zip(*rows, strict=True)) or [[], [], [], []] for rows in (segments, ambiguous)]
+    truth, unsure = (GroundTruth.from_arrays(*column, source=str(folder)) for column in columns)
+    return ThumosFolder(subset, truth, unsure, label_ids, frozenset(columns[0][0]) | frozenset(columns[1][0]))
+
+
+def _touching(segments: np.ndarray, name_rank: np.ndarray, codes: Mapping[str, int], ambiguous: GroundTruth | None) -> np.ndarray:
+    """Whether each detection shares more than a point in time with an ambiguous segment of its video."""
+    touching = np.zeros(segments.shape[1], bool)
+    if ambiguous is not None and len(ambiguous):
+        groups = Groups.of(codes_of(ambiguous.video_id, codes))
+        others = np.stack([ambiguous.t_start, ambiguous.t_end])
+        for index, _, _ in overlapping_pairs(segments, groups.find(name_rank), others, groups, math.ulp(0.0), hull=True):
+            touching[index] = True
+    return touching
+
+
+def _class_list(folder: Path, files: Mapping[str, Path]) -> dict[str, int]:
+    classes = [name for name in files if name != AMBIGUOUS]
+    if not (folder / CLASS_LIST).exists():
+        return {name: i for i, name in enumerate(sorted(classes), start=1)}
+    label_ids: dict[str, int] = {}
+    for number, line in _lines(folder / CLASS_LIST, "class list"):
+        parts = line.split()
+        if len(parts) != 2 or not parts[0].isdecimal() or parts[1] in label_ids or int(parts[0]) in label_ids.values():
+            raise UserError(f"{folder / CLASS_LIST}: line {number} is {line!r}; expected '<class id> <class name>', each once")
+        label_ids[parts[1]] = int(parts[0])
+    for name in classes:
+        if name not in label_ids:
+            raise UserError(f"{files[name]}: the class {name!r} is not in {CLASS_LIST}{nearest(name, label_ids)}; add it there")
+    return label_ids
+
+
+def _segment_lines(path: Path) -> list[tuple[str, float, float]]:
+    rows = []
+    for number, line in _lines(path, "THUMOS14 annotation file"):
+        parts = line.split()
+        try:
+            video, start, end = parts[0], float(parts[1]), float(parts[2])
+            legal = len(parts) == 3 and math.isfinite(start) and math.isfinite(end) and start <= end
+        except (IndexError, ValueError):
+            legal = False
+        if not legal:
+            raise UserError(f"{path}: line {number} is {line!r}; expected '<video> <start> <end>', seconds, start before end")
+        rows.append((video, start, end))
+    return rows
+
+
+def _lines(path: Path, what: str) -> list[tuple[int, str]]:
+    return [(number, line.strip()) for number, line in enumerate(read_text(path, what).splitlines(), start=1) if line.strip()]

@@ -1,0 +1,77 @@
+"""Where and how detections are written: one file for all videos (json, csv, pkl) or one per video (srt, vtt, eaf).
+
+    target = plan_output("out.json", None, ["a", "b"])     # checked before the work begins
+    write_output(target, detections, label_names, videos)
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from libs.core.errors import UserError, nearest
+from libs.utils.evaluation.predictions import Detections, write_predictions, write_predictions_json
+from libs.utils.evaluation.subtitles import eaf_text, srt_text, vtt_text
+from libs.utils.files.io import check_writable, write_text_atomic
+
+TABLES = (".json", ".csv", ".csv.gz", ".pkl")
+PER_VIDEO = {".srt": srt_text, ".vtt": vtt_text, ".eaf": eaf_text}
+FORMATS = tuple(kind.lstrip(".") for kind in (*TABLES, *PER_VIDEO))
+NAME = "predictions"  # of the one file in a folder
+
+
+@dataclass(frozen=True)
+class Output:
+    """kind: the ending; files: the one file, or the file of each video."""
+
+    kind: str
+    files: tuple[Path, ...]
+
+
+def plan_output(path: str | os.PathLike, fmt: str | None, videos: Sequence[str]) -> Output:
+    """What `path` means: a file whose ending is the format, or (with `fmt`, one of FORMATS) a folder, which is made.
+
+    Raises UserError for an unknown ending or format, one file for the subtitles of several videos, and what cannot be written.
+    """
+    path = Path(path)
+    if fmt is not None and fmt not in FORMATS:
+        raise UserError(f"format {fmt!r} is not known{nearest(fmt, FORMATS)}; use {', '.join(FORMATS)}")
+    ending = next((kind for kind in (*TABLES, *PER_VIDEO) if path.name.lower().endswith(kind)), None)
+    if path.is_dir() or (fmt is not None and f".{fmt}" != ending):
+        if fmt is None:
+            raise UserError(f"{path}: is a folder; say what to write there: --format {'|'.join(FORMATS)}")
+        if ending is not None and not path.is_dir():
+            raise UserError(f"{path}: ends in {ending}, but the format is {fmt}; leave one of them out, or name a folder")
+        kind = f".{fmt}"
+        files = tuple(path / f"{_file_name(v)}{kind}" for v in videos) if kind in PER_VIDEO else (path / f"{NAME}{kind}",)
+    elif ending is None:
+        shown = path.suffix or "no ending"
+        raise UserError(f"{path}: {shown!r} is no known format{nearest(path.suffix, [*TABLES, *PER_VIDEO])}; end the name in "
+                        f"{', '.join((*TABLES, *PER_VIDEO))}, or name a folder and --format")
+    else:
+        kind, files = ending, (path,)
+        if kind in PER_VIDEO and len(videos) > 1:
+            raise UserError(f"{path}: one {kind} file holds one video, and there are {len(videos)}; name a folder and --format "
+                            f"{kind[1:]}")
+    for file in files:
+        check_writable(file)
+    return Output(kind, files)
+
+
+def write_output(output: Output, detections: Detections, label_names: Mapping[int, str], videos: Sequence[str]) -> None:
+    """Write each file whole or not at all; a video without detections gets an empty list, or a file without cues."""
+    if output.kind == ".json":
+        write_predictions_json(output.files[0], detections, label_names, videos=videos)
+    elif output.kind in TABLES:
+        write_predictions(output.files[0], detections, label_names)
+    else:
+        for file, video in zip(output.files, videos, strict=True):
+            text = PER_VIDEO[output.kind](detections.take(detections.video_id == video), label_names)
+            write_text_atomic(file, text)
+
+
+def _file_name(video: str) -> str:
+    if "/" in video or "\\" in video or video in ("", ".", ".."):
+        raise UserError(f"video {video!r}: cannot be the name of a file; give the video another id")
+    return video

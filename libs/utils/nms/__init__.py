@@ -1,0 +1,1 @@
+"""Soft-NMS, NMS and voting: API, compiled libraries and their fallback."""

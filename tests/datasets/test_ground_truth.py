@@ -1,0 +1,87 @@
+"""Predictions and the split that they are held against; files that do not fit are refused."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from libs.core.errors import UserError
+from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_truth
+from libs.utils.evaluation.predictions import Detections
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    def video(subset, **extra):
+        return {"subset": subset, "annotations": [{"segment": [30.0, 40.0], "label": "jump"}], **extra}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": {
+        "t": video("Training", duration=100.0), "v": video("Validation", duration=100.0, fps=25), "w": video("Validation")}}))
+    return path
+
+
+def write(path, entries):
+    results: dict = {}
+    for video, start, end, score in entries:
+        results.setdefault(video, []).append({"segment": [start, end], "label": "jump", "score": score})
+    path.write_text(json.dumps({"results": results}))
+    return path
+
+
+def test_the_split_is_that_of_the_predicted_videos(annotations, tmp_path):
+    first, second = write(tmp_path / "p.json", [("v", 1, 2, .5)]), write(tmp_path / "q.json", [("w", 1, 2, .5), ("v", 1, 2, .5)])
+    found, truth = read_with_truth([first, second], annotations)
+    assert [len(d) for d in found] == [1, 2]
+    assert (truth.split, truth.videos, truth.elsewhere) == ("validation", {"v", "w"}, {"t"})
+    assert (truth.durations_s["v"], truth.durations_s["w"], truth.fps) == (100.0, np.inf, {"v": 25})
+    assert truth.label_names() == {0: "jump"}
+    assert read_with_truth([first], annotations, "TRAINING")[1].videos == {"t"}
+    with pytest.raises(UserError, match=r"a.json: has no split 'test'; it has training, validation"):
+        read_with_truth([first], annotations, "test")
+    with pytest.raises(UserError, match=r"p.json: has predictions for training \(1 videos\), validation \(1 videos\); choose"):
+        read_with_truth([write(first, [("v", 1, 2, .5), ("t", 1, 2, .5)])], annotations)
+
+
+def detections(entries):
+    videos, starts, ends, scores = zip(*entries, strict=True)
+    return Detections.from_arrays(videos, starts, ends, [0] * len(entries), scores)
+
+
+@pytest.fixture
+def truth(annotations, tmp_path):
+    return read_with_truth([write(tmp_path / "p.json", [("v", 1, 2, .5)])], annotations)[1]
+
+
+GOOD = [("v", 0.0, 5.0, 0.0), ("v", 90.0, 100.0, 1.0), ("w", 30.0, 41.0, .5), ("t", 1.0, 2.0, .5)]
+
+
+def test_what_fits_passes(truth):
+    check_fit(detections(GOOD), truth, "p.json")
+    check_fit(Detections.empty(), truth, "p.json")
+    check_fit(detections([*GOOD, ("v", 101.0, 110.0, .1)]), truth, "p.json")  # a model that overshoots at the end
+
+
+@pytest.mark.parametrize(("entries", "message"), [
+    ([*GOOD, ("x_v", 1, 2, .5)], r"p\.json: video 'x_v'.*: unknown to .*a\.json; name the annotations"),
+    ([("nowhere", 1, 2, .5), ("v", 1, 2, .5), ("y", 1, 2, .5)], r"video 'nowhere' and 1 more: unknown to"),
+    ([*GOOD, ("v", 1, 2, 1.2), ("v", 1, 2, -3.5)],
+     r"p\.json: entry 4 \(video v\): score is 1.2 \(2 such\); scores must lie in \[0, 1\]"),
+    ([("v", 1, 2, 97.0)], r"score is 97 \(1 such\).*--unique-rank-scores"),
+    ([("v", 750, 1000, .5), ("v", 2300, 2400, .4), ("v", 10, 40, .5)],
+     r"p\.json: video v: the segment \[750, 1000\] starts after the video's end at 100 s, as do 2 of 3 segments; times must be "
+     r"seconds, these look like frames \(at 25 per second they would fit\): convert them"),
+    ([("v", 30000, 40000, .5)], r"starts after the video's end at 100 s, as do 1 of 1 segments; .* look like milliseconds"),
+    ([("w", 30000, 40000, .5)], r"video w: the segment \[30000, 40000\] starts after the video's end at 120 s"),
+    ([("v", .3, .4, .5), ("w", .9, 1.0, .5)], r"all 2 segments end within the first second, but half of those to find end after "
+     r"40 s; times must be seconds, these look like shares of the duration"),
+])
+def test_what_does_not_fit_is_refused(truth, entries, message):
+    with pytest.raises(UserError, match=message):
+        check_fit(detections(entries), truth, "p.json")
+
+
+def test_unknown_videos_may_be_allowed_but_units_are_checked_all_the_same(truth):
+    check_fit(detections([*GOOD, ("x", 1, 2, .5)]), truth, "p.json", allow_unknown=True)
+    with pytest.raises(UserError, match="milliseconds"):
+        check_time_unit(detections([("v", 30000, 40000, .5), ("x", 1, 2, .5), ("v", 30000, 40000, .5)]), truth, "p.json")

@@ -1,0 +1,297 @@
+"""Videos made here become features whose number and times are those of the grid; what cannot be read is one error."""
+from __future__ import annotations
+
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import check_dataset as check_script
+import convert_annotations as convert_script
+import extract_features as script
+import numpy as np
+import pytest
+import torch
+from helpers import one_error, run_script
+
+from libs.datasets.grid import expected_length
+from libs.datasets.video import extract
+from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames
+from libs.datasets.video.flow import with_flow
+
+av = pytest.importorskip("av")
+cv2 = pytest.importorskip("cv2")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+H, W, FPS, FRAMES = 48, 64, 10, 40
+
+
+def level(k: int) -> int:
+    return 20 + 4 * k
+
+
+def make_video(path: Path, times: list[Fraction] | None = None, frames: int = FRAMES, size: tuple[int, int] = (H, W),
+               codec: str = "mpeg4", rate: int = FPS, first: int = 0) -> Path:
+    """Frame k is grey with value 20 + 4 (k + first); its time is k / rate, or times[k]."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.bit_rate = 2_000_000
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for k in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level(k + first), np.uint8), format="rgb24")
+            frame.pts = round(times[k] * 1000) if times else k
+            frame.time_base = Fraction(1, 1000) if times else Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+class Mean(torch.nn.Module):
+    """(B, c, T, H, W) -> (B, T + c, 1, 1): the mean of every frame, then of every channel; padded with unit axes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x.mean((1, 3, 4)), x.mean((2, 3, 4))), 1)[:, :, None, None]
+
+
+def save_program(path: Path, batch: int, channels: int, frames: int, side: int) -> str:
+    example = torch.zeros(batch, channels, frames, side, side)
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(Mean(), (example,)), str(path))
+    else:
+        torch.jit.save(torch.jit.trace(Mean(), example), str(path))
+    return path.name
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "a.mp4")
+    return tmp_path
+
+
+COMMON = ["--num-frames", "8", "--stride", "4", "--resize", "32", "--crop", "32", "--mean", "0", "0", "0", "--std", "1", "1", "1",
+          "--device", "cpu", "-o", "out"]
+
+
+def run(capsys, *argv: str):
+    return run_script(capsys, script.main, "extract_features.py", *argv)
+
+
+@pytest.mark.parametrize("name", ["rgb.pt2", "rgb.pt"])
+def test_feature_t_sees_frames_t_stride_on(name, folder, capsys):
+    save_program(folder / name, 4, 3, 8, 32)
+    code, out, err = run(capsys, "a.mp4", "--rgb-model", name, *COMMON)
+    assert code == 0, err
+    feats = np.load("out/a.npy")
+    assert feats.dtype == np.float32
+    assert feats.shape == (expected_length(FRAMES / FPS, FPS, 4, 8), 8 + 3) == (9, 11)
+    seen = np.array([[level(t * 4 + k) / 255 for k in range(8)] for t in range(9)])
+    assert np.abs(feats[:, :8] - seen).max() < 1.5 / 255  # the codec's rounding; neighbouring frames differ by 4 / 255
+    noted = json.loads(Path("out/provenance.json").read_text())
+    assert (noted["stride"], noted["num_frames"], noted["offset"], noted["channels"]) == (4, 8, 0, 11)
+    assert noted["streams"][0]["sha256"] in out
+    assert noted["libraries"]["torch"] == torch.__version__
+    assert noted["videos"]["a"] | {"source": "", "bytes": 0} == {
+        "source": "", "bytes": 0, "fps": 10.0, "native_fps": 10.0, "frames": 40, "decoded_frames": 40, "duration": 4.0,
+        "width": W, "height": H, "variable_frame_rate": False, "vectors": 9}
+
+
+def test_resampling_takes_the_nearest_frame(folder):
+    found = Decoded()
+    frames = [int(f.mean().round()) for f in read_frames("a.mp4", 5.0, found=found)]
+    assert np.abs(np.array(frames) - [level(2 * k) for k in range(20)]).max() <= 1
+    doubled = [int(f.mean().round()) for f in read_frames("a.mp4", 20.0)]
+    assert len(doubled) == 80
+    assert np.abs(np.array(doubled[::2]) - [level(k) for k in range(FRAMES)]).max() <= 1
+    assert (found.frames, found.source_frames, found.duration_s) == (20, 40, 4.0)
+
+
+def test_a_variable_rate_is_put_on_a_constant_grid_with_a_warning(folder, capsys):
+    slow = [Fraction(k, 20) for k in range(20)] + [Fraction(1) + Fraction(k, 5) for k in range(20)]  # 20 fps for 1 s, then 5 fps
+    make_video(folder / "v.mkv", slow)
+    found = Decoded()
+    values = np.array([f.mean() for f in read_frames("v.mkv", 10.0, found=found)])
+    assert found.variable_rate
+    expected = [level(min(2 * k if k <= 10 else 20 + (k - 10 + 0) // 2, 39)) for k in range(len(values))]
+    assert np.abs(values - expected).max() <= 5  # halfway between two frames either is as near
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, _, err = run(capsys, "v.mkv", "--rgb-model", "rgb.pt", *COMMON)
+    assert code == 0
+    assert "variable frame rate" in err
+    assert json.loads(Path("out/provenance.json").read_text())["videos"]["v"]["variable_frame_rate"]
+
+
+def test_two_streams_are_joined_rgb_first(folder, capsys):
+    save_program(folder / "rgb.pt2", 2, 3, 8, 32)
+    save_program(folder / "flow.pt2", 2, 2, 8, 32)
+    code, _, err = run(capsys, "a.mp4", "--rgb-model", "rgb.pt2", "--flow-model", "flow.pt2", "--batch-size", "2", *COMMON)
+    assert code == 0, err
+    feats = np.load("out/a.npy")
+    assert feats.shape == (9, 11 + 10)
+    assert np.abs(feats[0, :8] - [level(k) / 255 for k in range(8)]).max() < 1.5 / 255
+    assert np.abs(feats[:, 11:]).max() < 0.05  # grey frames do not move
+    streams = json.loads(Path("out/provenance.json").read_text())["streams"]
+    assert [s["name"] for s in streams] == ["rgb", "flow"]
+    assert streams[1]["method"] == "farneback"
+
+
+def test_flow_of_a_known_motion():
+    """A texture that moves 2 pixels right per frame: x flow 2 / 20 of the bound, y flow 0, flow 0 repeated."""
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8), (0, 0), 2)
+    frames = [np.roll(texture, 2 * k, axis=1) for k in range(3)]
+    pairs = list(with_flow(frames, extract.flow_method("farneback")))
+    assert len(pairs) == 3
+    assert all(np.array_equal(pair[0], frame) for pair, frame in zip(pairs, frames, strict=True))
+    assert np.array_equal(pairs[0][1], pairs[1][1])
+    inside = pairs[2][1][16:-16, 16:-16]
+    assert np.abs(np.median(inside[..., 0]) - 0.1) < 0.01
+    assert np.abs(np.median(inside[..., 1])) < 0.01
+    assert not next(with_flow(frames[:1], extract.flow_method("farneback")))[1].any()
+
+
+def test_clips_by_hand_and_in_bounded_memory():
+    def numbers(count):
+        return (np.array([k]) for k in range(count))
+    assert [c[:, 0].tolist() for c in extract.clips(numbers(9), 4, 2)] == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    assert [c[:, 0].tolist() for c in extract.clips(numbers(7), 2, 3)] == [[0, 1], [3, 4]]
+    assert [c[:, 0].tolist() for c in extract.clips(numbers(2), 4, 2)] == [[0, 1, 1, 1]]
+    assert list(extract.clips(numbers(0), 4, 2)) == []
+    for frames in range(1, 60):
+        assert sum(1 for _ in extract.clips(numbers(frames), 8, 3)) == expected_length(frames, 1, 3, 8)
+    endless = extract.clips((np.array([k]) for k in iter(int, 1)), 4, 2)
+    assert len([next(endless) for _ in range(1000)]) == 1000
+
+
+def test_sizes():
+    assert fitted_size(640, 480, 256, None) == (256, 341)
+    assert fitted_size(33, 57, None, None) == (57, 33)
+    assert fitted_size(640, 480, 256, (10, 20)) == (10, 20)
+
+
+def test_odd_sizes(folder, capsys):
+    make_video(folder / "odd.avi", size=(35, 51), codec="ffv1", frames=10)
+    info = probe("odd.avi")
+    assert (info.height, info.width) == (35, 51)
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, _, err = run(capsys, "odd.avi", "--rgb-model", "rgb.pt", *COMMON)
+    assert code == 0, err
+    assert np.load("out/odd.npy").shape == (1, 11)
+
+
+def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys, monkeypatch):
+    make_video(folder / "b.mp4", frames=20)
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    before = Path("out/a.npy").stat().st_mtime_ns
+    code, out, _ = run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)
+    assert (code, "1 videos done, 1 were there already" in out) == (0, True)
+    assert Path("out/a.npy").stat().st_mtime_ns == before
+    Path("out/b.npy").unlink()  # listed, but gone
+    assert "1 videos done, 1 were" in run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)[1]
+    error = one_error(*run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2")[::2])
+    assert "another stride (4, now 2)" in error
+    assert "--overwrite" in error
+    assert np.load("out/a.npy").shape == (9, 11)
+    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
+    assert np.load("out/a.npy").shape == (17, 11)
+
+
+def audio(folder: Path) -> None:
+    with av.open(str(folder / "bad.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def cut(folder: Path) -> None:
+    make_video(folder / "whole.mkv", codec="ffv1")
+    data = (folder / "whole.mkv").read_bytes()
+    (folder / "bad.mp4").write_bytes(data[:len(data) // 2])
+
+
+def without_index(folder: Path) -> None:
+    (folder / "bad.mp4").write_bytes((folder / "a.mp4").read_bytes()[:2000])
+
+
+BAD_VIDEOS = {
+    "missing": (lambda f: None, ["no such video"]),
+    "empty": (lambda f: (f / "bad.mp4").write_bytes(b""), ["cannot be read as a video"]),
+    "text": (lambda f: (f / "bad.mp4").write_text("no video\n" * 50), ["cannot be read as a video"]),
+    "audio only": (audio, ["no video stream", "audio"]),
+    "cut": (cut, ["cut", "--allow-truncated"]),
+    "cut before its index": (without_index, ["cannot be read as a video"]),
+    "a folder": (lambda f: (f / "bad.mp4").mkdir(), ["bad.mp4", "cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_VIDEOS)
+def test_a_bad_video_is_one_error_and_the_others_are_done(name, folder, capsys):
+    damage, fragments = BAD_VIDEOS[name]
+    damage(folder)
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, out, err = run(capsys, "bad.mp4", "a.mp4", "--rgb-model", "rgb.pt", *COMMON)
+    error = one_error(code, err)
+    assert "bad.mp4" in error
+    for fragment in fragments:
+        assert fragment in error, error
+    assert "1 videos done" in out
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.npy", "provenance.json"]
+    if name == "cut":
+        assert run(capsys, "bad.mp4", "--rgb-model", "rgb.pt", *COMMON, "--allow-truncated")[0] == 0
+        assert 1 <= len(np.load("out/bad.npy")) < 9
+
+
+BAD_PROGRAMS = {
+    "missing": (lambda p: "gone.pt", ["gone.pt", "--rgb-model"]),
+    "text": (lambda p: (p / "t.pt").write_text("x") and "t.pt", ["t.pt", "torchscript"]),
+    "state dict": (lambda p: torch.save({"w": torch.zeros(1)}, p / "s.pt2") or "s.pt2", ["s.pt2", "state dict is not enough"]),
+    "another clip length": (lambda p: save_program(p / "l.pt2", 4, 3, 16, 32), ["l.pt2", "(4, 3, 8, 32, 32)", "--num-frames"]),
+    "another batch": (lambda p: save_program(p / "b.pt2", 7, 3, 8, 32), ["b.pt2", "--batch-size"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROGRAMS)
+def test_a_bad_program_is_one_error(name, folder, capsys):
+    make, fragments = BAD_PROGRAMS[name]
+    error = one_error(*run(capsys, "a.mp4", "--rgb-model", make(folder), *COMMON)[::2])
+    for fragment in fragments:
+        assert fragment in error, error
+    assert not Path("out/a.npy").exists()
+
+
+def test_other_errors(folder, capsys, monkeypatch):
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    argv = ["a.mp4", "--rgb-model", "rgb.pt", *COMMON]
+    assert "--crop 64" in one_error(*run(capsys, *argv, "--crop", "64")[::2])
+    assert "no network" in one_error(*run(capsys, "a.mp4", *COMMON)[::2])
+    (folder / "sub").mkdir()
+    assert "same name" in one_error(*run(capsys, "a.mp4", "sub/a.mp4", *argv[1:])[::2])
+    if not hasattr(cv2, "optflow"):
+        assert "opencv-contrib" in one_error(*run(capsys, *argv, "--flow-model", "rgb.pt", "--flow-method", "tvl1")[::2])
+    for module, message in (("cv2", "opencv-python-headless"), ("av", "av (PyAV)")):
+        monkeypatch.setitem(sys.modules, module, None)
+        error = one_error(*run(capsys, *argv, "--flow-model", "rgb.pt")[::2])
+        assert message in error
+        assert 'pip install -e ".[video]"' in error
+
+
+def test_features_and_annotations_of_videos_pass_the_check(folder, capsys):
+    """Videos -> features -> annotations with durations from them -> the check finds the grid without being told."""
+    rows = ["video,start,end,label,subset"]
+    for i in range(6):
+        make_video(folder / f"v{i}.mp4", frames=40 + i, first=2 * i)
+        subset = "training" if i < 4 else "validation"
+        rows += [f"v{i},0.5,2,jump,{subset}", f"v{i},2.2,3.5,throw,{subset}"]
+    (folder / "a.csv").write_text("\n".join(rows) + "\n")
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    assert run(capsys, *[f"v{i}.mp4" for i in range(6)], "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    code, _, err = run_script(capsys, convert_script.main, "convert", "a.csv", "-o", "a.json", "--features", "out")
+    assert code == 0, err
+    code, out, _ = run_script(capsys, check_script.main, "check", "a.json", "out")
+    assert code == 0, out
+    assert "feat_stride 4, num_frames 8 (out/provenance.json" in out
+    assert " 0 errors" in f" {out.splitlines()[-1]}"

@@ -1,0 +1,143 @@
+"""check_dataset finds planted faults, names place and remedy, says nothing about a sound data set, and suggests what trains."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import check_dataset as script
+import numpy as np
+import pytest
+from dataset_faults import FAULTS, STRIDE, WINDOW, Case
+from helpers import one_error, run_script
+
+from libs.core.config import load_config
+from libs.datasets.dataset import TalDataset
+from libs.engine.check.dataset_check import CheckOptions, check_dataset
+from libs.engine.check.report import as_dict, as_text
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(case: Case):
+    case.save()
+    return check_dataset(str(case.annotations), [str(case.features)],
+                         CheckOptions(config_path=str(case.config) if case.config else None, progress=False))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_finds(name, tmp_path):
+    case = Case(tmp_path)
+    damage, kind, severity, fragments = FAULTS[name]
+    damage(case)
+    report = run(case)
+    found = [p for p in report.problems.found if p.kind == kind and p.severity == severity
+             and all(fragment in str(p) for fragment in fragments)]
+    assert found, [f"{p.severity}: {p.kind}: {p}" for p in report.problems.found]
+    assert all(p.remedy and p.file and "\n" not in str(p) for p in report.problems.found)
+    assert as_text(report)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_sound_data_set_has_no_findings(configured, tmp_path):
+    case = Case(tmp_path)
+    if configured:
+        case.configure()
+    report = run(case)
+    assert report.problems.found == []
+    assert (report.grid.stride, report.grid.num_frames, report.grid.share) == (STRIDE, WINDOW, 1.0)
+
+
+def test_several_faults_are_all_found(tmp_path):
+    names = ["no fps", "an end before the start", "a repeated segment", "a NaN", "a file too many"]
+    case = Case(tmp_path)
+    case.video("train_4", fps=None)
+    case.item("train_0", 1, segment=[3.0, 2.0])
+    case.add("train_1", 1.0, 2.5, "throw", 1)
+    for name in names[3:]:
+        FAULTS[name][0](case)
+    assert {"fps", "segment", "duplicate-segment", "non-finite", "feature-without-annotation"} == {
+        p.kind for p in run(case).problems.found}
+
+
+def test_the_documentation_lists_every_kind_and_no_other():
+    text = (ROOT / "docs" / "custom_dataset.md").read_text()
+    listed = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
+    source = "".join((ROOT / "libs" / p).read_text() for p in (
+        "datasets/survey/survey.py", "datasets/survey/checks.py", "datasets/survey/features.py", "engine/check/dataset_check.py"))
+    used = set(re.findall(r'(?:error|warning|caught|add)\(\s*"([a-z-]+)"', source))
+    assert used <= listed, used - listed
+    assert {kind for _, kind, _, _ in FAULTS.values()} <= listed
+
+
+def test_the_suggestion_loads_fits_the_data_and_covers_every_segment(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = Case(tmp_path)
+    case.save()
+    code, out, err = run_script(capsys, script.main, "check_dataset.py", "my.json", "features", "--write", "configs/my.yaml")
+    assert (code, "0 errors, 0 warnings" in out) == (0, True), out + err
+    config = load_config("configs/my.yaml")
+    data = config.dataset
+    assert (data.feat_stride, data.num_frames, data.input_dim, data.num_classes) == (4, 8, 6, 3)
+    for split, training in ((config.train_split, True), (config.val_split, False)):
+        assert TalDataset(config, split, training).missing_ids == ()
+    assert run_script(capsys, script.main, "check_dataset.py", "my.json", "features", "--config", "configs/my.yaml")[0] == 0
+    before = Path("configs/my.yaml").read_bytes()
+    again = run_script(capsys, script.main, "check_dataset.py", "my.json", "features", "--write", "configs/my.yaml")
+    assert "exists already" in one_error(*again[::2])
+    assert Path("configs/my.yaml").read_bytes() == before
+
+
+def test_exit_code_and_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = Case(tmp_path)
+    for vid in list(case.document["database"])[:12]:
+        (case.features / f"{vid}.npy").unlink()
+    case.save()
+    code, out, err = run_script(capsys, script.main, "check_dataset.py", "my.json", "features", "--json", "out.json")
+    assert (code, "Traceback" in err) == (2, False)
+    assert out.count("error: missing-features: features/") == 10
+    assert "... and 2 more" in out
+    content = json.loads(Path("out.json").read_text())
+    assert content["counts"] == {"error": 12, "warning": sum(p["severity"] == "warning" for p in content["problems"])}
+    assert {p["kind"] for p in content["problems"] if p["severity"] == "error"} == {"missing-features"}
+    assert content["subsets"]["training"]["with_features"] == 0
+    code, out, _ = run_script(capsys, script.main, "check_dataset.py", "my.json", "features", "--all")
+    assert out.count("error: missing-features: ") == 12
+
+
+def test_names_with_prefix_and_suffix_and_one_h5_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    case = Case(tmp_path)
+    for path in list(case.features.iterdir()):
+        path.rename(path.with_name(f"v_{path.stem}_i3d.npy"))
+    report = run(case)
+    assert report.problems.found == []
+    assert "file_prefix: v_" in report.suggestion
+    assert "file_ext: _i3d.npy" in report.suggestion
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for path in case.features.iterdir():
+            file[path.stem[2:-4]] = np.load(path)
+    case.features = tmp_path / "all.h5"
+    assert run(case).problems.found == []
+
+
+def test_subsets_that_are_trained_on_when_nobody_says(tmp_path):
+    """As THUMOS14: without a training subset, validation is trained on and test is evaluated."""
+    case = Case(tmp_path)
+    for entry in case.document["database"].values():
+        entry["subset"] = {"training": "validation", "validation": "test"}[entry["subset"]]
+    report = run(case)
+    assert (report.splits.train, report.splits.val, report.problems.found) == (("validation",), ("test",), [])
+
+
+def test_the_report_counts_by_hand(tmp_path):
+    case = Case(tmp_path)
+    values = as_dict(run(case))
+    training = values["subsets"]["training"]
+    assert (training["videos"], training["segments"], values["subsets"]["validation"]["segments"]) == (10, 40, 16)
+    assert sum(training["classes"].values()) == 40
+    assert training["segment_s"][0] == 1.5
+    assert training["histogram"][2] == 30  # 1.5, 1.7 and 1.9 s; 2.1 s is in the next bin
+    assert values["coverage"]["segments"] == 56
+    assert values["coverage"]["unmatched"] == {}

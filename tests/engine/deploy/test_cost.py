@@ -1,0 +1,177 @@
+"""Parameters, FLOPs, latency and memory of a network."""
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_config
+
+from libs.core.config import load_config
+from libs.core.errors import UserError
+from libs.engine.deploy import cost
+from libs.engine.deploy.cost import Cost, count, full_length, measure, part_of, run_forward
+from libs.modeling.model import build_model
+
+THUMOS = Path(__file__).resolve().parents[3] / "configs" / "thumos_i3d.yaml"
+TWO_STREAMS = {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}
+C, IN, CLASSES, STEPS = 16, 6, 3, (48, 24, 12)  # the tiny model: width, input channels, classes, steps per level
+
+
+def conv_macs(steps, inputs, outputs, kernel):
+    """Multiply-adds of a convolution, one by one over outputs, taps and inputs."""
+    return sum(kernel * inputs for _ in range(steps) for _ in range(outputs))
+
+
+def head_macs():
+    towers = sum(2 * 2 * conv_macs(t, C, C, 3) for t in STEPS)
+    return towers + sum(conv_macs(t, C, CLASSES, 3) + conv_macs(t, C, 2, 3) for t in STEPS)
+
+
+def test_conv_by_hand():
+    def block(t):
+        return conv_macs(t, C, 2 * C, 3) + conv_macs(t, 2 * C, C, 3)
+
+    got = count(tiny_config(model={"backbone_type": "conv"}))
+    macs = {"embedding": conv_macs(48, IN, C, 3), "stem": block(48),
+            "branch": sum(block(t) + conv_macs(t, C, C, 1) for t in STEPS[1:]), "heads": head_macs()}
+    assert {name: part["flops"] for name, part in got.parts.items() if part["flops"]} == {n: 2 * m for n, m in macs.items()}
+    block_params = (3 * C * 2 * C + 2 * C) + (3 * 2 * C * C + C)
+    tower = 2 * (3 * C * C + 2 * C)  # no bias, but a norm's weight and bias
+    params = {"embedding": 3 * IN * C + 2 * C, "stem": block_params, "branch": 2 * (block_params + C * C + C),
+              "neck": 3 * 2 * C, "heads": 2 * tower + (3 * C * CLASSES + CLASSES) + (3 * C * 2 + 2) + 3}
+    assert {name: part["params"] for name, part in got.parts.items() if part["params"]} == params
+
+
+def test_transformer_by_hand():
+    """Queries attend in blocks of 32 to 2 more keys on either side (window 5)."""
+    def block(t):
+        depthwise = 3 * t * C * 3
+        products = (4 + 8) * t * C * C  # query, key, value, projection; MLP of four times the width
+        attention = -(-t // 32) * 32 * (32 + 4) * C * 2  # scores and weighted sum
+        return depthwise + products + attention
+
+    got = count(tiny_config())
+    macs = {"embedding": conv_macs(48, IN, C, 3), "stem": block(48), "branch": sum(map(block, STEPS[1:])), "heads": head_macs()}
+    assert {name: part["flops"] for name, part in got.parts.items() if part["flops"]} == {n: 2 * m for n, m in macs.items()}
+    assert got.flops == 2 * sum(macs.values())
+
+
+@pytest.mark.parametrize("sections", [
+    {"train_cfg": {"droppath": 0.0}},
+    {"model": {"use_rel_pe": True, "use_abs_pe": True, "n_mha_win_size": [5, -1, 3]}},
+    {"model": {"fpn_type": "fpn", "fpn_dim": 24, "fpn_start_level": 1, "regression_range": [[0, 8], [8, 100]]}},
+    {"dataset": {"input_dim": [2, 4]}, "model": {"embd_dim": [6, 10]}},
+    {"model": {"branch_type": "max_pool", "head_type": "separable"}},
+    {"model": {"temporal_gate": "published"}},
+    {"model": {"temporal_gate": "post_norm", "backbone_type": "conv"}},
+    {"dataset": TWO_STREAMS, "model": {"backbone_type": "conv_dw", "modalities": ["rgb", "flow"], "fusion": "gated"}},
+    {"dataset": TWO_STREAMS, "model": {"modalities": ["rgb"], "hallucinated": ["flow"], "hallucinator": "rgb2flow"}},
+    {"dataset": TWO_STREAMS, "model": {"modalities": ["rgb"], "hallucinated": ["flow"], "hallucinator": "separable",
+                                       "fusion": "gated"}},
+    {"dataset": TWO_STREAMS, "model": {"modalities": ["rgb"], "hallucinated": ["flow"], "hallucinator": "bottleneck"}},
+], ids=["transformer", "positions", "fpn", "list input", "max pool, separable heads", "published gate", "gate after norm",
+        "fusion", "rgb2flow", "separable, fusion", "bottleneck"])
+def test_parts_are_the_whole(sections):
+    config = tiny_config(**sections)
+    got = count(config)
+    params = sum(p.numel() for p in build_model(config).parameters())
+    assert set(got.parts) == set(cost.PARTS)  # nothing is left over
+    assert sum(part["params"] for part in got.parts.values()) == got.params == params
+    assert sum(part["flops"] for part in got.parts.values()) == got.flops > 0
+    assert min(value for part in got.parts.values() for value in part.values()) >= 0
+    model = config.model
+    for part, there in {"hallucinator": model.hallucinator != "none", "fusion": model.fusion != "none", "heads": True,
+                        "branch": model.branch_type == "block"}.items():
+        assert (got.parts[part]["params"] > 0, got.parts[part]["flops"] > 0) == (there, there), part
+
+
+RGB_ONLY = ("dataset.modalities={rgb: [0, 1024], flow: [1024, 2048]}", "model.modalities=[rgb]", "model.hallucinator=rgb2flow",
+            "model.hallucinated=[flow]")
+
+
+@pytest.mark.parametrize(("backbone", "overrides", "params_m", "gflop"), [
+    ("convTransformer", (), 29.25, 90.5),
+    ("conv", (), 30.47, 91.2),
+    ("conv", RGB_ONLY, 36.76, 120.2),
+    ("conv_dw", RGB_ONLY, 19.52, 79.5),
+    ("conv_dw", (), 13.22, 50.5),
+], ids=["convTransformer", "conv", "conv rgb2flow", "conv_dw rgb2flow", "conv_dw"])
+def test_published_sizes(backbone, overrides, params_m, gflop):
+    """SPEC section 12, at 2304 steps; block attention does somewhat more work than the published one."""
+    got = count(load_config(THUMOS, [f"model.backbone_type={backbone}", *overrides]))
+    assert round(got.params / 1e6, 2) == params_m
+    assert got.flops / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_length():
+    config = tiny_config(model={"backbone_type": "conv"})
+    assert [full_length(config, n) for n in (None, 1, 4, 45, 48, 49)] == [48, 4, 4, 48, 48, 52]
+    assert count(config, 96).flops == 2 * count(config, 45).flops
+    assert count(config, 96).params == count(config).params
+    gated = tiny_config(model={"temporal_gate": "published"})  # its networks over time have a fixed size
+    assert [full_length(gated, n) for n in (None, 1, 49)] == [48, 48, 52]
+    assert count(gated, 1) == count(gated)
+
+
+def test_part_of_a_name():
+    assert part_of("backbone.embd_norm.0.weight") == "embedding"
+    assert part_of("backbone.stem.1") == "stem"
+    assert part_of("backbone.position") == part_of("") == part_of("neckline.0") == "other"
+
+
+def test_measure_in_its_own_process():
+    config = tiny_config(model={"backbone_type": "conv"})
+    threads = torch.get_num_threads()
+    got = measure(config, 20, "cpu", runs=3)
+    assert (got.length, got.channels, got.device, got.threads, got.runs) == (20, IN, "cpu", threads, 3)
+    assert 0 < got.latency_ms_p10 <= got.latency_ms <= got.latency_ms_p90
+    assert 4 * got.params + 30e6 < got.peak_bytes < 20e9  # Python and torch are in it
+    assert (got.params, got.flops, got.parts) == count(config, 20)
+
+
+def test_every_pass_is_timed_after_warm_up(monkeypatch):
+    """A clock that advances by 1 s, 2 s, 3 s, ... per pass shows which passes count, and that it is ms."""
+    clock = iter(np.repeat(np.cumsum(np.arange(10)), 2)[1:].tolist())
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))
+    times, peak = run_forward(tiny_config(model={"backbone_type": "conv"}), 8, "cpu", 3)
+    assert times == [1000.0 * (cost.WARMUP + i) for i in (1, 2, 3)]
+    assert peak > 0
+
+
+def test_percentiles_and_table(monkeypatch):
+    monkeypatch.setattr(cost, "_in_own_process", lambda task: ([30.0, 10.0, 20.0, 50.0, 40.0], 3 * 2**20))
+    got = measure(tiny_config(model={"backbone_type": "conv"}), device="cpu", runs=5)
+    assert (got.latency_ms_p10, got.latency_ms, got.latency_ms_p90) == (14.0, 30.0, 46.0)
+    table = got.table()
+    assert all(name in table for name in (*cost.PARTS, "total", "30.00 ms", "3.0 MiB", "tiny.yaml: 48 steps of 6 channels"))
+    assert set(got.as_dict()) == {*Cost.__dataclass_fields__, "torch"}
+    total = next(line.split() for line in table.splitlines() if line.startswith("total"))
+    assert total == ["total", f"{got.params / 1e6:.3f}", "100.0", f"{got.flops / 1e9:.3f}", "100.0"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"length": 0}, "--length 0: a sequence has at least 1 step; leave --length out for dataset.max_seq_len (48)"),
+    ({"length": 10**30}, f"--length {10**30}: no machine has the memory for so long a sequence"),
+    ({"runs": 0}, "--runs 0: a latency needs at least 1 forward pass"),
+    ({"device": "gpu"}, "tiny.yaml: devices: 'gpu' is not a device"),
+    ({"device": "cuda:99"}, "tiny.yaml: devices: 'cuda:99', but"),
+])
+def test_refused(arguments, message):
+    with pytest.raises(UserError) as error:
+        measure(tiny_config(), **{"device": "cpu", **arguments})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("code", "stderr", "kind", "message"), [
+    (-9, "", UserError, "tiny.yaml: a forward pass of 48 steps does not fit into the memory of cpu; use a smaller --length"),
+    (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory", UserError, "does not fit into the memory of cpu"),
+    (1, "ZeroDivisionError", RuntimeError, "exit code 1:\nZeroDivisionError"),
+])
+def test_measuring_process_fails(monkeypatch, code, stderr, kind, message):
+    monkeypatch.setattr(cost.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, code, "", stderr))
+    with pytest.raises(kind) as error:
+        measure(tiny_config(), device="cpu")
+    assert message in str(error.value)

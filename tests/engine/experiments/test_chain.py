@@ -1,0 +1,304 @@
+"""A chain of stages: what waits for what, what is done, what has changed, and the arithmetic of its table."""
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import Data, tiny_config, write_config
+
+from libs.core.config import load_config, to_dict
+from libs.core.errors import UserError
+from libs.engine.distill.teachers import with_run_name
+from libs.engine.experiments.chain import load_chain
+from libs.engine.experiments.chain_table import StageResults, chain_results, markdown, table_rows
+from libs.engine.runs.checkpoint import save_checkpoint
+
+
+class Folder:
+    """A chain folder whose runs go to tmp_path/ckpt; runs are put there without training."""
+
+    def __init__(self, root):
+        self.root, self.path, self.ckpt = root, root / "chain", root / "ckpt"
+        self.path.mkdir()
+
+    def stage(self, name, *teachers, **sections):
+        """A stage whose teachers are runs of other stages, or whatever holds a slash."""
+        entries = [{"name": f"t{i}", "checkpoint": t if "/" in t else f"{self.ckpt}/{t}_{{run}}"} for i, t in enumerate(teachers)]
+        sections = {"output_folder": str(self.ckpt), "distill": {"teachers": entries}, "opt": {"epochs": 1}, **sections}
+        return write_config(self.path / f"{name}.yaml", Data(self.root / "a.json", self.root / "feats"), **sections)
+
+    def load(self, seeds=(0,), output="seed", overrides=()):
+        return load_chain(self.path, seeds, output, overrides)
+
+    def train(self, run, epoch=2, **changes):
+        """The checkpoint of an epoch as train.py leaves it; `changes` of its configuration as --set values."""
+        values = [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+        config = with_run_name(load_config(run.config.source, [*run.overrides, *values]), run.name)
+        weights = {"w": torch.zeros(2)}
+        training = {"config": to_dict(config), "iteration": 3 * epoch}
+        save_checkpoint(run.folder / f"epoch_{epoch:03d}.pth.tar", epoch, weights, weights, {}, {}, training)
+
+    def finish(self, run, average=0.5, **changes):
+        self.train(run, **changes)
+        results = run.folder / "eval" / "epoch_002_ema" / "results.json"
+        results.parent.mkdir(parents=True)
+        results.write_text(json.dumps({"average_mAP": average}))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+@pytest.fixture
+def published(folder):
+    """The published chain: file names in another order than that of the teachers."""
+    folder.stage("teacher")
+    folder.stage("structure_teacher", "teacher")
+    folder.stage("a_cross_modal", "structure_teacher")
+    folder.stage("multi_teacher", "teacher", "structure_teacher")
+    folder.stage("student_alone")
+    (folder.path / "_base.yaml").write_text("opt: {epochs: 1}")  # no stage
+    return folder
+
+
+def test_teachers_come_first_seed_by_seed(published):
+    chain = published.load((4, 5), "x", ["train_cfg.dropout=0"])
+    assert list(chain.runs) == [f"{stage}_x{seed}" for seed in (4, 5) for stage in (
+        "teacher", "structure_teacher", "a_cross_modal", "multi_teacher", "student_alone")]
+    run = chain.runs["multi_teacher_x5"]
+    assert chain.teachers(run) == ["teacher_x5", "structure_teacher_x5"]
+    assert chain.source_names(run) == ["teacher", "structure_teacher"]
+    assert (run.folder, run.last.name) == (published.ckpt / "multi_teacher_x5", "epoch_002.pth.tar")
+    assert (run.config.init_rand_seed, run.config.train_cfg.dropout) == (5, 0)
+    assert run.training[2:] == [str(published.path / "multi_teacher.yaml"), "--output", "x5", "--resume", "auto", "--set",
+                                "train_cfg.dropout=0", "init_rand_seed=5"]
+    assert run.evaluation[2:5] == [str(published.path / "multi_teacher.yaml"), str(run.last), "--weights"]
+
+
+def test_a_stage_pulls_in_the_teachers_that_it_needs(published):
+    chain = published.load((0, 1))
+    assert list(chain.plan(["a_cross_modal"])) == [f"{s}_seed{i}" for i in (0, 1) for s in (
+        "teacher", "structure_teacher", "a_cross_modal")]
+    published.finish(chain.runs["structure_teacher_seed1"])  # trained: needs its own teacher no more
+    assert list(chain.plan(["a_cross_modal"])) == ["teacher_seed0", "structure_teacher_seed0", "a_cross_modal_seed0",
+                                                   "structure_teacher_seed1", "a_cross_modal_seed1"]
+    assert list(chain.plan(["student_alone"])) == ["student_alone_seed0", "student_alone_seed1"]
+    assert chain.select([]) == ["teacher", "structure_teacher", "a_cross_modal", "multi_teacher", "student_alone"]
+    with pytest.raises(UserError, match=r"--stages studnt_alone: .* has no studnt_alone.yaml \(did you mean 'student_alone'\?\)"):
+        chain.select(["teacher", "studnt_alone"])
+
+
+def test_what_is_done_and_what_is_left(folder):
+    folder.stage("student", test_cfg={"weights": "raw"})
+    run = folder.load().runs["student_seed0"]
+    assert (run.begun, run.trained, run.done) == (False, False, False)
+    folder.train(run, epoch=1)
+    assert (run.begun, run.trained, run.done) == (True, False, False)
+    folder.finish(run)
+    assert (run.begun, run.trained, run.done) == (True, True, False)  # what is there is of the averaged weights
+    (run.folder / "eval" / "epoch_002_ema").rename(run.folder / "eval" / "epoch_002_raw")
+    assert run.done
+    assert run.average_mAP() == 50
+
+
+def test_only_what_is_left_is_started(folder, monkeypatch):
+    folder.stage("student")
+    run, started = folder.load().runs["student_seed0"], []
+    monkeypatch.setattr("libs.engine.experiments.chain.run_commands", lambda commands, *rest: started.append((commands, *rest)))
+    run.complete(2)
+    folder.train(run)
+    run.complete(2)
+    log = folder.ckpt / "student_seed0.log"
+    assert started == [([run.training, run.evaluation], log, 2, "student_seed0"), ([run.evaluation], log, 2, "student_seed0")]
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"opt__learning_rate": "0.5"}, "opt.learning_rate: 0.5 -> 0.003"), ({"opt__epochs": "5"}, "opt.epochs: 5 -> 1"),
+    ({"init_rand_seed": "9"}, "init_rand_seed: 9 -> 0"), ({"test_cfg__nms_sigma": "0.9"}, "test_cfg.nms_sigma: 0.9 -> 0.5")])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_changed_configuration_is_refused(folder, change, text, epoch):
+    folder.stage("student")
+    chain = folder.load()
+    folder.train(chain.runs["student_seed0"], epoch, **change)
+    with pytest.raises(UserError) as caught:
+        chain.plan(["student"])
+    assert text in str(caught.value)
+    assert "--output, or remove" in str(caught.value)
+    assert str(folder.ckpt / "student_seed0") in str(caught.value)
+
+
+def test_what_changes_no_number_is_no_change(folder):
+    folder.stage("teacher", devices=["cuda:0"])
+    folder.stage("student", "teacher")
+    chain = folder.load()
+    for run in chain.runs.values():
+        folder.finish(run, devices="cpu", output_folder="./elsewhere", loader__num_workers="1", loader__cache="ram",
+                      test_cfg__batch_size="7", distill__cache_folder="./c", train_cfg__head_empty_cls="[1]")
+    assert list(chain.plan(["student", "teacher"])) == ["teacher_seed0", "student_seed0"]
+    assert [run.changes() for run in chain.runs.values()] == [[], []]
+    folder.stage("student", "teacher", train_cfg={"head_empty_cls": [2]})  # said by the file: compared
+    assert folder.load().runs["student_seed0"].changes() == ["train_cfg.head_empty_cls: (1,) -> (2,)"]
+    folder.stage("other")
+    folder.stage("student", "other")
+    (change,) = folder.load().runs["student_seed0"].changes()
+    assert change.startswith("distill.teachers: ")
+    assert "ckpt/teacher_seed0" in change
+    assert "ckpt/other_seed0" in change
+
+
+def test_a_checkpoint_of_another_program(folder):
+    folder.stage("student")
+    run = folder.load().runs["student_seed0"]
+    save_checkpoint(run.last, 2, {"w": torch.zeros(1)}, {"w": torch.zeros(1)}, {}, {}, None)
+    with pytest.raises(UserError, match=r"epoch_002\.pth\.tar: does not hold the configuration"):
+        run.changes()
+
+
+def test_a_student_of_a_teacher_that_is_gone(folder):
+    folder.stage("teacher")
+    folder.stage("student", "teacher")
+    chain = folder.load()
+    for run in chain.runs.values():
+        folder.finish(run)
+    shutil.rmtree(chain.runs["teacher_seed0"].folder)
+    assert list(chain.plan(["student"])) == ["student_seed0"]  # finished, and nothing is to be trained
+    with pytest.raises(UserError, match=r"student_seed0: has checkpoints, but its teacher .*teacher_seed0 is not trained"):
+        chain.plan(["student", "teacher"])
+
+
+@pytest.mark.parametrize(("links", "circle"), [
+    ({"a": ["b"], "b": ["c"], "c": ["a"]}, "a -> b -> c -> a"), ({"a": [], "b": ["a", "b"]}, "b -> b")])
+def test_a_circle(folder, links, circle):
+    for name, teachers in links.items():
+        folder.stage(name, *teachers)
+    with pytest.raises(UserError, match=rf"distill\.teachers: stages wait for each other in a circle \({circle}\)"):
+        folder.load()
+
+
+def test_teachers_from_elsewhere(folder):
+    folder.stage("teacher")
+    folder.stage("student", f"{folder.root}/elsewhere/run", f"{folder.ckpt}/teacher_{{run}}/epoch_001.pth.tar")
+    chain = folder.load()
+    with pytest.raises(UserError, match=r"student\.yaml: distill\.teachers: t0: checkpoint: .*/elsewhere/run: no such "
+                                        r"checkpoint, and no stage of .*/chain makes it .* e\.g\. .*/ckpt/teacher_\{run\}"):
+        chain.plan(["student"])
+    assert list(chain.plan(["teacher"])) == ["teacher_seed0"]
+    (folder.root / "elsewhere" / "run").mkdir(parents=True)
+    with pytest.raises(UserError, match="no such checkpoint"):  # a folder without checkpoints
+        chain.plan(["student"])
+    (folder.root / "elsewhere" / "run" / "epoch_007.pth.tar").touch()
+    assert list(chain.plan(["student"])) == ["teacher_seed0", "student_seed0"]  # one file of a stage's run
+    assert chain.source_names(chain.runs["student_seed0"]) == [f"{folder.root}/elsewhere/run", "teacher"]
+
+
+def test_folders_that_are_no_chain(folder, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        load_chain(tmp_path / "nowhere", [0], "seed")
+    with pytest.raises(UserError, match=r"chain: holds no stage"):
+        folder.load()
+    folder.stage("a")
+    folder.stage("b", output_folder="./other")
+    with pytest.raises(UserError, match=r"b\.yaml: output_folder: \./other, but .*a\.yaml writes to .*/ckpt"):
+        folder.load()
+
+
+@pytest.mark.parametrize("output", ["a/b", "../a", "a/", "/"])
+def test_names_of_runs_that_are_paths(folder, output):
+    """Their runs would share one name, and all but one of them be lost."""
+    folder.stage("a")
+    folder.stage("b")
+    with pytest.raises(UserError, match=f"--output {output}: .*; leave / out"):
+        load_chain(folder.path, [0], output)
+
+
+def test_results_by_stage_and_seed(folder, capsys):
+    for name in ("zebra", "student", "teacher"):
+        folder.stage(name)
+    folder.stage("student", "zebra", "teacher", distill={"init_from": "t1", "teachers": [
+        {"name": f"t{i}", "checkpoint": f"{folder.ckpt}/{n}_{{run}}"} for i, n in enumerate(("zebra", "teacher"))]})
+    chain = folder.load((0, 1))
+    folder.finish(chain.runs["teacher_seed0"], 0.8)
+    folder.finish(chain.runs["teacher_seed1"], 0.7, opt__learning_rate=1)
+    folder.finish(chain.runs["student_seed1"], 0.6)
+    folder.finish(chain.runs["zebra_seed1"], 0.1)
+    folder.train(chain.runs["zebra_seed0"])  # not evaluated
+    found = chain_results(chain)
+    assert [(r.stage, r.average_mAP, r.steps, r.init) for r in found] == [
+        ("teacher", {0: 80}, 6, "random"), ("student", {1: 60}, 6, "teacher"), ("zebra", {1: 10}, 6, "random")]
+    assert found[1].teachers == ("zebra", "teacher")
+    assert "teacher_seed1: left out of the table, its configuration has changed since: opt.learning_rate: 1.0 -> 0.003" in \
+        capsys.readouterr().err
+    assert chain_results(chain, planned=["teacher_seed1"])[0].average_mAP == {0: 80, 1: pytest.approx(70)}
+
+
+def results(stage, values, **sections):
+    return StageResults(stage, tiny_config(**sections), (), "random", 40, dict(enumerate(values)))
+
+
+def costs(config):
+    flops = 8e9 if config.model.embd_dim == 16 else 1e9
+    return SimpleNamespace(params=1_234_567, flops=flops, latency_ms=12.345, length=48, threads=2, machine="a machine")
+
+
+STREAMS = {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}
+NARROW = {"embd_dim": 8, "fpn_dim": 8, "modalities": ["rgb"], "hallucinator": "separable", "hallucinated": ["flow"]}
+
+
+def test_table_by_hand():
+    rows = {row["stage"]: row for row in table_rows([
+        results("teacher", [80.0, 84.0]), results("student_alone", [70.0, 72.0, 77.0]),
+        results("student", [75.0, 80.0, 79.0], dataset=STREAMS, model=NARROW)], costs)}
+    student = rows["student"]
+    assert student["average_mAP"] == {"0": 75, "1": 80, "2": 79}
+    assert student["mean"] == 78
+    assert student["standard_deviation"] == pytest.approx(7 ** 0.5)  # squares 9 + 4 + 1 over n - 1 = 2
+    assert student["difference"] == {"0": 5, "1": 8, "2": 2}
+    assert student["mean_difference"] == 5
+    assert student["gap_recovered"] == pytest.approx(100 * 6.5 / 11)  # seeds 0 and 1: 77.5 of 71 to 82
+    assert student["flops_of_teacher"] == 0.125
+    assert (student["modalities"], student["hallucinated"]) == (["rgb"], ["flow"])
+    assert (student["epochs"], student["iterations_per_epoch"], student["steps"]) == (4, 10, 40)
+    assert (rows["teacher"]["gap_recovered"], rows["student_alone"]["gap_recovered"]) == (100, 0)
+    assert rows["teacher"]["difference"] == {"0": 10, "1": 12}
+
+
+def test_table_without_its_ends():
+    (row,) = table_rows([results("student", [75.0])], costs)
+    assert [row[k] for k in ("standard_deviation", "mean_difference", "gap_recovered", "flops_of_teacher")] == [None] * 4
+    assert row["difference"] == {}
+    rows = table_rows([results("teacher", [70.0]), results("student_alone", [71.0]), results("student", [72.0])], costs)
+    assert [row["gap_recovered"] for row in rows] == [None] * 3  # no gap to close
+    json.dumps(rows, allow_nan=False)
+
+
+def test_markdown():
+    text = markdown(table_rows([results("student_alone", [70.0, 72.0]),
+                                results("student", [75.0], dataset=STREAMS, model=NARROW)], costs))
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert "of seeds 0, 1" in lines[0]
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells == ["student", "rgb (+ flow made up)", "-", "random", "4 x 10 = 40", "75.00", "75.00 -", "+5.00", "+5.00 -", "-",
+                     "1.235", "1.000", "-", "12.3"]
+    assert "71.00 ± 1.41" in lines[2]
+    assert "2 threads" in text
+    assert "one sequence of 48 feature vectors" in text
+
+
+def test_an_evaluation_with_other_settings_is_no_score_of_the_chain(published):
+    run = published.load().runs["teacher_seed0"]
+    published.finish(run)
+    file = run.folder / "eval" / "epoch_002_ema" / "results.json"
+    for setting, message in (("test_cfg.nms_sigma=0.1", r"test_cfg\.nms_sigma: 0\.1, not 0\.5; remove it"),
+                             ("loader.num_workers=1", None), ("test_cfg.batch_size=3", None)):
+        used = load_config(run.config.source, [*run.overrides, setting])
+        file.write_text(json.dumps({"average_mAP": 0.5, "config": to_dict(used)}))
+        if message is None:
+            assert run.average_mAP() == 50
+        else:
+            with pytest.raises(UserError, match=message):
+                run.average_mAP()

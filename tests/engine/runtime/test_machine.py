@@ -1,0 +1,39 @@
+"""The line that names the machine of a measurement."""
+from __future__ import annotations
+
+import platform
+
+import pytest
+import torch
+
+from libs.engine.runtime import machine
+from libs.engine.runtime.machine import this_machine
+
+
+@pytest.mark.parametrize("gpu", [None, "some GPU"])
+def test_line(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"{gpu} {device}")
+    got = this_machine("cuda:1")
+    assert got.gpu == (gpu and "some GPU cuda:1")
+    assert this_machine().gpu == (gpu and "some GPU None")
+    assert this_machine("cpu").gpu is None
+    threads = torch.get_num_threads()
+    between = "" if gpu is None else ", some GPU cuda:1"
+    assert got.line() == (f"{got.processor}, {got.cores} cores, {threads} threads{between}, torch {torch.__version__}, "
+                          f"Python {platform.python_version()}")
+    assert got.processor
+    assert got.cores >= 1
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("processor\t: 0\nmodel name\t: A: B @ 2 GHz\nmodel name\t: C\n", "A: B @ 2 GHz"),
+    ("processor\t: 0\n", platform.processor() or platform.machine()),  # as on ARM
+    (None, platform.processor() or platform.machine()),
+])
+def test_processor(monkeypatch, tmp_path, text, name):
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(machine, "Path", lambda _: path)
+    assert this_machine().processor == name
