@@ -71,11 +71,11 @@ class CachedTeachers:
             # shared out over all processes; then, if the machines do not share the folder, over those of each machine
             for rank, ranks in ((world.rank, world.size), (world.local_rank, world.local_size))[:1 + (world.size > 1)]:
                 missing = {v for v in video_ids if not (folder / f"{v}.npz").is_file()}
-                world.wait()  # all have looked before the first one writes
+                world.barrier()  # all have looked before the first one writes
                 if missing:
                     made += self._compute(teacher, folder, request, missing, device, rank, ranks)
-                world.wait()
-        return sum(world.gather(made))
+                world.barrier()
+        return sum(world.all_gather(made))
 
     @torch.no_grad()
     def _compute(self, teacher: Teacher, folder: Path, request: Request, missing: set[str], device: torch.device, rank: int,

@@ -74,7 +74,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     with strict_determinism(deterministic):
         detections = predict(model.to(device), dataset, config, device, progress(len(dataset)), world, collector)
         about = environment(config, device)
-    if not world.first:
+    if not world.is_main:
         return None
     seconds = time.perf_counter() - started
     names = dataset.label_names

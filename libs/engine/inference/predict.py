@@ -87,7 +87,7 @@ def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Confi
     finally:
         model.train(was_training)
         close(loader)
-    found = merged(world.gather(found))
+    found = merged(world.all_gather(found))
     return fused(as_detections(found, [v.id for v in dataset.videos]), external, config)
 
 

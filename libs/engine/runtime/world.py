@@ -47,7 +47,7 @@ class World:
     store: Any = field(default=None, repr=False, compare=False)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
@@ -74,13 +74,13 @@ class World:
         copies.broadcast_buffers = False  # they are equal anyway; as an argument it is deprecated in newer versions of torch
         return copies
 
-    def sum(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in its place; nothing is read back from a GPU."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of a number over all processes, by way of the CPU: no GPU is waited for."""
         if self.size == 1:
             return value
@@ -88,7 +88,7 @@ class World:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Every process's value, by rank."""
         if self.size == 1:
             return [value]
@@ -96,7 +96,7 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def share(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Process 0's value."""
         if self.size == 1:
             return value
@@ -104,17 +104,17 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here."""
-        self.sum(torch.zeros(1))
+        self.all_reduce(torch.zeros(1))
 
     def in_turn(self, work: Callable[[], object]) -> None:
         """Do what is done once per disk: process 0, then the first one of every machine, then the others, which find it done."""
-        turn = 0 if self.first else 1 if self.local_rank == 0 else 2
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for now in range(3 if self.size > 1 else 1):
             if now == turn:
                 work()
-            self.wait()
+            self.barrier()
 
     def seed(self, seed: int, epoch: int) -> int:
         """A seed of this process's own, for processes other than the first."""

@@ -66,7 +66,7 @@ def fit(config: Config, folder: Path, device: torch.device, options: FitOptions,
     Raises Stopped once everything is saved, after a signal asked for that (libs/engine/runtime/stop_signals.py).
     """
     lock = FolderLock(folder)
-    if world.first:
+    if world.is_main:
         lock.take()  # before anything is read: who still writes there may write the checkpoint to go on from
     try:
         with strict_determinism(options.deterministic):
@@ -105,7 +105,7 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
         objective = DetectionObjective(model, config)
     objective.to(device)
     trainer = Trainer(objective, config, len(sampler), world, train_set.label_names)
-    if not world.first:  # the first one goes on with the numbers of a run of one process
+    if not world.is_main:  # the first one goes on with the numbers of a run of one process
         seed_generators(world.seed(config.init_rand_seed, 0))
     if cached and (made := objective.said.prepare([v.id for v in train_set.videos], device, world)):
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
@@ -115,13 +115,13 @@ def _fit(config: Config, folder: Path, device: torch.device, options: FitOptions
         del resume  # its memory
         _mention_later(folder, trainer.epoch, options)
 
-    if world.first:
+    if world.is_main:
         lock.take(create=True)
         run: Run | SilentRun = Run(folder, config, *trainer.logged)
     else:
         run = SilentRun(folder)
     try:
-        if world.first:
+        if world.is_main:
             record_start(folder, config, device, source, trainer.iteration)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         run.say(f"{folder}: {len(train_set)} videos, {len(sampler)} iterations per epoch, {config.total_epochs} epochs, "
@@ -222,7 +222,7 @@ def _evaluate(trainer: Trainer, val_set: TalDataset, run: Run | SilentRun, saver
             if saver.asked.stopping and trainer.world.size == 1:  # of several processes none may leave the others alone here
                 raise _AskedToStop
         detections = predict(model, val_set, config, trainer.device, advance, trainer.world)
-    return trainer.world.share(score(detections, val_set) if trainer.world.first else None), detections
+    return trainer.world.broadcast(score(detections, val_set) if trainer.world.is_main else None), detections
 
 
 def _record(trainer: Trainer, scores: Scores, run: Run | SilentRun) -> None:
@@ -271,16 +271,16 @@ def _summary(trainer: Trainer, train_set: TalDataset, val_set: TalDataset | None
 def _resumed(folder: Path, options: FitOptions, world: World) -> Checkpoint | None:
     """The checkpoint to go on from: what process 0 finds; UserError where another process does not see that file."""
     if options.resume is None:
-        if world.first:
+        if world.is_main:
             Run.refuse_used(folder)
         return None
     if options.init_from:
         raise UserError("--resume and --init-from exclude each other: one goes on with a run, the other starts a new one")
     found = None
-    if world.first:
+    if world.is_main:
         found = newest_checkpoint(folder) if options.resume == "auto" else load_checkpoint(find_checkpoint(options.resume))
-    path = world.share(found and found.path)
-    if world.first or path is None:
+    path = world.broadcast(found and found.path)
+    if world.is_main or path is None:
         return found
     if not path.is_file():
         raise UserError(f"{path}: process {world.rank} does not see this checkpoint; processes on several machines need a shared "

@@ -52,20 +52,20 @@ class Saver:
 
     def _wish(self) -> Wish:
         """The largest wish of any process."""
-        return Wish(self.trainer.world.largest(self.asked.wish()))
+        return Wish(self.trainer.world.all_reduce_max(self.asked.wish()))
 
     def _save(self, name: str) -> Path:
         path = self.run.folder / name
         self.trainer.raise_if_not_finite()
         self.run.sync()  # first the logs: what a checkpoint counts as done must be in them
         self.trainer.save(path)
-        self.trainer.world.wait()  # a process that stops before the first one has written would end it too
+        self.trainer.world.barrier()  # a process that stops before the first one has written would end it too
         self.asked.saved()
         return path
 
     def _remove_older(self) -> None:
         """Once an epoch is saved: the file of its middle, and with `keep` the files of the oldest epochs up to it."""
-        if not self.trainer.world.first:
+        if not self.trainer.world.is_main:
             return
         past = [path for epoch, path in epochs_of(self.run.folder) if epoch <= self.trainer.epoch]
         old = past[:-self.keep] if self.keep else []

@@ -48,7 +48,7 @@ class Gradients:
             names = list(losses.terms)
             own = torch.stack([losses.final, *losses.terms.values()]).detach().double()
             values = own if values is None else values + own
-        final, *terms = self.world.sum(values).float().unbind()
+        final, *terms = self.world.all_reduce(values).float().unbind()
         return Losses(final, dict(zip(names, terms, strict=True)))
 
     def of_one_batch(self, batch: Batch) -> Losses:
@@ -69,7 +69,7 @@ class Gradients:
     def _whole(self, parts: Sequence[Sums]) -> Sums:
         """The sums of all parts, here and elsewhere; one message, in float64, since counts may exceed what float32 holds."""
         flat = torch.stack([torch.cat([v.flatten() for v in part.values()]).double() for part in parts]).sum(0)
-        pieces = self.world.sum(flat).float().split([v.numel() for v in parts[0].values()])
+        pieces = self.world.all_reduce(flat).float().split([v.numel() for v in parts[0].values()])
         return {name: piece.view(v.shape) for (name, v), piece in zip(parts[0].items(), pieces, strict=True)}
 
     def _balanced(self, batches: Sequence[Batch], prepared: Sequence[Prepared]) -> Callable[[Tensor], Tensor]:
@@ -79,12 +79,12 @@ class Gradients:
         without a graph for their losses, with the same random numbers.
         """
         if len(batches) == 1 or not self.objective.criterion.balances:
-            return self.world.sum
+            return self.world.all_reduce
         devices = [self.device] if self.device.type == "cuda" else []
         found = torch.zeros(2, device=self.device)
         with torch.no_grad(), torch.random.fork_rng(devices):
             for batch, known in zip(batches, prepared, strict=True):
                 terms = self.objective(batch.to(self.device), known, lambda own: own).terms
                 found += torch.stack([terms["cls_loss"], terms["reg_loss"]])
-        self.world.sum(found)
+        self.world.all_reduce(found)
         return lambda _own: found

@@ -123,7 +123,7 @@ class Trainer:
         """UserError naming the videos of the first batch since the last call whose loss was not finite."""
         bad = int(self._first_bad)
         if bad >= 0:
-            videos = ", ".join(v for own in self.world.gather(self._recent[bad]) for v in own)
+            videos = ", ".join(v for own in self.world.all_gather(self._recent[bad]) for v in own)
             raise UserError(f"the loss is not finite at iteration {bad + 1}; videos of that batch: {videos}. The weights were "
                             "not touched by it. Look at the features of these videos, or lower opt.learning_rate "
                             f"(now {self.config.opt.learning_rate:g}) or set train_cfg.clip_grad_l2norm: 1.0")
@@ -136,9 +136,9 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the state between two steps; continuing from it is exact, with the same number of processes."""
-        states = self.world.gather(random_state())
+        states = self.world.all_gather(random_state())
         self._compare_processes()
-        if not self.world.first:
+        if not self.world.is_main:
             return
         training = {"iteration": self.iteration, "iters_per_epoch": self.iters_per_epoch, "ema_updates": self.average.updates,
                     "objective": self.objective.training_state(), "random": states[0], "best": dict(self.best),
@@ -195,7 +195,7 @@ class Trainer:
         if self.world.size == 1:
             return
         values = (*self.model.state_dict().values(), *self.average.state_dict().values())
-        sums = self.world.gather(float(torch.stack([v.detach().double().sum() for v in values]).sum()))
+        sums = self.world.all_gather(float(torch.stack([v.detach().double().sum() for v in values]).sum()))
         if wrong := [rank for rank, its in enumerate(sums) if its != sums[0]]:
             note(f"warning: epoch {self.epoch}: the weights of process {wrong[0]} are not those of process 0, which are saved; "
                  "do the processes run on different GPUs or versions?")
@@ -212,7 +212,7 @@ class Trainer:
     def _restore_random_state(self, training: dict[str, Any]) -> None:
         """The state of this process, or with another number of processes a new one for all but the first."""
         states = [training["random"], *training.get("processes", {}).get("random_of_others", [])]
-        if self.world.first or len(states) == self.world.size:
+        if self.world.is_main or len(states) == self.world.size:
             restore_random_state(states[self.world.rank])
         else:
             seed_generators(self.world.seed(self.config.init_rand_seed, self.epoch))
