@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +60,18 @@ class HeadTower(nn.Module):
 
 
 class ClsHead(HeadTower):
-    """Class logits; the bias starts at the prior probability, that of empty classes at 1e-6."""
+    """Class logits; the bias starts at the prior probability, that of empty classes at 1e-6.
 
-    def __init__(self, config: Config):
+    Empty classes: those of train_cfg.head_empty_cls and `empty_classes`.
+    """
+
+    def __init__(self, config: Config, empty_classes: Collection[int] = ()):
         super().__init__(config)
         self.cls_head = self.output(config, config.dataset.num_classes)
         with torch.no_grad():
             bias = self.cls_head.bias
             bias.fill_(logit(config.train_cfg.cls_prior_prob))
-            for class_id in config.train_cfg.head_empty_cls:
+            for class_id in {*config.train_cfg.head_empty_cls, *empty_classes}:
                 bias[class_id] = logit(EMPTY_CLASS_PROB)
 
     def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """The localization network: a pure function from features (B, T, C) and their mask (B, T) to `LevelOutputs`."""
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
 from libs.modeling.kernels.chunks import in_pieces
 from libs.modeling.necks import NECKS
-from libs.modeling.points import PointGrid, make_points, point_grid
+from libs.modeling.points import PointGrid, point_grid
 
 
 class LevelOutputs(NamedTuple):
@@ -37,7 +38,7 @@ class Features(NamedTuple):
 class LocPointTransformer(nn.Module):
     """ActionFormer (Zhang et al., ECCV 2022) and its variants: backbone, neck and shared heads."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, empty_classes: Collection[int] = ()):
         super().__init__()
         model = config.model
         levels = model.backbone_arch[2] + 1
@@ -50,7 +51,7 @@ class LocPointTransformer(nn.Module):
         self.fusion = GatedFusion.of(config) if model.fusion == "gated" else None
         self.backbone = BACKBONES[model.backbone_type](config)
         self.neck = NECKS[model.fpn_type](config, self.backbone.width, levels)
-        self.cls_head = ClsHead(config)
+        self.cls_head = ClsHead(config, empty_classes)
         self.reg_head = RegHead(config, len(self.strides))
         self.input_dropout = nn.Dropout1d(config.train_cfg.input_dropout)
 
@@ -59,22 +60,24 @@ class LocPointTransformer(nn.Module):
         """Grid steps between two points of the last level; T must be a multiple of it."""
         return self.strides[-1]
 
-    def forward(self, feats_BTC: Tensor, mask_BT: Tensor) -> LevelOutputs:
+    def forward(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> LevelOutputs:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
         with self._precision(feats_BTC):
             _, maps, masks = self._backbone(feats_BTC, mask_BT)
-            return self._heads(*self.neck(maps, masks))
+            return self._heads(*self.neck(maps, masks), self.grid(mask_BT) if grid is None else grid)
 
-    def trace(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[LevelOutputs, Features]:
+    def trace(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> tuple[LevelOutputs, Features]:
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
 
         T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
+        `grid`: `self.grid(mask_BT)`, if the caller has it already.
         """
         with self._precision(feats_BTC):
             inputs, maps, masks = self._backbone(feats_BTC, mask_BT)
             stem = maps[0]
             levels, masks = self.neck(maps, masks)
-            return self._heads(list(levels), masks), Features(inputs, stem, tuple(levels))
+            outputs = self._heads(list(levels), masks, self.grid(mask_BT) if grid is None else grid)
+            return outputs, Features(inputs, stem, tuple(levels))
 
     def grid(self, mask_BT: Tensor) -> PointGrid:
         """Points, their mask and the level sizes of the outputs for valid steps (B, T), without running the network."""
@@ -98,20 +101,23 @@ class LocPointTransformer(nn.Module):
         fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
         return feats_BTC, *self.backbone(fused_BTC, mask_BT)
 
-    def _heads(self, levels: list[Tensor], masks: list[Tensor]) -> LevelOutputs:
-        """What the heads say about the levels (B, T_l, C), fine to coarse, with masks (B, T_l); empties `levels`."""
-        mask_BP, sizes = torch.cat(masks, dim=1), tuple(x.shape[1] for x in levels)
-        points = make_points(sizes, self.strides, self.ranges, mask_BP.device)
-        if in_pieces(levels[0], mask_BP):  # joined, they would take the memory of another pyramid
+    def _heads(self, levels: list[Tensor], masks: list[Tensor], grid: PointGrid) -> LevelOutputs:
+        """Outputs of the heads on the levels (B, T_l, C), fine to coarse, with masks (B, T_l); empties `levels`."""
+        sizes = grid.level_sizes
+        if in_pieces(levels[0], grid.mask):  # joined, they would take the memory of another pyramid
             said = [(self.cls_head(x, m, (n,)), self.reg_head(x, m, (n,), i))
                     for i, (x, m, n) in enumerate(zip(levels, masks, sizes, strict=True))]
             logits, offsets = (torch.cat(parts, dim=1) for parts in zip(*said, strict=True))
-            return LevelOutputs(logits, offsets, mask_BP, points, sizes)
-        joined = torch.cat(levels, dim=1)
-        levels.clear()  # else two pyramids are alive while the heads run
-        return LevelOutputs(self.cls_head(joined, mask_BP, sizes), self.reg_head(joined, mask_BP, sizes), mask_BP, points, sizes)
+        else:
+            joined = torch.cat(levels, dim=1)
+            levels.clear()  # else two pyramids are alive while the heads run
+            logits, offsets = self.cls_head(joined, grid.mask, sizes), self.reg_head(joined, grid.mask, sizes)
+        return LevelOutputs(logits, offsets, grid.mask, grid.points, sizes)
 
 
-def build_model(config: Config) -> LocPointTransformer:
-    """The network of a configuration, freshly initialised from torch's global random generator."""
-    return LocPointTransformer(config)
+def build_model(config: Config, empty_classes: Collection[int] = ()) -> LocPointTransformer:
+    """The network of a configuration, freshly initialised from torch's global random generator.
+
+    `empty_classes`: ids of classes without annotations; with those of train_cfg.head_empty_cls they start at a low probability.
+    """
+    return LocPointTransformer(config, empty_classes)

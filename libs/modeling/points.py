@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PointGrid(NamedTuple):
-    """Where the network will speak about a batch of B videos: its P points, fine to coarse."""
+    """Points at which the network predicts, for a batch of B videos: P points, levels fine to coarse."""
 
     points: Tensor  # (P, 4) as of `make_points`
     mask: Tensor  # (B, P) bool, valid points

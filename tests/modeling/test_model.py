@@ -206,12 +206,28 @@ def test_the_same_seed_gives_the_same_network():
 
 
 @pytest.mark.parametrize("head_type", ["conv", "separable"])
-def test_empty_classes_start_with_a_tiny_probability(head_type):
-    model = build_model(tiny_config(model={"head_type": head_type}, train_cfg={"head_empty_cls": [1], "cls_prior_prob": 0.02}))
+@pytest.mark.parametrize(("configured", "given"), [([1], ()), ([], (1,)), ([1], (1,)), ([1], (2,))])
+def test_empty_classes_start_with_a_tiny_probability(head_type, configured, given):
+    config = tiny_config(model={"head_type": head_type}, train_cfg={"head_empty_cls": configured, "cls_prior_prob": 0.02})
+    model = build_model(config, given)
     conv = model.cls_head.cls_head.conv
     bias = conv.bias if head_type == "conv" else conv.point_conv.bias
-    assert torch.sigmoid(bias.double()).tolist() == pytest.approx([0.02, 1e-6, 0.02], rel=1e-4)
+    wanted = [1e-6 if i in (*configured, *given) else 0.02 for i in range(3)]
+    assert torch.sigmoid(bias.double()).tolist() == pytest.approx(wanted, rel=1e-4)
     assert head_type == "conv" or not conv.depth_conv.bias.any()
+
+
+@pytest.mark.parametrize("name", ["transformer", "fpn", "start level"])
+def test_a_given_grid_changes_nothing_and_is_used(name):
+    config, model = network(**VARIANTS[name])
+    x, mask = padded_batch([40, 17], 48, channels(config))
+    with torch.no_grad():
+        own, grid = model(x, mask), model.grid(mask)
+        for given in (model(x, mask, grid), model.trace(x, mask, grid)[0]):
+            assert all(torch.equal(getattr(own, part), getattr(given, part)) for part in ("logits", "offsets", "mask", "points"))
+            assert given.level_sizes == own.level_sizes
+            assert given.points is grid.points
+            assert given.mask is grid.mask
 
 
 @pytest.mark.parametrize("name", VARIANTS)
