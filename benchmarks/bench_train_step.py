@@ -28,10 +28,11 @@ from libs.core.errors import UserError, run_main
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
 from libs.engine.deploy.cost import count
+from libs.engine.runtime.determinism import seed_everything
 from libs.engine.runtime.machine import keep_freed_memory
 from libs.engine.runtime.precision import set_products
 from libs.engine.training.objective import DetectionObjective
-from libs.engine.training.trainer import Trainer, seed_everything
+from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
 
 REFERENCE_G = 61  # the first release on a CPU, float32, every batch padded to 2304 steps

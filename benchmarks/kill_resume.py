@@ -115,8 +115,9 @@ def start(config: Path, folder: Path, marks: Marks, seed: int, options: list[str
         os.dup2(handle, 2)
         rng = random.Random(seed)  # not the global one, which is a part of the run's state
         for owner, name, phase in ((trainer_module.Trainer, "step", "step"), (trainer_module.Trainer, "save", "saving"),
-                                   (fit_module, "_log", "logging"), (fit_module, "_record", "logging"), (Run, "sync", "logging"),
-                                   (fit_module, "_evaluate", "evaluating")):
+                                   (fit_module, "log_steps", "logging"),
+                                   (fit_module, "record_scores", "logging"), (Run, "sync", "logging"),
+                                   (fit_module, "evaluate", "evaluating")):
             marked(owner, name, phase, marks)
         if pace:
             for name in ("fsync", "replace", "unlink", "chmod"):

@@ -1,8 +1,11 @@
-"""Distillation losses: what a student's outputs and features cost against those of one or several teachers.
+"""Distillation losses: a student's outputs and features compared with those of one or several teachers.
 
 Terms (SPEC section 12): `cls` class logits, `offsets`, `stem` finest backbone feature, `pyramid` features of all FPN levels,
-`inputs` what the backbones see (hallucinated against real modalities).  Two presets fill in whatever the configuration leaves
+`inputs` inputs of the backbones (hallucinated against real modalities).  Two presets fill in whatever the configuration leaves
 open: `corrected` (default) and `c2ms`, the published formulae.
+
+Every term is a sum divided by a denominator that does not depend on the student, so it can be added up over the micro-batches
+and processes of a step before the forward pass.
 """
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from torch import Tensor, nn
 from libs.core.checks import TERMS, teacher_names
 from libs.core.errors import UserError
 from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
-from libs.modeling.losses import Sums, diou_loss
+from libs.modeling.losses import Denominators, diou_loss
 from libs.modeling.model import Features, LevelOutputs
 from libs.modeling.points import PointGrid
 
 EPS = 1e-8
+FEATURES = ("stem", "pyramid", "inputs")  # terms that compare features
 
 CORRECTED: dict[str, Any] = {
     "det_weight": 1.0, "weight": 1.0,
@@ -51,7 +55,7 @@ C2MS_STAGES: dict[str, tuple[float, tuple[dict[str, float], ...]]] = {
 
 
 class TeacherOutputs(NamedTuple):
-    """What one teacher says about a batch of B videos padded to T steps, with P points; None where no term needs it."""
+    """One teacher's outputs and features of B videos padded to T steps, with P points; None where no term needs them."""
 
     logits: Tensor  # (B, P, K)
     offsets: Tensor  # (B, P, 2), level strides
@@ -62,7 +66,7 @@ class TeacherOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What the loss must know of a teacher: its name, the factor of every term (0: off), the widths of its features."""
+    """A teacher as the loss sees it: its name, the factor of every term (0: off), the widths of its features."""
 
     name: str
     factors: Mapping[str, float]
@@ -99,6 +103,13 @@ def resolve(config: Config) -> DistillConfig:
         det_weight=preset["det_weight"] if distill.det_weight is None else distill.det_weight, **filled)
 
 
+def resolved(value: float | None) -> float:
+    """A value of a section that `resolve` has returned; ValueError if it is open."""
+    if value is None:
+        raise ValueError("an open value of the distill section: call resolve first")
+    return value
+
+
 def _fill(term: Any, defaults: Mapping[str, Any]) -> Any:
     return dataclasses.replace(term, **{k: v for k, v in defaults.items() if getattr(term, k) is None})
 
@@ -124,32 +135,32 @@ def sigmoid_kl(student: Tensor, teacher: Tensor, temperature: float, focus: floa
     return divergence.sum(-1)
 
 
-def class_sum(mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
-    """What `class_term` divides by, float32 (): B x levels, or the number of points that count."""
+def class_denominator(mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm) -> Tensor:
+    """Denominator of `class_term`, float32 (): B x levels, or the number of points that count."""
     if term.reduction == "levels":
         return _filled(mask_BP, len(mask_BP) * len(sizes))
     return mask_BP.sum().to(torch.float32) if term.mask else _filled(mask_BP, mask_BP.numel())
 
 
-def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, sizes: Sequence[int], term: ClsTerm,
-               total: Tensor | None = None) -> Tensor:
-    """Scalar KL of class logits (B, P, K); `sizes` are the points per level.
+def class_term(student: Tensor, teacher: Tensor, mask_BP: Tensor, term: ClsTerm, denominator: Tensor) -> Tensor:
+    """Scalar KL of class logits (B, P, K).
 
     Reduction `levels`: per level the sum over points / B, then the mean over levels (published); `points`: the mean over points.
-    `total`, here and in the other terms: the sum to divide by where this is a part of a batch (that of the whole one); None: its
-    own.
     """
-    total = class_sum(mask_BP, sizes, term) if total is None else total
     if term.loss == "softmax_kl":
-        divergence = softmax_kl(student.float(), teacher.float(), term.temperature)
+        divergence = softmax_kl(student.float(), teacher.float(), resolved(term.temperature))
     else:
-        divergence = sigmoid_kl(student.float(), teacher.float(), term.temperature, term.focus)
+        divergence = sigmoid_kl(student.float(), teacher.float(), resolved(term.temperature), resolved(term.focus))
     weighted = torch.where(mask_BP, divergence, 0.0) if term.mask else divergence
-    return weighted.sum() / total.clamp(min=1.0)
+    return weighted.sum() / denominator.clamp(min=1.0)
 
 
 def offset_weight(teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor, term: OffsetTerm) -> Tensor:
-    """(B, P) float32: how much a point counts in `offset_term`."""
+    """(B, P) float32 weight of every point in `offset_term`.
+
+    Points `confident`: positive points, and points where the teacher's highest class probability exceeds `score_thresh`, both
+    weighted by that probability; `all`: every point has weight 1.
+    """
     weight = torch.ones_like(mask_BP, dtype=torch.float32)
     if term.points == "confident":
         score = torch.sigmoid(teacher_logits.float()).amax(-1)
@@ -157,43 +168,42 @@ def offset_weight(teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor, 
     return weight * mask_BP if term.mask else weight
 
 
-def offset_sum(weight_BP: Tensor, sizes: Sequence[int], term: OffsetTerm) -> Tensor:
-    """What `offset_term` divides by: its weights added up, float32 (), or (levels,) for reduction `levels`."""
-    if term.reduction == "points":
-        return weight_BP.sum()
-    return torch.stack([w.sum() for w in weight_BP.split(list(sizes), dim=1)])
+def sum_of_points(values_BP: Tensor, sizes: Sequence[int], term: OffsetTerm) -> Tensor:
+    """Values (B, P) summed over all points, (), or for reduction `levels` per level, (levels,).
 
-
-def offset_term(student: Tensor, teacher: Tensor, teacher_logits: Tensor, positive_BP: Tensor, mask_BP: Tensor,
-                sizes: Sequence[int], term: OffsetTerm, total: Tensor | None = None) -> Tensor:
-    """Scalar loss of offsets (B, P, 2) in level strides; `positive_BP`: points with a ground-truth segment.
-
-    Points `confident`: those, and points where the teacher's best class probability exceeds `score_thresh`, both weighted by that
-    probability.  Reduction `levels`: weighted mean per level, then the mean over levels; `points`: one weighted mean.
+    Of the weights of points this is the denominator of `offset_term`.
     """
-    weight = offset_weight(teacher_logits, positive_BP, mask_BP, term)
-    total = offset_sum(weight, sizes, term) if total is None else total
+    if term.reduction == "points":
+        return values_BP.sum()
+    return torch.stack([level.sum() for level in values_BP.split(list(sizes), dim=1)])
+
+
+def offset_term(student: Tensor, teacher: Tensor, weight_BP: Tensor, sizes: Sequence[int], term: OffsetTerm,
+                denominator: Tensor) -> Tensor:
+    """Scalar loss of offsets (B, P, 2) in level strides, each point weighted by `offset_weight`.
+
+    Reduction `levels`: weighted mean per level, then the mean over levels; `points`: one weighted mean.
+    """
     # elsewhere a constant against itself: no gradient, and none where both agree (DIoU of two segments without length is 1)
-    used = ((weight > 0) & (student != teacher).any(-1)).unsqueeze(-1)
+    used = ((weight_BP > 0) & (student != teacher).any(-1)).unsqueeze(-1)
     s, t = (torch.where(used, x.float(), 1.0) for x in (student, teacher))
     error = diou_loss(s, t) if term.loss == "diou" else (s - t).square().mean(-1)
-    return (offset_sum(weight * error, sizes, term) / total.clamp(min=EPS)).mean()
+    return (sum_of_points(weight_BP * error, sizes, term) / denominator.clamp(min=EPS)).mean()
 
 
-def feature_sum(teacher: Tensor, mask_BT: Tensor, term: FeatureTerm) -> Tensor:
-    """What `feature_term` divides by, float32 (): the number of compared values."""
+def feature_denominator(teacher: Tensor, mask_BT: Tensor, term: FeatureTerm) -> Tensor:
+    """Denominator of `feature_term`, float32 (): the number of compared values."""
     if not term.mask:
         return _filled(teacher, teacher.numel())
     return (mask_BT.sum() * teacher.shape[-1]).to(torch.float32)
 
 
-def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm, total: Tensor | None = None) -> Tensor:
+def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm, denominator: Tensor) -> Tensor:
     """Scalar mean squared error of features (B, T, C), over all steps or the valid ones."""
-    total = feature_sum(teacher, mask_BT, term) if total is None else total
     error = (student.float() - teacher.float()).square()
     if term.mask:
         error = torch.where(mask_BT.unsqueeze(-1), error, 0.0)
-    return error.sum() / total.clamp(min=1.0)
+    return error.sum() / denominator.clamp(min=1.0)
 
 
 def _filled(like: Tensor, value: float) -> Tensor:
@@ -221,56 +231,58 @@ class DistillationLoss(nn.Module):
         """The terms of a teacher that count."""
         return [term for term in TERMS if self.weight(teacher, term) != 0]
 
-    def needs(self, term: str) -> bool:
-        """Whether any teacher's `term` counts."""
-        return any(self.weight(teacher, term) > 0 for teacher in self.teachers)
-
-    def compared(self, said: Sequence[TeacherOutputs]) -> list[TeacherOutputs]:
-        """What teachers have said, without the features that no term compares (they are large)."""
-        return [t._replace(**{term: None for term in ("stem", "pyramid", "inputs") if term not in self.terms(teacher)})
-                for teacher, t in zip(self.teachers, said, strict=True)]
+    def without_unused(self, teacher_outputs: Sequence[TeacherOutputs]) -> list[TeacherOutputs]:
+        """The teachers' outputs without features that no term compares (they are large)."""
+        kept = []
+        for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
+            stem, pyramid, inputs = (getattr(t, term) if term in self.terms(teacher) else None for term in FEATURES)
+            kept.append(TeacherOutputs(t.logits, t.offsets, stem, pyramid, inputs))
+        return kept
 
     @torch.no_grad()
-    def sums(self, grid: LevelOutputs | PointGrid, mask_BT: Tensor, positive_BP: Tensor,
-             said: Sequence[TeacherOutputs]) -> Sums:
-        """What every term of a batch, or of a part of one, is divided by: `<term>_<teacher>` -> a sum.  Needs no student."""
-        cfg, sizes, found = self.settings, grid.level_sizes, {}
-        for teacher, t in zip(self.teachers, said, strict=True):
+    def denominators(self, grid: PointGrid, mask_BT: Tensor, positive_BP: Tensor,
+                     teacher_outputs: Sequence[TeacherOutputs]) -> Denominators:
+        """The denominator of every term of a micro-batch, by its logged name `<term>_<teacher>`."""
+        cfg, found = self.settings, {}
+        for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
             for term in self.terms(teacher):
                 if term == "cls":
-                    value = class_sum(grid.mask, sizes, cfg.cls)
+                    value = class_denominator(grid.mask, grid.level_sizes, cfg.cls)
                 elif term == "offsets":
-                    value = offset_sum(offset_weight(t.logits, positive_BP, grid.mask, cfg.offsets), sizes, cfg.offsets)
+                    weight = offset_weight(t.logits, positive_BP, grid.mask, cfg.offsets)
+                    value = sum_of_points(weight, grid.level_sizes, cfg.offsets)
                 else:
-                    value = feature_sum(getattr(t, term), grid.mask if term == "pyramid" else mask_BT, getattr(cfg, term))
+                    value = feature_denominator(getattr(t, term), grid.mask if term == "pyramid" else mask_BT, getattr(cfg, term))
                 found[f"{term}_{teacher.name}"] = value
         return found
 
     def forward(self, outputs: LevelOutputs, features: Features, mask_BT: Tensor, positive_BP: Tensor,
-                said: Sequence[TeacherOutputs], sums: Sums | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(weighted sum of all terms, every term by name: `<term>_<teacher>`, before any weight).
+                teacher_outputs: Sequence[TeacherOutputs], denominators: Denominators) -> tuple[Tensor, dict[str, Tensor]]:
+        """(weighted sum of all terms, every term before any weight by its logged name `<term>_<teacher>`).
 
-        `sums`: those of the whole batch where this is a part of one; None: its own.
+        `positive_BP`: points with a ground-truth segment; `denominators`: those of the whole step.
         """
         loss, values = outputs.logits.new_zeros(()), {}
-        pyramid = torch.cat(features.levels, dim=1) if self.needs("pyramid") else None
         cfg, mask_BP, sizes = self.settings, outputs.mask, outputs.level_sizes
-        for teacher, t in zip(self.teachers, said, strict=True):
+        compared = {"stem": features.stem, "inputs": features.inputs}
+        if any("pyramid" in self.terms(teacher) for teacher in self.teachers):
+            compared["pyramid"] = torch.cat(features.levels, dim=1)
+        for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
             for term in self.terms(teacher):
-                name, total = f"{teacher.name}_{term}", None if sums is None else sums[f"{term}_{teacher.name}"]
+                name = f"{term}_{teacher.name}"
+                denominator = denominators[name]
                 if term == "cls":
-                    value = class_term(outputs.logits, t.logits, mask_BP, sizes, cfg.cls, total)
+                    value = class_term(outputs.logits, t.logits, mask_BP, cfg.cls, denominator)
                 elif term == "offsets":
-                    value = offset_term(outputs.offsets, t.offsets, t.logits, positive_BP, mask_BP, sizes, cfg.offsets, total)
-                elif term == "stem":
-                    value = feature_term(self._project(name, features.stem), t.stem, mask_BT, cfg.stem, total)
-                elif term == "pyramid":
-                    value = feature_term(self._project(name, pyramid), t.pyramid, mask_BP, cfg.pyramid, total)
+                    weight = offset_weight(t.logits, positive_BP, mask_BP, cfg.offsets)
+                    value = offset_term(outputs.offsets, t.offsets, weight, sizes, cfg.offsets, denominator)
                 else:
-                    value = feature_term(features.inputs, t.inputs, mask_BT, cfg.inputs, total)
-                values[f"{term}_{teacher.name}"] = value
+                    own = self._projected(compared[term], f"{teacher.name}_{term}")
+                    mask = mask_BP if term == "pyramid" else mask_BT
+                    value = feature_term(own, getattr(t, term), mask, getattr(cfg, term), denominator)
+                values[name] = value
                 loss = loss + self.weight(teacher, term) * value
         return loss, values
 
-    def _project(self, name: str, x: Tensor) -> Tensor:
+    def _projected(self, x: Tensor, name: str) -> Tensor:
         return self.projections[name](x) if name in self.projections else x

@@ -1,6 +1,6 @@
-"""Detection losses: focal classification loss, centre-distance IoU regression loss, and their running normaliser.
+"""Detection losses: focal classification loss, centre-distance IoU regression loss, and their running normalizer.
 
-Sums run over masked tensors of fixed shape, so nothing is read back from the device during a training step.
+Losses are summed over masked tensors of fixed shape, so nothing is read back from the device during a training step.
 """
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.model import LevelOutputs
-from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets, assign_targets
 
 MOMENTUM = 0.9
 EPS = 1e-8
 
-
-Sums = dict[str, Tensor]  # what losses are divided by, each a sum over the videos of a batch, float32: () or (levels,)
+Denominators = dict[str, Tensor]  # what losses are divided by, each summed over the videos of a batch, float32: () or (levels,)
 
 
 class Losses(NamedTuple):
-    """Scalars of one step; `terms` holds every logged part by name, `final` is what is minimised.
+    """Scalar losses of a micro-batch: `final` is minimized, `terms` holds every logged part by name.
 
-    Where a step's batch lies in several parts (accumulation, several processes), a part's losses are divided by the sums of the
-    whole batch, so those of all parts add up to those of the batch.
+    All are divided by the denominators of the whole step (all micro-batches, all processes), so those of the micro-batches add
+    up to the losses of the step.
     """
 
     final: Tensor
@@ -69,77 +67,70 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
 class DetectionLoss(nn.Module):
     """Classification + regression loss of `LevelOutputs` against ground truth (SPEC items 31 to 34).
 
+    A training step calls `assign` and `denominators` for each micro-batch, `update_normalizer` once with the denominators of all
+    micro-batches, and then `forward` for each.
+
     `normalizer` is the running number of positives, float32 on the device; it is training state, saved in checkpoints under
     its own key, and never part of the model's weights.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, all_reduce: Callable[[Tensor], Tensor] = lambda value: value):
+        """`all_reduce` sums a tensor over the processes that train together; the automatic loss weight depends on all of them."""
         super().__init__()
         train = config.train_cfg
         self.num_classes = config.dataset.num_classes
         self.center_sample, self.radius = train.center_sample, train.center_sample_radius
-        self.smoothing, self.loss_weight = train.label_smoothing, train.loss_weight
+        self.smoothing, self.loss_weight, self.all_reduce = train.label_smoothing, train.loss_weight, all_reduce
+        self.normalizer: Tensor
         self.register_buffer("normalizer", torch.tensor(float(train.init_loss_norm)), persistent=False)
 
-    def forward(self, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Losses:
-        """Losses of a batch; each call also updates the normaliser.  Arguments as in `assign_targets`."""
-        targets = self.assign(outputs, segments_BN2, labels_BN, present_BN)
-        videos = len(labels_BN)
-        self.advance(self.sums(targets, outputs.mask, videos, videos))
-        return self.losses(outputs, targets)
+    @torch.no_grad()
+    def assign(self, points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Targets:
+        """The targets of all points; arguments as in `assign_targets`."""
+        return assign_targets(points_P4, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample, self.radius)
 
     @torch.no_grad()
-    def assign(self, grid: LevelOutputs | PointGrid, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor) -> Targets:
-        """The targets of the points of some outputs, or of the outputs to come."""
-        return assign_targets(grid.points, segments_BN2, labels_BN, present_BN, self.num_classes, self.center_sample, self.radius)
-
-    @torch.no_grad()
-    def sums(self, targets: Targets, mask_BP: Tensor, videos: int, labelled: int) -> Sums:
-        """What the normaliser needs to know of a batch, or of a part of one: its positives, its videos, and how many of them have
-        annotations (points of the others are masked out of `mask_BP`)."""
-        positives = ((targets.classes.sum(-1) > 0) & mask_BP).sum().to(torch.float32)
+    def denominators(self, targets: Targets, mask_BP: Tensor, videos: int, labelled: int) -> Denominators:
+        """Positive points, videos and videos with annotations of a micro-batch; `mask_BP`: points that count, as in `forward`."""
+        positives = (targets.positive & mask_BP).sum().to(torch.float32)
         return {"positives": positives, "videos": torch.full_like(positives, videos),
                 "labelled": torch.full_like(positives, labelled)}
 
     @torch.no_grad()
-    def advance(self, sums: Sums) -> None:
-        """Move the normaliser by one step, with the sums of the step's whole batch; before `losses`.
+    def update_normalizer(self, denominators: Denominators) -> None:
+        """Move the normalizer by one step, given the denominators of the whole step.
 
-        It counts as if all videos had annotations, and stays as it is where none has: else it would sink in batches without
-        annotations, and the next annotated video would weigh far too much.
+        The positives are scaled up as if every video had annotations.  Where none has, the normalizer stays as it is: otherwise
+        it would sink in steps without annotations, and the next annotated video would weigh far too much.
         """
-        count = sums["positives"].clamp(min=1.0) / (sums["labelled"] / sums["videos"])
+        count = denominators["positives"].clamp(min=1.0) / (denominators["labelled"] / denominators["videos"])
         moved = MOMENTUM * self.normalizer + (1 - MOMENTUM) * count
-        self.normalizer.copy_(torch.where(sums["labelled"] > 0, moved, self.normalizer))
+        self.normalizer.copy_(torch.where(denominators["labelled"] > 0, moved, self.normalizer))
 
-    def losses(self, outputs: LevelOutputs, targets: Targets, everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
-        """Losses with given targets, of a batch or of a part of one, with the normaliser as `advance` left it.
+    def forward(self, outputs: LevelOutputs, targets: Targets, mask_BP: Tensor) -> Losses:
+        """Losses of a micro-batch, divided by the normalizer.
 
-        `everywhere`: brings the automatic loss weight's two sums, classification and regression loss (2,), from this part to the
-        whole batch; None: this is the whole batch.
+        `mask_BP` (B, P) bool: points that count.  Valid points of videos without annotations do not: what happens there is
+        unknown, not background.
         """
         with torch.no_grad():
-            positive = (targets.classes.sum(-1) > 0) & outputs.mask
+            positive = targets.positive & mask_BP
             classes = targets.classes
             if self.smoothing > 0:
                 classes = classes * (1 - self.smoothing) + self.smoothing / (self.num_classes + 1)
             normalizer = self.normalizer.clone()
         per_class = focal_loss(outputs.logits.float(), classes)
-        cls = torch.where(outputs.mask.unsqueeze(-1), per_class, 0.0).sum() / normalizer
+        cls = torch.where(mask_BP.unsqueeze(-1), per_class, 0.0).sum() / normalizer
         # points without a segment compare a constant with itself: no loss, no gradient, and no NaN from either
         pred = torch.where(positive.unsqueeze(-1), outputs.offsets.float(), 1.0)
         wanted = torch.where(positive.unsqueeze(-1), targets.offsets, 1.0)
         reg = torch.where(positive, diou_loss(pred, wanted), 0.0).sum() / normalizer
-        return Losses(cls + self._weight(cls.detach(), reg.detach(), everywhere) * reg, {"cls_loss": cls, "reg_loss": reg})
+        return Losses(cls + self._regression_weight(cls, reg) * reg, {"cls_loss": cls, "reg_loss": reg})
 
-    @property
-    def balances(self) -> bool:
-        """Whether the weight of the regression loss follows the losses (train_cfg.loss_weight <= 0)."""
-        return self.loss_weight <= 0
-
-    def _weight(self, cls: Tensor, reg: Tensor, everywhere: Callable[[Tensor], Tensor] | None) -> float | Tensor:
-        if not self.balances:
+    @torch.no_grad()
+    def _regression_weight(self, cls: Tensor, reg: Tensor) -> float | Tensor:
+        """train_cfg.loss_weight if positive, otherwise the ratio of both losses over all processes (SPEC item 34)."""
+        if self.loss_weight > 0:
             return self.loss_weight
-        if everywhere is not None:
-            cls, reg = everywhere(torch.stack([cls, reg])).unbind()
+        cls, reg = self.all_reduce(torch.stack([cls, reg])).unbind()
         return cls / reg.clamp(min=0.01)

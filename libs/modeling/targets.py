@@ -12,10 +12,15 @@ SAME_LENGTH = 1e-3  # segments whose length is within this of the shortest one s
 
 
 class Targets(NamedTuple):
-    """What the points should say; B videos, P points, K classes."""
+    """Training targets of the points; B videos, P points, K classes."""
 
     classes: Tensor  # (B, P, K) float, multi-hot
-    offsets: Tensor  # (B, P, 2) float, distances to start and end in level strides; meaningful at positives only
+    offsets: Tensor  # (B, P, 2) float, distances to start and end in level strides; meaningful at positive points only
+
+    @property
+    def positive(self) -> Tensor:
+        """(B, P) bool: points with at least one class."""
+        return self.classes.sum(-1) > 0
 
 
 def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor, num_classes: int,

@@ -11,6 +11,7 @@ from helpers import padded_batch, show_every_term, tiny_config
 
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs, TeacherSpec, resolve, sigmoid_kl
 from libs.modeling.model import Features, LevelOutputs, build_model
+from libs.modeling.points import PointGrid
 
 SIZES, K, WIDTH, CHANNELS, TAU = (8, 4, 2), 3, 4, 6, 2.0
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")
@@ -31,6 +32,13 @@ def loss_of(config, stem=WIDTH, pyramid=WIDTH, widths=()):
     widths = widths or [(stem, pyramid)] * len(settings.teachers)
     specs = [TeacherSpec(t.name, t.terms, *w) for t, w in zip(settings.teachers, widths, strict=True)]
     return DistillationLoss(settings, specs, stem, pyramid)
+
+
+def losses_of_terms(loss, outputs, features, mask_BT, positive_BP, teacher_outputs):
+    """(total, {name: value}) of one batch that is a whole step."""
+    grid = PointGrid(outputs.points, outputs.mask, outputs.level_sizes)
+    denominators = loss.denominators(grid, mask_BT, positive_BP, teacher_outputs)
+    return loss(outputs, features, mask_BT, positive_BP, teacher_outputs, denominators)
 
 
 class Case:
@@ -55,7 +63,8 @@ class Case:
 
     def run(self, loss):
         """(total, {name: value}) as numbers."""
-        total, values = loss(self.outputs, self.features, self.mask_BT, self.positive_BP, self.teachers[:len(loss.teachers)])
+        total, values = losses_of_terms(loss, self.outputs, self.features, self.mask_BT, self.positive_BP,
+                                        self.teachers[:len(loss.teachers)])
         return total.item(), {name: value.item() for name, value in values.items()}
 
     def student(self, name):
@@ -250,7 +259,8 @@ def test_without_a_confident_point_the_offset_term_is_zero_with_a_finite_gradien
     case.teachers[0].logits.fill_(-40)
     case.positive_BP.fill_(False)
     offsets = case.outputs.offsets.requires_grad_()
-    total, values = loss_of(config_of({}))(case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
+    loss = loss_of(config_of({}))
+    total, values = losses_of_terms(loss, case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
     assert values["offsets_t0"].item() == 0
     total.backward()
     assert float(offsets.grad.abs().sum()) == 0
@@ -259,7 +269,8 @@ def test_without_a_confident_point_the_offset_term_is_zero_with_a_finite_gradien
 def test_unused_points_get_no_gradient():
     case = Case((5, 8))
     logits, offsets = case.outputs.logits.requires_grad_(), case.outputs.offsets.requires_grad_()
-    total, _ = loss_of(config_of({}))(case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
+    loss = loss_of(config_of({}))
+    total, _ = losses_of_terms(loss, case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
     total.backward()
     assert bool((logits.grad[~case.mask_BP] == 0).all())
     assert bool((logits.grad[case.mask_BP] != 0).all())
@@ -278,7 +289,8 @@ def test_segments_without_length_on_both_sides_agree():
         offsets[:, ::2] = 0
     case.positive_BP.fill_(True)
     student = case.outputs.offsets.requires_grad_()
-    total, values = loss_of(config_of({}))(case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
+    loss = loss_of(config_of({}))
+    total, values = losses_of_terms(loss, case.outputs, case.features, case.mask_BT, case.positive_BP, case.teachers[:1])
     assert values["offsets_t0"].item() == 0
     total.backward()
     assert bool((student.grad == 0).all())
@@ -296,7 +308,7 @@ def test_half_precision_outputs_give_a_float32_loss():
     case = Case((5, 8))
     half = case.outputs._replace(logits=case.outputs.logits.half(), offsets=case.outputs.offsets.half())
     features = Features(*(x.half() for x in case.features[:2]), tuple(x.half() for x in case.features.levels))
-    total, _ = loss_of(config_of({}))(half, features, case.mask_BT, case.positive_BP, case.teachers[:1])
+    total, _ = losses_of_terms(loss_of(config_of({})), half, features, case.mask_BT, case.positive_BP, case.teachers[:1])
     assert total.dtype is torch.float32
     assert float(total) == pytest.approx(case.run(loss_of(config_of({})))[0], rel=5e-3)
 
@@ -385,7 +397,7 @@ def test_padded_length_counts_only_in_the_published_preset(preset):
             own, features = student.trace(feats[..., :3], mask)
             its, seen = teacher.trace(feats, mask)
         said = TeacherOutputs(its.logits, its.offsets, seen.stem, torch.cat(seen.levels, 1), seen.inputs)
-        total, values = loss(own, features, mask, torch.zeros_like(own.mask), [said])
+        total, values = losses_of_terms(loss, own, features, mask, torch.zeros_like(own.mask), [said])
         assert len(values) == 5
         totals.append(torch.stack([total, *values.values()]).double())
     relative = ((totals[0] - totals[1]) / totals[0]).abs()

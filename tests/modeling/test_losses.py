@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers import padded_batch, show_every_term, tiny_config
+from steps import detection_losses
 
 from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
 from libs.modeling.model import build_model
@@ -43,19 +44,19 @@ def test_iou_losses_by_hand():
 
 def test_points_of_padding_and_of_other_videos_do_not_count():
     _, criterion, out, truth = setup()
-    before = criterion(out, *truth).terms
+    before = detection_losses(criterion, out, *truth).terms
     changed = out._replace(logits=torch.where(out.mask.unsqueeze(-1), out.logits, 50.0),
                            offsets=torch.where(out.mask.unsqueeze(-1), out.offsets, 50.0))
     criterion.normalizer.fill_(20.0)
-    after = criterion(changed, *truth).terms
+    after = detection_losses(criterion, changed, *truth).terms
     assert {k: v.item() for k, v in before.items()} == {k: v.item() for k, v in after.items()}
 
 
 def test_the_normaliser_runs_and_divides():
     _, criterion, out, truth = setup()
-    first = criterion(out, *truth)
+    first = detection_losses(criterion, out, *truth)
     assert criterion.normalizer.item() == pytest.approx(0.9 * 20 + 0.1 * 3)  # t = 11, 12, 13 of level 0
-    second = criterion(out, *truth)
+    second = detection_losses(criterion, out, *truth)
     after = 0.9 * (0.9 * 20 + 0.1 * 3) + 0.1 * 3
     assert criterion.normalizer.item() == pytest.approx(after)
     assert (second.final / first.final).item() == pytest.approx((0.9 * 20 + 0.1 * 3) / after, rel=1e-5)
@@ -66,7 +67,7 @@ def test_the_normaliser_runs_and_divides():
 @pytest.mark.parametrize("loss_weight", [1.0, -1.0])
 def test_batches_without_positives_have_finite_losses_and_gradients(truth, loss_weight):
     model, criterion, out, targets = setup(truth, loss_weight=loss_weight)
-    losses = criterion(out, *targets)
+    losses = detection_losses(criterion, out, *targets)
     losses.final.backward()
     assert losses.terms["reg_loss"].item() == 0
     assert losses.final.item() == losses.terms["cls_loss"].item() > 0
@@ -82,7 +83,7 @@ def test_the_regression_loss_ignores_points_without_a_segment():
     positive[1, 11:14] = True
     poisoned[~positive] = torch.nan
     poisoned.requires_grad_()
-    losses = criterion(out._replace(offsets=poisoned), *truth)
+    losses = detection_losses(criterion, out._replace(offsets=poisoned), *truth)
     losses.terms["reg_loss"].backward()
     assert torch.isfinite(losses.final)
     assert torch.isfinite(poisoned.grad).all()
@@ -99,20 +100,20 @@ def test_perfect_and_far_offsets_have_finite_gradients():
 
 def test_automatic_weight_balances_the_two_losses():
     _, criterion, out, truth = setup(loss_weight=0.0)
-    losses = criterion(out, *truth)
+    losses = detection_losses(criterion, out, *truth)
     cls, reg = losses.terms["cls_loss"].item(), losses.terms["reg_loss"].item()
     assert losses.final.item() == pytest.approx(cls + cls / max(reg, 0.01) * reg, rel=1e-5)
 
 
 def test_loss_weight():
     _, criterion, out, truth = setup(loss_weight=2.5)
-    losses = criterion(out, *truth)
+    losses = detection_losses(criterion, out, *truth)
     assert losses.final.item() == pytest.approx((losses.terms["cls_loss"] + 2.5 * losses.terms["reg_loss"]).item(), rel=1e-6)
 
 
 def test_label_smoothing():
     _, criterion, out, truth = setup(label_smoothing=0.2)
-    got = criterion(out, *truth).terms["cls_loss"]
+    got = detection_losses(criterion, out, *truth).terms["cls_loss"]
     targets = torch.zeros_like(out.logits)
     targets[1, 11:14, 1] = 1
     targets = targets * 0.8 + 0.2 / 4  # three classes and one more

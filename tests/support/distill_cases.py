@@ -21,8 +21,9 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
 from libs.engine.distill.teachers import load_teachers, streams_to_read
 from libs.engine.runs.checkpoint import save_checkpoint
-from libs.engine.training.objective import distillation
-from libs.engine.training.trainer import Trainer, seed_everything
+from libs.engine.runtime.determinism import seed_everything
+from libs.engine.training.objective import DistillationObjective
+from libs.engine.training.trainer import Trainer
 from libs.modeling.distill_losses import resolve
 from libs.modeling.model import build_model
 
@@ -76,9 +77,9 @@ class Setup:
         train_set = TalDataset(config, config.train_split, True, self.read)
         loader, sampler = training_loader(train_set, config, teachers=[t.config for t in self.teachers])
         self.model = build_model(config)
-        self.objective = distillation(self.model, config, self.settings, self.teachers, self.read).eval()
+        self.objective = DistillationObjective(self.model, config, self.settings, self.teachers, self.read).eval()
         self.trainer = Trainer(self.objective, config, len(sampler))
-        self.made = self.objective.said.prepare([v.id for v in train_set.videos], CPU) if cached else 0
+        self.made = self.objective.teacher_outputs.prepare([v.id for v in train_set.videos], CPU) if cached else 0
         self.batches = list(batches(loader))
 
 

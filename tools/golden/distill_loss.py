@@ -6,15 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from golden.common import Check, compare, load, text
 from golden.distill import fixture_config, fixture_features, fixture_weights
 from golden.model import batch_of
-from libs.core.schema import Config
+from libs.core.schema import Config, FeatureTerm
 from libs.datasets.loader import Batch
 from libs.engine.distill.teachers import Columns, InputOrder, Teacher, say, streams_to_read
-from libs.engine.training.objective import DistillationObjective, distillation
-from libs.modeling.distill_losses import TeacherSpec, class_term, feature_term, offset_term, resolve
+from libs.engine.training.objective import DistillationObjective
+from libs.modeling.distill_losses import (
+    TeacherSpec,
+    class_denominator,
+    class_term,
+    feature_denominator,
+    feature_term,
+    offset_term,
+    offset_weight,
+    resolve,
+    sum_of_points,
+)
 from libs.modeling.model import build_model
 
 RELATIVE = {"rtol": 1e-4}
@@ -38,7 +49,7 @@ def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
     for module in student.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    return distillation(student, config, settings, frozen, streams_to_read(config, frozen)), config
+    return DistillationObjective(student, config, settings, frozen, streams_to_read(config, frozen)), config
 
 
 def check(path: Path) -> list[Check]:
@@ -47,12 +58,14 @@ def check(path: Path) -> list[Check]:
     info = text(data["info"])
     objective, config = objective_of(info)
     objective.train()
-    read = streams_to_read(config, objective.said.teachers)
+    read = streams_to_read(config, objective.teacher_outputs.teachers)
     width = sum(config.modality_dim(name) for name in read)  # rgb comes first
     videos = {f"video{i}/feats": fixture_features(info, i)[:width] for i in range(len(info["lengths"]))}
     names = [f"video{i}" for i in range(len(info["lengths"]))]
     batch = Batch(*batch_of({**data, **videos}, names, config.dataset.max_seq_len), samples=())
-    losses = objective(batch)
+    part = objective.prepare(batch)
+    objective.update_normalizer(part.denominators)
+    losses = objective(part, part.denominators)
     losses.final.backward()
     gradients = {k: p.grad for k, p in objective.model.named_parameters()}
     norm = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
@@ -69,17 +82,23 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
     """Each term before any weight, those too that the stage does not use."""
     settings = objective.distillation.settings
     outputs, features = objective.model.trace(objective.columns(batch.feats), batch.mask)
-    said = objective.said(batch)
-    nowhere = torch.zeros_like(outputs.mask)
-    kl = [class_term(outputs.logits, t.logits, outputs.mask, outputs.level_sizes, settings.cls) for t in said]
-    offsets = [offset_term(outputs.offsets, t.offsets, t.logits, nowhere, outputs.mask, outputs.level_sizes, settings.offsets)
-               for t in said]
+    teacher_outputs = objective.teacher_outputs(batch)
+    mask, sizes, nowhere = outputs.mask, outputs.level_sizes, torch.zeros_like(outputs.mask)
+    kl = [class_term(outputs.logits, t.logits, mask, settings.cls, class_denominator(mask, sizes, settings.cls))
+          for t in teacher_outputs]
+    weights = [offset_weight(t.logits, nowhere, mask, settings.offsets) for t in teacher_outputs]
+    offsets = [offset_term(outputs.offsets, t.offsets, weight, sizes, settings.offsets,
+                           sum_of_points(weight, sizes, settings.offsets))
+               for t, weight in zip(teacher_outputs, weights, strict=True)]
+
+    def mse(own: Tensor, its: Tensor, term: FeatureTerm) -> Tensor:
+        return feature_term(own, its, batch.mask, term, feature_denominator(its, batch.mask, term))
+
     checks = [compare("kl_mean_over_levels", torch.stack(kl), data["kl_mean_over_levels"], **RELATIVE),
               compare("offset_mse", torch.stack(offsets), data["offset_mse"], **RELATIVE),
-              compare("stem_mse", feature_term(features.stem, said[-1].stem, batch.mask, settings.stem), data["stem_mse"],
-                      **RELATIVE)]
-    first = objective.said.teachers[0]
-    columns = Columns(config, streams_to_read(config, objective.said.teachers), first.reads)
+              compare("stem_mse", mse(features.stem, teacher_outputs[-1].stem, settings.stem), data["stem_mse"], **RELATIVE)]
+    first = objective.teacher_outputs.teachers[0]
+    columns = Columns(config, streams_to_read(config, objective.teacher_outputs.teachers), first.reads)
     its = say(first, columns(batch.feats), batch.mask, InputOrder(config, first))  # its inputs, whatever the stage uses
-    mse = feature_term(features.inputs, its.inputs, batch.mask, settings.inputs)
-    return [*checks, compare("feature_mse", mse, data["feature_mse"], atol=1e-12, **RELATIVE)]
+    feature_mse = mse(features.inputs, its.inputs, settings.inputs)
+    return [*checks, compare("feature_mse", feature_mse, data["feature_mse"], atol=1e-12, **RELATIVE)]

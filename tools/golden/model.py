@@ -13,10 +13,12 @@ from golden.common import Check, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
 from libs.datasets.grid import Grid
+from libs.datasets.loader import Batch
 from libs.engine.inference.predict import VideoDetections, detections_of_batch
 from libs.engine.runs.checkpoint import strip_prefix
+from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import parameter_groups
-from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
+from libs.modeling.losses import diou_loss, focal_loss, giou_loss
 from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
 from libs.modeling.points import make_points
 from libs.modeling.targets import assign_targets
@@ -129,21 +131,20 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
             module.p = 0.0
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    feats, mask, *truth = batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len)
-    criterion = DetectionLoss(config)
-    losses, norms = [], [float(criterion.normalizer)]
+    batch = Batch(*batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len), samples=())
+    objective = DetectionObjective(model, config)
+    losses, norms = [], [float(objective.criterion.normalizer)]
     for turn in range(2):
-        outputs = model(feats, mask)
-        result = criterion(outputs, *truth)
+        part = objective.prepare(batch)
+        objective.update_normalizer(part.denominators)
+        result = objective(part, part.denominators)
         if turn == 0:
             model.zero_grad()
             result.final.backward()
             gradients = {k: p.grad for k, p in model.named_parameters()}
-            targets = assign_targets(outputs.points, *truth, config.dataset.num_classes, config.train_cfg.center_sample,
-                                     config.train_cfg.center_sample_radius)
-            points = outputs.points
+            targets, points = part.targets, part.grid.points
         losses.append([x.item() for x in (result.terms["cls_loss"], result.terms["reg_loss"], result.final)])
-        norms.append(float(criterion.normalizer))
+        norms.append(float(objective.criterion.normalizer))
     positive = data["train/gt_cls"].any(-1)
     total = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
     checks = [compare("points", points, data["train/points"]),

@@ -54,7 +54,7 @@ def check_train_steps(path: Path) -> list[Check]:
               compare("losses", got["losses"], data["losses"], rtol=1e-5, atol=1e-7),
               compare("gradient norms", got["grad_norm"], data["grad_norm"], rtol=1e-4),
               compare("loss normalizers", got["loss_normalizer"], data["loss_normalizer"], rtol=1e-6)]
-    for kind, state in (("sd", model.state_dict()), ("ema", trainer.average.state_dict())):
+    for kind, state in (("sd", model.state_dict()), ("ema", trainer.ema.state_dict())):
         checks += _compare_weights(f"{kind} after {steps} steps", state,
                                    {k.split("/", 1)[1]: v for k, v in data.items() if k.startswith(f"{kind}{steps}/")})
     return checks

@@ -3,14 +3,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from libs.core.errors import UserError
 
 REFUSED = re.compile(r"(\S+) does not have a deterministic implementation|Deterministic behavior was enabled")
+
+
+def seed_everything(seed: int, strict: bool = False) -> None:
+    """Seed Python, numpy and torch, and ask torch for deterministic kernels (without one a warning, `strict`: an error)."""
+    seed_generators(seed)
+    ask_for_determinism(strict)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def ask_for_determinism(strict: bool = False) -> None:

@@ -37,6 +37,12 @@ def check_graphs(config: Config, device: torch.device, processes: int) -> None:
     if processes > 1 or config.opt.accumulation_steps > 1:
         raise UserError(f"{config.source}: train_cfg.cuda_graphs: true records steps of one process and one batch; set it to "
                         "false, or train in one process with opt.accumulation_steps: 1")
+    if config.distill.teachers:
+        changing = {"distill.outputs: cache": config.distill.outputs == "cache", "distill.mixup": config.distill.mixup > 0,
+                    "unlabelled_split": bool(config.unlabelled_split)}
+        for key in (key for key, used in changing.items() if used):
+            raise UserError(f"{config.source}: train_cfg.cuda_graphs: true replays what the first step of a shape has read, but "
+                            f"with {key} the processor decides something anew in every step; set cuda_graphs to false")
 
 
 class _Recorded(NamedTuple):

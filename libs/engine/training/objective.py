@@ -1,4 +1,11 @@
-"""What a training step minimises.  The loop calls `objective(batch) -> Losses` and never changes with it."""
+"""What a training step minimizes: the detection loss, or with teachers the detection and distillation losses.
+
+A step calls, in this order,
+    part = objective.prepare(batch)                      for every micro-batch
+    objective.update_normalizer(total)                   once, with the denominators of all micro-batches and processes
+    losses = objective(part, total)                      for every micro-batch
+and does not depend on which objective it is.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -15,58 +22,56 @@ from libs.datasets.loader import Batch
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Columns, OnlineTeachers, Teacher
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
-from libs.modeling.losses import DetectionLoss, Losses, Sums
+from libs.modeling.losses import Denominators, DetectionLoss, Losses
 from libs.modeling.model import LocPointTransformer
+from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets
 
 
-class Prepared(NamedTuple):
-    """What is known of a batch before the student sees it; `sums`: its own, or those of the whole batch that it is a part of."""
+class PreparedBatch(NamedTuple):
+    """A micro-batch with its targets, teacher outputs and loss denominators: all that a step needs besides the student."""
 
+    batch: Batch  # as the student sees it, on the student's device
+    grid: PointGrid
     targets: Targets
-    said: Sequence[TeacherOutputs]  # one per teacher
-    sums: Sums
+    mask: Tensor  # (B, P) bool, points of the detection loss: valid ones of videos with annotations
+    teacher_outputs: Sequence[TeacherOutputs]  # one per teacher
+    denominators: Denominators
 
 
 class DetectionObjective(nn.Module):
-    """Plain training: the detection loss of one model."""
+    """Plain training: the detection loss of one model.
 
-    def __init__(self, model: LocPointTransformer, config: Config):
+    `all_reduce` sums a tensor over the processes that train together (`World.all_reduce`).
+    """
+
+    def __init__(self, model: LocPointTransformer, config: Config, all_reduce: Callable[[Tensor], Tensor] = lambda value: value):
         super().__init__()
         self.model = model
-        self.criterion = DetectionLoss(config)
-
-    def forward(self, batch: Batch, prepared: Prepared | None = None,
-                everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
-        """Losses of a batch that lies on the model's device and is a whole step's.
-
-        Of a part of one, if `prepared` is given: `prepare(batch)` with the sums of the whole batch, for a batch that `augment`
-        has returned, and after `advance`; `everywhere` as in `DetectionLoss.losses`.
-        """
-        outputs = self.model(batch.feats, batch.mask)
-        if prepared is None:
-            prepared = self.prepare(batch)
-            self.advance(prepared.sums)
-        return self.criterion.losses(outputs, prepared.targets, everywhere)
-
-    def augment(self, batch: Batch) -> Batch:
-        """The batch as the student is to see it."""
-        return batch
+        self.criterion = DetectionLoss(config, all_reduce)
 
     @torch.no_grad()
-    def prepare(self, batch: Batch) -> Prepared:
-        """Targets, teachers' outputs and sums of a batch on the model's device; neither the student nor random numbers."""
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """Targets and denominators of a batch that lies on the model's device; the student is not run."""
         grid = self.model.grid(batch.mask)
-        targets = self.criterion.assign(grid, batch.segments, batch.labels, batch.present)
-        return Prepared(targets, (), self.criterion.sums(targets, grid.mask, len(batch.mask), len(batch.mask)))
+        targets = self.criterion.assign(grid.points, batch.segments, batch.labels, batch.present)
+        videos = len(batch.mask)
+        labelled = videos - sum(not sample.labelled for sample in batch.samples)
+        mask = _labelled_only(grid.mask, batch)
+        return PreparedBatch(batch, grid, targets, mask, (), self.criterion.denominators(targets, mask, videos, labelled))
 
-    def advance(self, sums: Sums) -> None:
-        """What moves once per step, whatever the number of parts: the normaliser, by the sums of the whole batch."""
-        self.criterion.advance(sums)
+    def update_normalizer(self, denominators: Denominators) -> None:
+        """Move the running loss normalizer, once per step; `denominators`: those of the whole step."""
+        self.criterion.update_normalizer(denominators)
+
+    def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
+        """Losses of a micro-batch; `denominators`: those of the whole step, which `update_normalizer` has seen."""
+        outputs = self.model(part.batch.feats, part.batch.mask, part.grid)
+        return self.criterion(outputs, part.targets, part.mask)
 
     @property
-    def trained(self) -> tuple[nn.Module, ...]:
-        """Modules that the optimizer moves: the model first, then what the objective learns beside it."""
+    def trainable_modules(self) -> tuple[nn.Module, ...]:
+        """Modules whose parameters the optimizer updates: the model, then what the objective learns beside it."""
         return (self.model,)
 
     def training_state(self) -> dict[str, Any]:
@@ -80,72 +85,61 @@ class DetectionObjective(nn.Module):
 
 
 class DistillationObjective(DetectionObjective):
-    """Detection loss of a student, plus what its outputs and features cost against those of frozen teachers.
+    """Detection loss of a student plus distillation losses against frozen teachers.
 
-    `settings`: the resolved distill section; `read`: the modalities that a batch holds; attribute `said(batch)`: the teachers'
-    outputs, in the order of `teachers` (see `distillation`).  The teachers are no submodules.  Raises UserError for a term that
-    cannot be computed.
+    `settings`: the resolved distill section; `streams`: the modalities that a batch holds (None: all channels); attribute
+    `teacher_outputs(batch)`: the teachers' outputs, online or cached.  The teachers are no submodules.  Raises UserError for a
+    term that cannot be computed, and where cached outputs cannot stand in for the teachers.
     """
 
     def __init__(self, model: LocPointTransformer, config: Config, settings: DistillConfig, teachers: Sequence[Teacher],
-                 read: tuple[str, ...] | None):
-        super().__init__(model, config)
-        self.said: OnlineTeachers | CachedTeachers
+                 streams: tuple[str, ...] | None, all_reduce: Callable[[Tensor], Tensor] = lambda value: value):
+        super().__init__(model, config, all_reduce)
         self.source = config.source
         if any(teacher.name == "loss" for teacher in teachers):
             raise UserError(f"{config.source}: distill.teachers: name: 'loss': its class term would be logged as cls_loss, like "
                             "the detection loss's; choose another name")
         self.det_weight, self.mixup = settings.det_weight, settings.mixup
-        self.columns = Columns(config, read, config.model.modalities)
+        self.columns = Columns(config, streams, config.model.modalities)
         with torch.random.fork_rng():  # with or without projections, the run draws the same numbers
             self.distillation = DistillationLoss(settings, [t.spec for t in teachers], model.backbone.width, config.model.fpn_dim)
         if settings.preset == "c2ms" and (extra := list(self.distillation.projections)):
             raise UserError(f"{config.source}: distill.preset: c2ms compares features without a projection, but the widths of "
                             f"teacher and student differ ({', '.join(extra)}); make model.embd_dim and fpn_dim equal, or set "
                             "the term's weight to 0, or use preset: corrected")
-
-    def forward(self, batch: Batch, prepared: Prepared | None = None,
-                everywhere: Callable[[Tensor], Tensor] | None = None) -> Losses:
-        """Losses of a batch, or of a part: `final` is det_weight x detection + the weighted terms; each term is logged before its
-        weight."""
-        if prepared is None:
-            batch = self.augment(batch)
-        outputs, features = self.model.trace(self.columns(batch.feats), batch.mask)
-        if prepared is None:
-            prepared = self.prepare(batch)
-            self.advance(prepared.sums)
-        targets = prepared.targets
-        detection = self.criterion.losses(outputs._replace(mask=_labelled_only(outputs.mask, batch)), targets, everywhere)
-        extra, terms = self.distillation(outputs, features, batch.mask, targets.classes.sum(-1) > 0, prepared.said, prepared.sums)
-        final = self.det_weight * detection.final + extra
-        return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
-
-    def augment(self, batch: Batch) -> Batch:
-        """The batch, blended in training if distill.mixup says so."""
-        return blend(batch, self.mixup) if self.mixup > 0 and self.training else batch
+        self.teacher_outputs = _teacher_outputs(config, settings, self.distillation, teachers, streams)
 
     @torch.no_grad()
-    def prepare(self, batch: Batch) -> Prepared:
-        """As of plain training; teachers that drop paths draw random numbers."""
-        grid = self.model.grid(batch.mask)
-        targets = self.criterion.assign(grid, batch.segments, batch.labels, batch.present)
-        videos, without = len(batch.mask), sum(not sample.labelled for sample in batch.samples)
-        said = self.distillation.compared(self.said(batch))
-        return Prepared(targets, said, {
-            **self.criterion.sums(targets, _labelled_only(grid.mask, batch), videos, videos - without),
-            **self.distillation.sums(grid, batch.mask, targets.classes.sum(-1) > 0, said)})
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """As in plain training, with the teachers' outputs; in training the batch is blended first if distill.mixup says so."""
+        if self.mixup > 0 and self.training:
+            batch = blend(batch, self.mixup)
+        part = super().prepare(batch)
+        outputs = self.distillation.without_unused(self.teacher_outputs(batch))
+        extra = self.distillation.denominators(part.grid, batch.mask, part.targets.positive, outputs)
+        return part._replace(teacher_outputs=outputs, denominators={**part.denominators, **extra})
+
+    def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
+        """Losses of a micro-batch: `final` is det_weight x detection + the weighted terms; terms are logged before any weight."""
+        batch = part.batch
+        outputs, features = self.model.trace(self.columns(batch.feats), batch.mask, part.grid)
+        detection = self.criterion(outputs, part.targets, part.mask)
+        distillation, terms = self.distillation(outputs, features, batch.mask, part.targets.positive, part.teacher_outputs,
+                                                denominators)
+        final = self.det_weight * detection.final + distillation
+        return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
 
     @property
-    def trained(self) -> tuple[nn.Module, ...]:
+    def trainable_modules(self) -> tuple[nn.Module, ...]:
         return (self.model, self.distillation)
 
     def training_state(self) -> dict[str, Any]:
-        """As of plain training, and the learned projections."""
+        """As in plain training, and the learned projections."""
         projections = {k: v.detach().cpu().clone() for k, v in self.distillation.state_dict().items()}
         return {**super().training_state(), "projections": projections}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore `training_state`, that of plain training too.  UserError for projections to other teachers or widths."""
+        """Restore `training_state`, also that of plain training.  UserError for projections to other teachers or widths."""
         saved, own = state.get("projections", {}), self.distillation.state_dict()
         kept, wanted = ({k.removeprefix("projections."): list(v.shape) for k, v in x.items()} for x in (saved, own))
         if kept != wanted:
@@ -157,8 +151,7 @@ class DistillationObjective(DetectionObjective):
 
 
 def _labelled_only(mask_BP: Tensor, batch: Batch) -> Tensor:
-    """The mask of the detection loss: without the points of unlabelled videos; what is not annotated there is unknown, not
-    background."""
+    """The mask without the points of videos without annotations: what happens there is unknown, not background."""
     labelled = [sample.labelled for sample in batch.samples]
     if all(labelled):
         return mask_BP
@@ -168,30 +161,23 @@ def _labelled_only(mask_BP: Tensor, batch: Batch) -> Tensor:
 def blend(batch: Batch, share: float) -> Batch:
     """The batch with a part of the next video in every video, at its valid steps: (1 - s) x + s x', s uniform in [0, share].
 
-    One s per video, drawn on the CPU.  The ground truth stays that of x; what x' adds, teachers see and tell (mixup, Zhang et al.
-    2018, as function matching: Beyer et al., Knowledge distillation: a good teacher is patient and consistent, 2022).
+    One s per video, drawn on the CPU.  The ground truth stays that of x; teachers show what x' adds (mixup, Zhang et al. 2018, as
+    function matching: Beyer et al., Knowledge distillation: a good teacher is patient and consistent, 2022).
     """
     s = (torch.rand(len(batch.feats), 1, 1) * share).to(batch.feats.device)
     other = batch.feats.roll(1, dims=0)
     return dataclasses.replace(batch, feats=torch.where(batch.mask.unsqueeze(-1), (1 - s) * batch.feats + s * other, 0.0))
 
 
-def distillation(model: LocPointTransformer, config: Config, settings: DistillConfig, teachers: Sequence[Teacher],
-                 read: tuple[str, ...] | None) -> DistillationObjective:
-    """The objective of a student with online or cached teachers, as its configuration says; `read`: what a batch holds.
-
-    Raises UserError where cached outputs cannot stand in for the teachers.
-    """
-    objective = DistillationObjective(model, config, settings, teachers, read)
-    loss = objective.distillation
+def _teacher_outputs(config: Config, settings: DistillConfig, loss: DistillationLoss, teachers: Sequence[Teacher],
+                     streams: tuple[str, ...] | None) -> OnlineTeachers | CachedTeachers:
+    """Where teacher outputs come from, as distill.outputs says."""
     used = {(t.name, term) for t in teachers for term in TERMS if loss.weight(t.spec, term) > 0}
     if settings.outputs == "online":
-        objective.said = OnlineTeachers(config, teachers, read, used)
-        return objective
+        return OnlineTeachers(config, teachers, streams, used)
     if not config.distill.cache_folder:
         raise UserError(f"{config.source}: distill.cache_folder: is empty; name a folder, e.g. ./ckpt/teacher_cache")
     if unmasked := sorted({term for _, term in used if not getattr(settings, term).mask}):
         raise UserError(f"{config.source}: distill.outputs: cached teacher outputs end where the video ends, but {unmasked[0]} "
                         f"also compares padding (mask: false, preset {settings.preset}); use outputs: online")
-    objective.said = CachedTeachers(config, teachers, used)
-    return objective
+    return CachedTeachers(config, teachers, used)

@@ -51,8 +51,7 @@ def make_optimizer(modules: nn.Module | Sequence[nn.Module], opt: OptConfig) -> 
 
 def gate(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     """Let the next step change nothing unless `finite` (a bool scalar on the device) holds; no read-back."""
-    optimizer.grad_scale = None
-    optimizer.found_inf = (~finite).to(torch.float32)
+    vars(optimizer).update(grad_scale=None, found_inf=(~finite).to(torch.float32))  # read by fused optimizers, as GradScaler does
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
 from helpers import TRAINING, VALIDATION, Data, data_config, merged
+from steps import losses_of
 from test_resume import identical, unplaced
 
 from libs.core.config import dump_yaml
@@ -43,7 +44,7 @@ def test_uncropped_samples_have_the_same_loss(data, teacher, conv_teacher, tmp_p
     assert (online.batches[0].feats.shape[-1], cached.batches[0].feats.shape[-1]) == (6, 3)
     for a, b in zip(online.batches, cached.batches, strict=True):
         assert a.video_ids == b.video_ids
-        losses = [s.objective(batch) for s, batch in ((online, a), (cached, b))]
+        losses = [losses_of(s.objective, batch) for s, batch in ((online, a), (cached, b))]
         terms = [{k: v.item() for k, v in x.terms.items()} for x in losses]
         assert len(terms[0]) == 3 + 2 * 5
         assert terms[0] == pytest.approx(terms[1], rel=1e-5, abs=1e-7)
@@ -53,7 +54,7 @@ def test_uncropped_samples_have_the_same_loss(data, teacher, conv_teacher, tmp_p
 def test_cached_outputs_are_those_of_the_valid_points(data, teacher, tmp_path):
     online, cached = both(data, tmp_path, [teacher])
     for a, b in zip(online.batches, cached.batches, strict=True):
-        ours, theirs = online.objective.said(a)[0], cached.objective.said(b)[0]
+        ours, theirs = online.objective.teacher_outputs(a)[0], cached.objective.teacher_outputs(b)[0]
         points = torch.cat([a.mask[:, ::s] for s in (1, 2, 4)], dim=1)
         for name, mask in (("logits", points), ("offsets", points), ("pyramid", points), ("stem", a.mask), ("inputs", a.mask)):
             x, y = getattr(ours, name), getattr(theirs, name)
@@ -68,7 +69,7 @@ def test_crops_agree_beyond_the_receptive_field_of_the_ends(data, conv_teacher, 
     radius, near = 1 + 2 + 3, dict.fromkeys(range(6), 0.0)
     inner = 0
     for a, b in zip(online.batches, cached.batches, strict=True):
-        ours, theirs = (s.objective.said(x)[0].logits for s, x in ((online, a), (cached, b)))
+        ours, theirs = (s.objective.teacher_outputs(x)[0].logits for s, x in ((online, a), (cached, b)))
         for i, sample in enumerate(a.samples):
             steps, first, whole = int(a.mask[i].sum()), sample.start, sample.source_length
             assert first % 4 == 0
@@ -93,13 +94,13 @@ def test_crops_read_the_rows_of_their_window(data, teacher, tmp_path):
     assert cropped.made == 0
     rows = {}
     for batch in whole.batches:
-        said = whole.objective.said(batch)[0]
+        said = whole.objective.teacher_outputs(batch)[0]
         T = batch.mask.shape[1]
         for i, video in enumerate(batch.video_ids):
             rows[video] = [part[i] for part in said.logits.split([T, T // 2, T // 4], dim=1)]
     moved = 0
     for batch in cropped.batches:
-        said = cropped.objective.said(batch)[0]
+        said = cropped.objective.teacher_outputs(batch)[0]
         T = batch.mask.shape[1]
         for i, sample in enumerate(batch.samples):
             steps = int(batch.mask[i].sum())
@@ -116,7 +117,7 @@ def test_the_cache_is_made_once_per_teacher_and_terms(data, teacher, conv_teache
     def made(entry, **distill):
         sections = {"model": RGB_ONLY, "dataset": {"crop_align": 4}}
         setup = Setup(student(data, tmp_path, [entry], distill={"outputs": "cache", **distill}, **sections))
-        return setup.made, setup.objective.said.folders[0]
+        return setup.made, setup.objective.teacher_outputs.folders[0]
 
     count, first = made(teacher)
     assert (count, made(teacher)) == (6, (0, first))
@@ -154,7 +155,7 @@ def test_settings_that_change_what_equal_weights_say(data, tmp_path, sections):
         its = two_stream(data, tmp_path, **merged({"model": {"use_abs_pe": True}}, different))
         file = save_teacher(its, tmp_path / "teacher.pth.tar", seed=3)
         setup = Setup(student(data, tmp_path, [file], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-        made.append((setup.made, setup.objective.said.folders[0]))
+        made.append((setup.made, setup.objective.teacher_outputs.folders[0]))
     assert made[0] != made[1]
     assert [count for count, _ in made] == [6, 6]
 
@@ -166,7 +167,7 @@ def test_a_teacher_of_other_precision_is_cached_too(data, teacher, tmp_path):
     online, cached = both(data, tmp_path, [tmp_path / "half.pth.tar"])
     assert cached.made == 6
     for a, b in zip(online.batches, cached.batches, strict=True):
-        assert online.objective(a).final.item() == pytest.approx(cached.objective(b).final.item(), rel=1e-5)
+        assert losses_of(online.objective, a).final.item() == pytest.approx(losses_of(cached.objective, b).final.item(), rel=1e-5)
 
 
 def test_a_video_that_the_teacher_cannot_see_stops_before_training(data, tmp_path):
@@ -186,32 +187,32 @@ def test_a_video_that_the_teacher_cannot_see_stops_before_training(data, tmp_pat
 
 def test_a_cache_file_that_goes_is_named(data, teacher, tmp_path):
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-    (setup.objective.said.folders[0] / "t0.npz").unlink()
+    (setup.objective.teacher_outputs.folders[0] / "t0.npz").unlink()
     with pytest.raises(UserError, match=r"t0\.npz: has been removed since training began; .*--resume auto"):
-        [setup.objective.said(batch) for batch in setup.batches]
+        [setup.objective.teacher_outputs(batch) for batch in setup.batches]
 
 
 def test_a_damaged_cache_file_is_named(data, teacher, tmp_path):
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-    folder = setup.objective.said.folders[0]
+    folder = setup.objective.teacher_outputs.folders[0]
     for content in (b"", b"PK\x03\x04 broken", (folder / "t0.npz").read_bytes()[:300]):
-        setup.objective.said._memory.clear()
+        setup.objective.teacher_outputs._memory.clear()
         (folder / "t0.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"t0\.npz: cannot be read as cached teacher outputs .*remove the file"):
-            [setup.objective.said(batch) for batch in setup.batches]
+            [setup.objective.teacher_outputs(batch) for batch in setup.batches]
 
 
 def test_files_are_read_again_when_memory_is_full(data, teacher, tmp_path, monkeypatch):
     config = student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"})
     first = Setup(config)
-    kept = [first.objective.said(batch)[0] for batch in first.batches]
+    kept = [first.objective.teacher_outputs(batch)[0] for batch in first.batches]
     monkeypatch.setattr("libs.engine.distill.teacher_cache.MEMORY", 1)
     second = Setup(config)
     for batch, said in zip(second.batches, kept, strict=True):
-        again = second.objective.said(batch)[0]
+        again = second.objective.teacher_outputs(batch)[0]
         assert torch.equal(said.logits, again.logits)
-    assert second.objective.said._memory == {}
-    assert len(first.objective.said._memory) == 6
+    assert second.objective.teacher_outputs._memory == {}
+    assert len(first.objective.teacher_outputs._memory) == 6
 
 
 # without flow
@@ -314,7 +315,7 @@ def test_each_network_gets_its_own_streams_in_its_own_order(data, teacher, tmp_p
     assert setup.read == ("rgb", "flow")
     batch = setup.batches[0]
     rgb, flow = batch.feats[..., :3], batch.feats[..., 3:]
-    first, second = setup.objective.said(batch)
+    first, second = setup.objective.teacher_outputs(batch)
     with torch.no_grad():  # as teachers run
         alone, _ = setup.teachers[0].model.trace(torch.cat([flow, rgb], -1), batch.mask)
         assert torch.equal(first.logits, alone.logits)
@@ -323,7 +324,7 @@ def test_each_network_gets_its_own_streams_in_its_own_order(data, teacher, tmp_p
     assert torch.equal(second.inputs, batch.feats)
     own = setup.objective.model.trace(rgb, batch.mask)[1].inputs
     expected = ((own - batch.feats)[batch.mask].double() ** 2).mean().item()
-    terms = setup.objective(batch).terms
+    terms = losses_of(setup.objective, batch).terms
     assert terms["inputs_teacher1"].item() == pytest.approx(expected, rel=1e-5)
     assert terms["inputs_teacher2"].item() == pytest.approx(expected, rel=1e-5)
 
@@ -334,7 +335,7 @@ def test_a_teacher_with_the_published_gate_is_padded_as_it_needs(data, tmp_path,
     setup = Setup(student(data, tmp_path, [its], model=RGB_ONLY, dataset={"crop_align": 4}, distill=distill))
     batch = min(setup.batches, key=lambda b: b.mask.shape[1])
     assert batch.mask.shape[1] == 72 or setup.made == 6
-    assert torch.isfinite(setup.objective(batch).final)
+    assert torch.isfinite(losses_of(setup.objective, batch).final)
 
 
 def test_batches_are_padded_as_far_as_the_widest_network_needs(data, tmp_path):
@@ -354,8 +355,9 @@ def test_batches_are_padded_as_far_as_the_widest_network_needs(data, tmp_path):
             feats, mask = torch.zeros(1, 128, 6), torch.zeros(1, 128, dtype=torch.bool)
             feats[0, :steps], mask[0, :steps] = batch.feats[b, :steps], True
             alone = valid_logits(setup.teachers[0].model(feats, mask).logits[0], mask[0])
-            torch.testing.assert_close(valid_logits(setup.objective.said(batch)[0].logits[b], batch.mask[b]), alone)
-            apart = max(apart, float((valid_logits(setup.objective.said(bare)[0].logits[b], bare.mask[b]) - alone).abs().max()))
+            torch.testing.assert_close(valid_logits(setup.objective.teacher_outputs(batch)[0].logits[b], batch.mask[b]), alone)
+            crowded = valid_logits(setup.objective.teacher_outputs(bare)[0].logits[b], bare.mask[b])
+            apart = max(apart, float((crowded - alone).abs().max()))
     assert apart > 1e-3  # so the margin counts here
 
 
@@ -375,7 +377,7 @@ def test_columns_of_streams_side_by_side(data, tmp_path):
 
 def test_making_the_cache_runs_no_teacher_in_training_mode(data, teacher, tmp_path):
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset=CROPS, distill={"outputs": "cache"}))
-    assert isinstance(setup.objective.said, CachedTeachers)
+    assert isinstance(setup.objective.teacher_outputs, CachedTeachers)
     setup.objective.train()
     assert not any(m.training for m in setup.teachers[0].model.modules())
     assert not any(p.requires_grad for p in setup.teachers[0].model.parameters())

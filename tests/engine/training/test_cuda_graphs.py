@@ -7,9 +7,10 @@ from helpers import padded_batch, tiny_config
 
 from libs.core.errors import UserError
 from libs.datasets.loader import Batch, Padding, padding_of
+from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, filled_up
 from libs.engine.training.objective import DetectionObjective
-from libs.engine.training.trainer import Trainer, seed_everything
+from libs.engine.training.trainer import Trainer
 from libs.modeling.losses import Losses
 from libs.modeling.model import build_model
 
@@ -58,7 +59,7 @@ def train(config, record=None):
     seed_everything(0)
     trainer = Trainer(DetectionObjective(build_model(config), config).to(config.devices[0]), config, 100)
     if record is not None:
-        trainer.gradients.record(record(trainer))
+        trainer.record_graphs(record(trainer))
     steps = [trainer.step(batch) for batch in batches(config, config.devices[0])]
     return trainer, steps
 
@@ -67,7 +68,7 @@ def test_replayed_steps_are_steps():
     config = tiny_config(train_cfg={"droppath": 0.0, "dropout": 0.0})
     plain, steps = train(config)
     trainer, again = train(config, play_again)
-    assert len(trainer.gradients._alone) == 3  # (48, up to 8), (32, up to 8), (48, 16) segments
+    assert len(trainer.graphs) == 3  # (48, up to 8), (32, up to 8), (48, 16) segments
     for one, other in zip(steps, again, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -144,5 +145,5 @@ def test_graphs_on_a_gpu(precision):
     tolerance = 1e-4 if precision == "fp32" else 5e-2
     for one, other in zip(steps, again, strict=True):
         assert other["final_loss"].item() == pytest.approx(one["final_loss"].item(), rel=tolerance)
-    assert len(recorded.gradients._alone) == 3
+    assert len(recorded.graphs) == 3
     assert plain.iteration == recorded.iteration

@@ -9,6 +9,7 @@ import pytest
 import torch
 from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
 from helpers import run_script
+from steps import detection_losses, losses_of
 from test_resume import identical, stop_in_epoch, unplaced
 
 import eval as eval_script
@@ -34,11 +35,11 @@ def test_published_total_of_real_models(data, teacher, conv_teacher, tmp_path):
     setup = Setup(config)
     batch = setup.batches[0]
     assert batch.feats.shape == (2, 72, 6)  # padded to max_seq_len
-    losses = setup.objective(batch)
+    losses = losses_of(setup.objective, batch)
     with torch.no_grad():
         own, features = setup.model.trace(batch.feats[..., :3], batch.mask)
         (zM, oM, xM, _), (zQ, oQ, _, sQ) = (spoken(t.model, batch) for t in setup.teachers)
-    detection = DetectionLoss(config)(own, batch.segments, batch.labels, batch.present).final.item()
+    detection = detection_losses(DetectionLoss(config), own, batch.segments, batch.labels, batch.present).final.item()
 
     def mse(a, b):
         return float((a.double() - b.double()).square().mean())
@@ -71,7 +72,7 @@ def test_offsets_count_at_ground_truth_positives(data, teacher, tmp_path):
     batch, criterion = setup.batches[0], DetectionLoss(setup.config)
     with torch.no_grad():
         own, its = setup.model(batch.feats, batch.mask), setup.teachers[0].model(batch.feats, batch.mask)
-    targets = criterion.assign(own, batch.segments, batch.labels, batch.present).classes
+    targets = criterion.assign(own.points, batch.segments, batch.labels, batch.present).classes
     total = weights = 0.0
     for b, p in (targets.amax(-1) == 1).nonzero().tolist():
         if own.mask[b, p]:
@@ -79,7 +80,7 @@ def test_offsets_count_at_ground_truth_positives(data, teacher, tmp_path):
             total += score * (own.offsets[b, p] - its.offsets[b, p]).double().square().mean().item()
             weights += score
     assert weights > 1
-    assert setup.objective(batch).terms["offsets_teacher"].item() == pytest.approx(total / weights, rel=1e-5)
+    assert losses_of(setup.objective, batch).terms["offsets_teacher"].item() == pytest.approx(total / weights, rel=1e-5)
 
 
 def test_teachers_are_out_of_reach(data, teacher, tmp_path):
@@ -102,7 +103,7 @@ def test_teachers_are_out_of_reach(data, teacher, tmp_path):
     assert len(learned) == len(list(trainer.model.parameters())) + 4  # stem and pyramid: weight and bias
     assert all(p.grad is not None for p in trainer.objective.distillation.parameters())
     assert {id(p) for p in trainer.objective.parameters()} == optimized
-    assert list(trainer.average.state_dict()) == list(build_model(setup.config).state_dict())
+    assert list(trainer.ema.state_dict()) == list(build_model(setup.config).state_dict())
     assert len(trainer.optimizer.state) == len(learned)
 
 
@@ -149,7 +150,7 @@ def test_a_student_of_itself_starts_at_zero(data, tmp_path, preset, backbone):
     setup = Setup(config)
     load_weights(setup.model, load_checkpoint(itself), "ema")
     setup.objective.train()
-    losses = setup.objective(setup.batches[0])
+    losses = losses_of(setup.objective, setup.batches[0])
     terms = {k: v.item() for k, v in losses.terms.items()}
     assert {k: terms.pop(f"{k}_teacher") for k in ("offsets", "stem", "pyramid", "inputs")} == {
         "offsets": 0, "stem": 0, "pyramid": 0, "inputs": 0}
@@ -157,7 +158,7 @@ def test_a_student_of_itself_starts_at_zero(data, tmp_path, preset, backbone):
     factor = 1.0 if preset == "corrected" else 0.4
     assert losses.final.item() == pytest.approx(factor * terms["det_loss"], rel=1e-5)
     load_weights(setup.model, load_checkpoint(itself), "raw")  # other weights: not zero
-    assert all(v.item() > 1e-3 for k, v in setup.objective(setup.batches[0]).terms.items() if k.endswith("_teacher"))
+    assert all(v.item() > 1e-3 for k, v in losses_of(setup.objective, setup.batches[0]).terms.items() if k.endswith("_teacher"))
 
 
 @pytest.mark.parametrize("how", [{"outputs": "online"}, {"outputs": "cache"}, {"mixup": 0.5}], ids=str)
@@ -227,12 +228,13 @@ def at_start(config, monkeypatch, tmp_path):
     """(the model's initial weights, torch's random state) when fit() has set everything up."""
     seen = {}
 
-    def stop(trainer, *_):
+    def stop(run, *_):
+        trainer = run.trainer
         seen["weights"] = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         seen["random"] = torch.get_rng_state()
         raise Stop
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_one_epoch", stop)
+        patch.setattr(fit_module, "train_epoch", stop)
         with pytest.raises(Stop):
             fit(config, tmp_path / "start", CPU, FitOptions())
     return seen["weights"], seen["random"]
@@ -282,7 +284,7 @@ def test_init_from_follows_the_weights_of_the_teacher(data, conv_teacher, tmp_pa
 def test_teacher_droppath(data, teacher, tmp_path, drop):
     setup = Setup(student(data, tmp_path, [teacher], distill={"teacher_droppath": drop}))
     setup.objective.train()
-    said = [setup.objective.said(setup.batches[0])[0].logits for _ in range(12)]
+    said = [setup.objective.teacher_outputs(setup.batches[0])[0].logits for _ in range(12)]
     assert all(torch.equal(said[0], other) for other in said) is not drop
     assert not setup.teachers[0].model.training
     assert sum(m.training for m in setup.teachers[0].model.modules()) == (6 if drop else 0)  # two per block
@@ -304,7 +306,7 @@ def test_a_student_is_a_teacher_for_the_next_stage(data, teacher, tmp_path):
     hidden = save_teacher(first, tmp_path / "first.pth.tar", seed=7)
     setup = Setup(student(data, tmp_path, [hidden], model={"backbone_type": "conv_dw", **RGB_ONLY}))
     assert setup.batches[0].feats.shape[-1] == 3  # neither of the two reads flow
-    losses = setup.objective(setup.batches[0])
+    losses = losses_of(setup.objective, setup.batches[0])
     assert torch.isfinite(losses.final)
     assert "inputs_teacher" in losses.terms
 
@@ -350,12 +352,13 @@ def test_student_and_teachers_see_the_same_blend_in_training_only(data, teacher,
     """The detection loss is that of the blend against the ground truth of the video itself."""
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, distill={"mixup": 0.5}, train_cfg=NO_DROPS))
     batch, seen, objective = setup.batches[0], {}, setup.objective.train(training)
-    before, said, trace = batch.feats.clone(), objective.said, setup.model.trace
-    objective.said = lambda b: [seen.setdefault("teachers", b.feats), said(b)][1]
-    monkeypatch.setattr(setup.model, "trace", lambda feats, mask: [seen.setdefault("student", feats), trace(feats, mask)][1])
-    terms = objective(batch).terms
+    before, said, trace = batch.feats.clone(), objective.teacher_outputs, setup.model.trace
+    objective.teacher_outputs = lambda b: [seen.setdefault("teachers", b.feats), said(b)][1]
+    monkeypatch.setattr(setup.model, "trace", lambda feats, *grid: [seen.setdefault("student", feats), trace(feats, *grid)][1])
+    terms = losses_of(objective, batch).terms
     assert torch.equal(seen["student"], seen["teachers"][..., :3])
     assert torch.equal(seen["teachers"], before) is not training
     assert torch.equal(batch.feats, before)
-    expected = DetectionLoss(setup.config)(setup.model(seen["student"], batch.mask), batch.segments, batch.labels, batch.present)
+    outputs = setup.model(seen["student"], batch.mask)
+    expected = detection_losses(DetectionLoss(setup.config), outputs, batch.segments, batch.labels, batch.present)
     assert terms["det_loss"].item() == pytest.approx(expected.final.item(), rel=1e-6)

@@ -25,6 +25,7 @@ from libs.engine.runs.checkpoint import load_checkpoint
 from libs.engine.runs.run_folder import Run, run_folder
 from libs.engine.training import fit as fit_module
 from libs.engine.training.fit import FitOptions, fit
+from libs.engine.training.reports import show_detections
 from libs.engine.training.trainer import Trainer
 from libs.utils.evaluation.predictions import Detections
 
@@ -130,7 +131,8 @@ def test_shown_videos_are_spread_over_those_with_segments(names, chosen):
     videos = [SimpleNamespace(id=name, segments=np.array([[0.0, 1.0]]), labels=np.array([0])) for name in names]
     empty = SimpleNamespace(id="empty", segments=np.empty((0, 2)), labels=np.empty(0, int))
     log = Log()
-    fit_module._show(Detections.empty(), SimpleNamespace(videos=[empty, *videos, empty], label_names={0: "x"}), log, 1)
+    val_set = SimpleNamespace(videos=[empty, *videos, empty], label_names={0: "x"})
+    show_detections(SimpleNamespace(log=log, trainer=SimpleNamespace(iteration=1)), val_set, Detections.empty())
     assert log.names == [f"predictions/{name}" for name in chosen]
 
 

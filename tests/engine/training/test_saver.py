@@ -89,8 +89,8 @@ def signal_at(monkeypatch, owner, name: str, call: int, number: int, after: bool
     (signal.SIGINT, Trainer, "step", 5, "interrupted.pth.tar", 1, 2, 0),
     (signal.SIGTERM, Trainer, "step", 6, "interrupted.pth.tar", 1, 3, 0),  # the last step: the evaluation is still to be done
     (signal.SIGINT, fit_module, "predict", 2, "interrupted.pth.tar", 1, 3, 0),  # in the middle of an evaluation
-    (signal.SIGTERM, fit_module, "_record", 1, "interrupted.pth.tar", 1, 0, 0),  # after one, where no checkpoint is due
-    (signal.SIGTERM, fit_module, "_record", 2, "epoch_002.pth.tar", 2, 0, 0),  # and where one is
+    (signal.SIGTERM, fit_module, "record_scores", 1, "interrupted.pth.tar", 1, 0, 0),  # after one, where no checkpoint is due
+    (signal.SIGTERM, fit_module, "record_scores", 2, "epoch_002.pth.tar", 2, 0, 0),  # and where one is
     (signal.SIGINT, Trainer, "save", 2, "epoch_002.pth.tar", 2, 0, 0),  # while saving (the first time is best.pth.tar)
 ])
 def test_stopped_by_a_signal(data, whole, tmp_path, monkeypatch, owner, name, call, saved, epoch, steps, unlogged, number):
@@ -149,13 +149,13 @@ def test_saved_by_the_clock_at_every_step(data, whole, tmp_path, monkeypatch):
             if self.trainer.iteration == 5:
                 self.asked._seconds = None  # from here on the file stays as it is
         patch.setattr(saving.Saver, "after_step", watched)
-        record = fit_module._record
+        record = fit_module.record_scores
 
-        def killed(trainer, scores, run):
-            record(trainer, scores, run)
-            if trainer.epoch == 2:
+        def killed(run, scores):
+            record(run, scores)
+            if run.trainer.epoch == 2:
                 raise Killed  # the evaluation is logged, its checkpoint is not written
-        patch.setattr(fit_module, "_record", killed)
+        patch.setattr(fit_module, "record_scores", killed)
         with pytest.raises(Killed):
             run(data, tmp_path, save_minutes=1e-9)
     assert sizes == [1, 2, 3, 4, 5, 5]

@@ -11,9 +11,10 @@ from torch import nn
 from libs.core.errors import UserError
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, Sample
+from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, make_optimizer, parameter_groups
-from libs.engine.training.trainer import Trainer, seed_everything
+from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
 
 
@@ -71,7 +72,7 @@ def test_a_bad_batch_changes_neither_weights_nor_moments(kind, first, clip):
         assert not any(v.any() for v in made.values())
         after = {k: v for k, v in after.items() if k in before}
     assert same(before, after)
-    assert all(torch.isfinite(v).all() for v in trainer.average.state_dict().values())
+    assert all(torch.isfinite(v).all() for v in trainer.ema.state_dict().values())
     trainer.step(batch())  # training could go on; the report still names the first bad batch
     assert not same(before, state_of(trainer))
     with pytest.raises(UserError) as error:
@@ -134,7 +135,7 @@ def test_the_average_follows_the_weights(warmup):
         trainer.step(batch())
         decay = min(0.9, (1 + i) / (10 + i)) if warmup else 0.9
         want = {k: decay * v + (1 - decay) * trainer.model.state_dict()[k] for k, v in want.items()}
-    assert all(torch.allclose(v, want[k], atol=1e-6) for k, v in trainer.average.state_dict().items())
+    assert all(torch.allclose(v, want[k], atol=1e-6) for k, v in trainer.ema.state_dict().items())
 
 
 def test_gradients_are_clipped_to_the_limit():

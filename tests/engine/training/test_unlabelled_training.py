@@ -8,13 +8,14 @@ import pytest
 import torch
 from distill_cases import RGB_ONLY, save_teacher, student, two_stream
 from helpers import Data, show_every_term, write_data
+from steps import detection_losses, losses_of
 from test_resume import identical, unplaced
 
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import make_batch
 from libs.engine.distill.teachers import load_teachers, streams_to_read
 from libs.engine.training.fit import FitOptions, fit
-from libs.engine.training.objective import distillation
+from libs.engine.training.objective import DistillationObjective
 from libs.modeling.distill_losses import resolve
 from libs.modeling.losses import DetectionLoss
 from libs.modeling.model import build_model
@@ -59,7 +60,7 @@ class Setup:
         read = streams_to_read(config, self.teachers)
         self.dataset = TalDataset(config, config.train_split, True, read)
         self.model = show_every_term(build_model(config), 5)
-        self.objective = distillation(self.model, config, settings, self.teachers, read).eval()
+        self.objective = DistillationObjective(self.model, config, settings, self.teachers, read).eval()
 
     def batch(self, *videos):
         ids = [v.id for v in self.dataset.videos]
@@ -83,11 +84,11 @@ def test_the_detection_loss_is_that_of_the_labelled_videos_alone(data, teacher, 
     assert mixed.present.any(1).tolist() == [True, False, True]
     criterion = DetectionLoss(config)
     outputs = setup.model(alone.feats[..., :3], alone.mask)
-    wanted = criterion(outputs, alone.segments, alone.labels, alone.present)
-    positives = int(((criterion.assign(outputs, alone.segments, alone.labels, alone.present).classes.sum(-1) > 0)
+    wanted = detection_losses(criterion, outputs, alone.segments, alone.labels, alone.present)
+    positives = int(((criterion.assign(outputs.points, alone.segments, alone.labels, alone.present).classes.sum(-1) > 0)
                      & outputs.mask).sum())
     assert criterion.normalizer.item() == pytest.approx(0.9 * 20 + 0.1 * positives)
-    found, normalizer = setup.objective(mixed), 0.9 * 20 + 0.1 * positives * 3 / 2
+    found, normalizer = losses_of(setup.objective, mixed), 0.9 * 20 + 0.1 * positives * 3 / 2
     assert setup.objective.criterion.normalizer.item() == pytest.approx(normalizer)
     scale = (0.9 * 20 + 0.1 * positives) / normalizer
     assert scale < 0.98
@@ -97,7 +98,8 @@ def test_the_detection_loss_is_that_of_the_labelled_videos_alone(data, teacher, 
     assert found.final.item() == found.terms["det_loss"].item()  # no other term has a weight
     for a, b in zip(setup.gradients(found.final), setup.gradients(wanted.final), strict=True):
         torch.testing.assert_close(a, scale * b, rtol=1e-4, atol=1e-6)
-    background = DetectionLoss(config)(setup.model(mixed.feats[..., :3], mixed.mask), mixed.segments, mixed.labels, mixed.present)
+    outputs = setup.model(mixed.feats[..., :3], mixed.mask)
+    background = detection_losses(DetectionLoss(config), outputs, mixed.segments, mixed.labels, mixed.present)
     assert background.terms["cls_loss"].item() > 1.1 * wanted.terms["cls_loss"].item()  # what it would cost as background
 
 
@@ -105,14 +107,14 @@ def test_an_unlabelled_video_gets_no_gradient_from_the_detection_loss(data, teac
     setup = Setup(taught(data, tmp_path, teacher, distill={"weight": 0.0}))
     batch = setup.batch("t0", "t3")
     batch.feats.requires_grad_()
-    setup.objective(batch).final.backward()
+    losses_of(setup.objective, batch).final.backward()
     assert bool((batch.feats.grad[1] == 0).all())
     assert float(batch.feats.grad[0].abs().max()) > 0
 
 
 def test_a_batch_without_labels_has_no_detection_loss_and_leaves_the_normaliser(data, teacher, tmp_path):
     setup = Setup(taught(data, tmp_path, teacher))
-    losses = setup.objective(setup.batch("t1", "t3"))
+    losses = losses_of(setup.objective, setup.batch("t1", "t3"))
     assert {k: losses.terms[k].item() for k in ("cls_loss", "reg_loss", "det_loss")} == {
         "cls_loss": 0, "reg_loss": 0, "det_loss": 0}
     assert setup.objective.criterion.normalizer.item() == 20
@@ -135,21 +137,21 @@ def test_teachers_speak_about_all_videos(data, teacher, tmp_path):
         costs.append([sum(abs(q - r) * (q * math.log(q / r) + (1 - q) * math.log((1 - q) / (1 - r)))
                           for q, r in zip(its[b, p], own[b, p], strict=True)) for p in points])
     assert [len(c) for c in costs] == [40 + 20 + 10, 70 + 35 + 18]
-    terms = setup.objective(batch).terms
+    terms = losses_of(setup.objective, batch).terms
     assert terms["cls_teacher"].item() == pytest.approx(np.mean(costs[0] + costs[1]), rel=1e-5)
     assert terms["cls_teacher"].item() != pytest.approx(np.mean(costs[0]), rel=1e-2)
     batch.feats.requires_grad_()
-    setup.objective(batch).terms["cls_teacher"].backward()
+    losses_of(setup.objective, batch).terms["cls_teacher"].backward()
     assert all(float(g.abs().max()) > 0 for g in batch.feats.grad)
 
 
 def test_only_confident_points_teach_offsets_on_an_unlabelled_video(data, teacher, tmp_path):
     """No score exceeds a threshold of 1, and without ground truth there are no positives; with it there are."""
     setup = Setup(taught(data, tmp_path, teacher, distill={"offsets": {"score_thresh": 1.0}}))
-    assert setup.objective(setup.batch("t1", "t3")).terms["offsets_teacher"].item() == 0
-    assert setup.objective(setup.batch("t0", "t3")).terms["offsets_teacher"].item() > 0
+    assert losses_of(setup.objective, setup.batch("t1", "t3")).terms["offsets_teacher"].item() == 0
+    assert losses_of(setup.objective, setup.batch("t0", "t3")).terms["offsets_teacher"].item() > 0
     setup = Setup(taught(data, tmp_path, teacher))
-    assert setup.objective(setup.batch("t1", "t3")).terms["offsets_teacher"].item() > 0
+    assert losses_of(setup.objective, setup.batch("t1", "t3")).terms["offsets_teacher"].item() > 0
 
 
 def weights_of(config, folder):
@@ -200,4 +202,4 @@ def test_another_annotation_file_of_the_teacher(data, teacher, tmp_path):
     theirs = write_data(tmp_path / "theirs")
     its = save_teacher(two_stream(theirs, tmp_path), tmp_path / "its.pth.tar", seed=3)
     setup = Setup(taught(data, tmp_path, its))
-    assert torch.isfinite(setup.objective(setup.batch("t0", "t3")).final)
+    assert torch.isfinite(losses_of(setup.objective, setup.batch("t0", "t3")).final)

@@ -1,0 +1,85 @@
+"""What a training run says about itself: its first lines, scores of evaluations, pictures of detections."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from libs.core.errors import note
+from libs.datasets.dataset import TalDataset
+from libs.utils.evaluation.metrics import Scores
+from libs.utils.evaluation.predictions import Detections
+from libs.utils.timeline_image import timeline_image
+
+if TYPE_CHECKING:
+    from libs.engine.training.setup import TrainingRun
+
+BEST = "best.pth.tar"
+SHOWN_VIDEOS = 3  # in TensorBoard
+
+
+def announce(run: TrainingRun, resumed: bool) -> None:
+    """Print what is about to be trained, and write it to TensorBoard as a table."""
+    trainer, config = run.trainer, run.trainer.config
+    parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
+             f"{config.total_epochs} epochs", f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
+    if run.teachers:
+        parts.append(f"teachers: {', '.join(t.name for t in run.teachers)}")
+    if trainer.videos_per_step != config.loader.batch_size:
+        parts += [f"{trainer.world.size} process{'es' * (trainer.world.size > 1)}", f"{trainer.videos_per_step} videos per step",
+                  f"base learning rate {trainer.schedule.base:g}"]
+    if resumed:
+        parts.append(f"resumed after epoch {trainer.epoch}" + (f" and {trainer.steps} iterations" if trainer.steps else ""))
+    run.log.say(", ".join(parts))
+    if trainer.epoch >= config.total_epochs:
+        run.log.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
+    run.log.text("summary", _summary(run), trainer.iteration)
+
+
+def _summary(run: TrainingRun) -> str:
+    """The run as a Markdown table."""
+    trainer, config = run.trainer, run.trainer.config
+    val = f"{len(run.val_set)} of {', '.join(config.val_split)}" if run.val_set is not None else "not evaluated"
+    rows = {
+        "configuration": config.source, "seed": config.init_rand_seed, "device": str(trainer.device),
+        "dataset": f"{config.dataset_name}, {config.dataset.json_file}",
+        "training videos": f"{len(run.train_set)} of {', '.join(config.train_split)}", "validation videos": val,
+        "classes": len(run.train_set.label_names),
+        "network": f"{config.model.backbone_type}, {_parameters(run) / 1e6:.2f} M parameters",
+        "teachers": ", ".join(t.name for t in run.teachers) or "none",
+        "length": f"{config.total_epochs} epochs of {trainer.iters_per_epoch} iterations, batch {config.loader.batch_size}",
+        "optimizer": f"{config.opt.type}, learning rate {config.opt.learning_rate:g}, weight decay {config.opt.weight_decay:g}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in rows.items())])
+
+
+def _parameters(run: TrainingRun) -> int:
+    return sum(p.numel() for p in run.trainer.model.parameters())
+
+
+def record_scores(run: TrainingRun, scores: Scores) -> None:
+    """Log the scores of an evaluation and print the average mAP; saves the best checkpoint so far."""
+    trainer, weights = run.trainer, run.trainer.config.test_cfg.weights
+    values = {f"mAP@{t:.2f}": float(m) for t, m in zip(scores.tious, scores.mAP, strict=True)}
+    values["average_mAP"] = float(scores.average_mAP)
+    run.log.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
+    run.log.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": weights, **values})
+    run.log.flush()
+    run.log.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({weights} weights)")
+    if values["average_mAP"] > trainer.best.get("average_mAP", -1.0):
+        if not trainer.best and "test" in trainer.config.val_split:
+            note("warning: val_split is the test split: a checkpoint chosen by it is tuned on the test data; report the last "
+                 "epoch instead")
+        trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
+        trainer.save(run.log.folder / BEST)
+
+
+def show_detections(run: TrainingRun, val_set: TalDataset, detections: Detections) -> None:
+    """Pictures of detections and ground truth for three videos in TensorBoard, the same ones at every evaluation."""
+    marked = [video for video in val_set.videos if len(video.segments)] or list(val_set.videos)
+    for i in np.linspace(0, len(marked) - 1, min(SHOWN_VIDEOS, len(marked))).round().astype(int):
+        video = marked[i]
+        mine = detections.take(detections.video_id == video.id)
+        pixels = timeline_image(video.id, (video.segments, video.labels),
+                                (np.stack([mine.t_start, mine.t_end], axis=1), mine.label, mine.score), val_set.label_names)
+        run.log.image(f"predictions/{video.id}", pixels, run.trainer.iteration)

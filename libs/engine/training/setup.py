@@ -1,0 +1,163 @@
+"""Everything that a training run works with, made from its configuration: teachers, datasets, model, objective, logs."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from libs.core.errors import UserError, note
+from libs.core.schema import Config
+from libs.datasets.dataset import TalDataset
+from libs.datasets.loader import EpochSampler, close, training_loader
+from libs.engine.distill.teacher_cache import CachedTeachers
+from libs.engine.distill.teachers import Teacher, load_teachers, streams_to_read
+from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
+from libs.engine.runs.environment import record_start
+from libs.engine.runs.lock import FolderLock
+from libs.engine.runs.run_folder import Run, SilentRun
+from libs.engine.runtime.determinism import seed_everything, seed_generators
+from libs.engine.runtime.machine import keep_freed_memory
+from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.stop_signals import Interruption
+from libs.engine.runtime.world import World
+from libs.engine.training.objective import DetectionObjective, DistillationObjective
+from libs.engine.training.reports import announce
+from libs.engine.training.saver import Saver
+from libs.engine.training.trainer import Trainer
+from libs.modeling.distill_losses import resolve
+from libs.modeling.model import LocPointTransformer, build_model
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What train.py's command line decides besides the configuration."""
+
+    resume: str | None = None  # a checkpoint, 'auto' or None
+    init_from: str | None = None  # a checkpoint to fine-tune from
+    checkpoint_every: int = 5  # epochs
+    print_every: int = 10  # iterations
+    eval_every: int = 0  # epochs, 0: never
+    keep: int | None = None  # the newest checkpoints of epochs, None: all
+    save_minutes: float | None = None  # save inside an epoch too, when the last checkpoint is this old
+    deterministic: bool = False  # an operation without a deterministic kernel is an error
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """The parts of one training run."""
+
+    options: FitOptions
+    train_set: TalDataset
+    val_set: TalDataset | None  # None: no evaluation during training
+    loader: DataLoader
+    sampler: EpochSampler
+    teachers: Sequence[Teacher]
+    trainer: Trainer
+    log: Run | SilentRun  # writes in the main process only
+    saver: Saver
+
+
+def setup(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World, lock: FolderLock,
+          cleanup: contextlib.ExitStack) -> TrainingRun:
+    """Build a run, restore its state if it is resumed, and print what is about to be trained.
+
+    `lock`: that of `folder`; `cleanup` closes logs and data-loader workers and restores signal handlers at the end of the run.
+    """
+    resume = _checkpoint_to_resume(folder, options, world)
+    seed_everything(config.init_rand_seed, strict=options.deterministic)
+    keep_freed_memory()
+    set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
+    settings = resolve(config)
+    teachers = load_teachers(config, settings, device)
+    cached = settings.outputs == "cache" and bool(teachers)
+    streams = config.model.modalities if cached else streams_to_read(config, teachers)
+    train_set = TalDataset(config, config.train_split, training=True, modalities=streams)
+    val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
+    if val_set is not None:
+        val_set.keep(device)
+    loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers],
+                                      device=device, rank=world.rank, ranks=world.size)
+
+    # classes without annotations start at a probability of 1e-6 where the preset asks for it (SPEC item 6)
+    model = build_model(config, () if config.train_cfg.head_empty_cls else train_set.empty_classes)
+    _copy_weights(model, config, options, teachers)
+    if teachers:
+        objective: DetectionObjective = DistillationObjective(model, config, settings, teachers, streams, world.all_reduce)
+    else:
+        objective = DetectionObjective(model, config, world.all_reduce)
+    trainer = Trainer(objective.to(device), config, len(sampler), world, train_set.label_names)
+    if not world.is_main:  # the main one goes on with the random numbers of a run of one process
+        seed_generators(world.seed(config.init_rand_seed, 0))
+    if (isinstance(objective, DistillationObjective) and isinstance(objective.teacher_outputs, CachedTeachers)
+            and (made := objective.teacher_outputs.prepare([v.id for v in train_set.videos], device, world))):
+        print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
+    source = resume.path if resume is not None else None
+    if resume is not None:
+        trainer.resume(resume)
+        del resume  # its memory
+        _mention_later(folder, trainer.epoch, options)
+
+    log: Run | SilentRun = SilentRun(folder)
+    if world.is_main:
+        lock.take(create=True)
+        log = Run(folder, config, *trainer.logged)
+    cleanup.callback(log.close)
+    cleanup.callback(close, loader)
+    if world.is_main:
+        record_start(folder, config, device, source, trainer.iteration)
+    saver = Saver(log, trainer, cleanup.enter_context(Interruption(options.save_minutes)), options.keep)
+    run = TrainingRun(options, train_set, val_set, loader, sampler, teachers, trainer, log, saver)
+    announce(run, resumed=source is not None)
+    if options.resume == "auto":
+        saver.tidy(source)
+    return run
+
+
+def _checkpoint_to_resume(folder: Path, options: FitOptions, world: World) -> Checkpoint | None:
+    """The checkpoint that process 0 finds; UserError where another process does not see that file."""
+    if options.resume is None:
+        if world.is_main:
+            Run.refuse_used(folder)
+        return None
+    if options.init_from:
+        raise UserError("--resume and --init-from exclude each other: one goes on with a run, the other starts a new one")
+    found = None
+    if world.is_main:
+        found = newest_checkpoint(folder) if options.resume == "auto" else load_checkpoint(find_checkpoint(options.resume))
+    path = world.broadcast(found.path if found is not None else None)
+    if world.is_main or path is None:
+        return found
+    if not path.is_file():
+        raise UserError(f"{path}: process {world.rank} does not see this checkpoint; processes on several machines need a shared "
+                        "output_folder")
+    return load_checkpoint(path)
+
+
+def _copy_weights(model: LocPointTransformer, config: Config, options: FitOptions, teachers: Sequence[Teacher]) -> None:
+    """Start from the weights of --init-from, or of the teacher that distill.init_from names; prints what was copied."""
+    if options.init_from:
+        source = options.init_from
+        copied, fresh, unused = copy_matching(model, load_checkpoint(find_checkpoint(source)))
+    elif config.distill.init_from:
+        start = next(t for t in teachers if t.name == config.distill.init_from)
+        source = f"{start.checkpoint.path} ({start.weights} weights)"
+        copied, fresh, unused = copy_matching(model, start.checkpoint, start.weights)
+    else:
+        return
+    print(f"{source}: copied {len(copied)} tensors; {len(fresh)} start anew{_few(fresh)}; "
+          f"{len(unused)} of the file have no place{_few(unused)}", flush=True)
+
+
+def _few(names: list[str]) -> str:
+    return f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
+
+
+def _mention_later(folder: Path, epoch: int, options: FitOptions) -> None:
+    later = [path for e, path in epochs_of(folder) if e > epoch]
+    if later and options.resume != "auto":
+        note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run "
+             "has written its own; remove them if they are not wanted")
