@@ -21,6 +21,7 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
+CPU_ONLY = ("bench_map.py", "identical_loss.py", "kill_resume.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
@@ -65,7 +66,7 @@ def test_every_script_says_how_to_use_it(capsys, name):
     assert f"python benchmarks/{name}" in out
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("bench_map.py", "kill_resume.py")])  # CPU only
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in CPU_ONLY])
 def test_a_device_that_is_not_there_is_one_error(capsys, name):
     main = runpy.run_path(str(FOLDER / name), run_name="benchmark")["main"]
     code, _, err = run_script(capsys, main, name, "--device", "cuda:99")
