@@ -1,21 +1,24 @@
 # One command each, set-up included; what is set up already is reused.
 #
-#   make demo           train and evaluate on generated data    make setup    only the set-up
-#   make demo-distill   teach a flow-free student on it         make clean    remove what was built (not data, not runs)
-#   make test           run the tests                           make lint     check the style
-#   make test-browser   test the report page in Chromium
-#   make PYTHON=python3.12 ...    another interpreter
+#   make demo           train and evaluate on generated data    make setup      only the set-up
+#   make demo-distill   teach a flow-free student on it         make clean      remove what was built (not data, not runs)
+#   make test           the tests                               make lint       style, types and spelling
+#   make test-fast      without those that train or start       make coverage   the tests with line coverage
+#                       programs: under a minute
+#   make test-all       every test                              make test-browser   the report page in Chromium
+#   make PYTHON=python3.12 ...    another interpreter           make TEST_JOBS=1 ...   tests in one process (default: one a core)
 #
 # Three stamps in .venv tell what is done: created (the environment), packages/dev (what pip installed), installed (this tree
 # and its compiled libraries). The last one carries the folder's checksum: a moved or copied tree installs itself again.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_JOBS ?= auto
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-distill test test-browser lint setup clean
+.PHONY: help demo demo-distill test test-fast test-all coverage test-browser lint setup clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -29,7 +32,7 @@ INSTALLED := $(VENV)/.stamp-installed-$(HERE)
 SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,10s/^# *//p' Makefile
 
 demo: $(INSTALLED)
 	$(RUN) train.py configs/demo.yaml --output demo --resume auto
@@ -38,8 +41,20 @@ demo: $(INSTALLED)
 demo-distill: $(INSTALLED)
 	$(RUN) tools/run_distill.py configs/distill/demo --jobs 2
 
+# one thread in each test process, and the tests of a file in one process, since they share what their fixtures make
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile
+
 test: $(INSTALLED) $(DEV)
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-fast: $(INSTALLED) $(DEV)
+	$(PYTEST) tests/core tests/utils tests/modeling tests/datasets -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED) $(DEV)
+	$(PYTEST) $(PYTEST_ARGS)
+
+coverage: $(INSTALLED) $(DEV)
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=html $(PYTEST_ARGS)
 
 # the report page in a real browser: headless Chromium, from Debian's packages where it is missing and this user may install them
 test-browser: $(INSTALLED) $(DEV) $(BROWSER)
@@ -56,8 +71,10 @@ test-browser: $(INSTALLED) $(DEV) $(BROWSER)
 	fi
 	$(RUN) -m pytest tests/browser $(PYTEST_ARGS)
 
-lint: $(DEV)
+lint: $(PACKAGES) $(DEV)
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m codespell_lib libs tools benchmarks docs examples *.md *.py
 
 setup: $(INSTALLED) $(DEV)
 	@echo "ready: $(RUN)"
@@ -88,13 +105,13 @@ $(BROWSER): requirements-browser.txt | $(CREATED)
 	@$(PIP) -r requirements-browser.txt
 	@touch $@
 
-$(INSTALLED): $(PACKAGES) setup.py $(SOURCES)
+$(INSTALLED): $(PACKAGES) setup.py pyproject.toml $(SOURCES)
 	@echo "installing this folder and compiling its libraries"
 	@$(RUN) setup.py --quiet build_ext --inplace
 	@$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(VENV)/.stamp-installed-*
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache htmlcov .coverage $(VENV)/.stamp-installed-*
 	rm -f libs/utils/csrc/*.so
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import Distribution, find_packages, setup
+from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -105,19 +105,4 @@ class WithLibraries(Distribution):
 
 
 if __name__ == "__main__":
-    setup(
-        name="actionformer-tal",
-        version="0.1.0",
-        description="Temporal action localization: ActionFormer and its distillation, reimplemented",
-        license="MIT",
-        python_requires=">=3.10,<3.14",
-        packages=find_packages(include=["libs", "libs.*"]),
-        package_data={"libs.utils": ["csrc/*.cpp", "csrc/*.cu", "csrc/*.h"], "libs.utils.diagnosis": ["page/*"]},
-        install_requires=["torch>=2.6", "numpy>=1.26", "pyyaml>=6", "h5py>=3.10", "tensorboard>=2.15", "tqdm>=4.60",
-                          "pillow>=10", "pandas>=2.1", "joblib>=1.3", "matplotlib>=3.8"],
-        extras_require={"export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
-                        "video": ["av>=12", "opencv-python-headless>=4.8"]},
-        cmdclass={"build_ext": BuildLibraries},
-        distclass=WithLibraries,
-        zip_safe=False,
-    )
+    setup(cmdclass={"build_ext": BuildLibraries}, distclass=WithLibraries, zip_safe=False)  # the rest is in pyproject.toml

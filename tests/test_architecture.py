@@ -10,6 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"core": 1, "utils": 2, "modeling": 3, "datasets": 3, "engine": 4}
+# inside a floor, from the ground up; rooms of one line do not know each other
+ROOMS = {
+    "utils": [("files",), ("nms",), ("evaluation",), ("diagnosis",)],
+    "engine": [("runtime",), ("runs",), ("distill", "inference", "check"), ("training", "deploy"), ("experiments",)],
+    "datasets": [("annotations", "grid", "transforms", "presets"), ("labels",), ("features",),
+                 ("prepare", "convert", "survey", "video"), ("synthetic",), ("dataset",),
+                 ("feature_videos", "corruptions", "ground_truth"), ("padding", "batch"), ("samplers",), ("loader",)],
+    "modeling": [("kernels",), ("blocks",), ("points", "targets"), ("backbones", "necks", "heads", "hallucination"), ("model",),
+                 ("losses", "decode"), ("distill_losses",)],
+}
 OVERRIDES = ("forward", "backward", "make_block", "embed")  # of documented classes
 MODULES = sorted((ROOT / "libs").rglob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "tools").glob("*.py"))]
@@ -42,6 +52,27 @@ def test_imports_go_downwards(path: Path):
             assert parts[1] == room or FLOORS[parts[1]] < FLOORS[room], f"{path} imports {name}, which is not below it"
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(ROOT / "libs").parts[0] in ROOMS],
+                         ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_inside_a_floor_go_downwards(path: Path):
+    floor, name = path.relative_to(ROOT / "libs").with_suffix("").parts[:2]
+    level = {room: i for i, rooms in enumerate(ROOMS[floor]) for room in rooms}
+    if name not in level:
+        return
+    for imported in imports(path):
+        parts = imported.split(".")
+        if parts[:2] == ["libs", floor] and len(parts) > 2 and parts[2] != name and parts[2] in level:
+            assert level[parts[2]] < level[name], f"{path} imports {imported}, which is not below it"
+
+
+def test_folders_hold_about_a_dozen_files_and_functions_fit_on_a_screen():
+    folders = {p.parent: len(list(p.parent.glob("*.py"))) - 1 for p in MODULES}
+    assert {str(folder.relative_to(ROOT)): n for folder, n in folders.items() if n > 14} == {}
+    long = {f"{p.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1 for p in MODULES
+            for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, ast.FunctionDef)}
+    assert {name: n for name, n in long.items() if n > 60} == {}
+
+
 def test_every_module_is_in_a_room_and_short():
     assert len(MODULES) > 40
     lengths = {p.relative_to(ROOT): len(p.read_text().splitlines()) for p in MODULES + SCRIPTS}
@@ -70,7 +101,8 @@ ctypes.CDLL = refuse  # torch has loaded its own
 for name in {names!r}:
     importlib.import_module(name)
 assert "tensorboard" not in sys.modules, "tensorboard"
-assert "matplotlib" not in sys.modules
+for late in ("matplotlib", "pandas", "joblib"):
+    assert late not in sys.modules, late
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, check=False)

@@ -100,7 +100,7 @@ def check(words: list[str]) -> None:
     elif program == "pip":
         extra = re.fullmatch(r"\.\[(\w+)\]", rest[-1])
         assert extra, f"pip {rest}"
-        assert f'"{extra[1]}": [' in (ROOT / "setup.py").read_text(), f"setup.py has no extra {extra[1]}"
+        assert f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text(), f"pyproject.toml has no extra {extra[1]}"
     elif program == "tensorboard":
         assert rest in (["--logdir=ckpt"], ["--logdir", "ckpt"]), rest
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -33,9 +34,8 @@ def test_numbers_that_are_not_finite_are_refused():
 
 
 def test_an_installation_has_every_part():
-    call = next(node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup")
-    patterns = ast.literal_eval(next(k.value for k in call.keywords if k.arg == "package_data"))["libs.utils.diagnosis"]
+    line = re.search(r'^"libs.utils.diagnosis" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    patterns = ast.literal_eval(line[1])
     parts = [f.relative_to(ROOT / "libs/utils/diagnosis").as_posix() for f in (ROOT / "libs/utils/diagnosis/page").iterdir()]
     assert {"page/report.html", "page/report.css", *(f"page/{name}" for name in SCRIPTS)} == set(parts)
     assert all(any(PurePosixPath(part).match(pattern) for pattern in patterns) for part in parts)
