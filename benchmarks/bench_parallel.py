@@ -212,9 +212,12 @@ def main() -> None:
         rows = []
         for split in args.splits:
             processes, _, accumulation = split.partition("x")
-            parts = run(work, chosen, int(processes), int(accumulation), split)
-            rows += [{"case": name, "processes x accumulation": split, **difference(whole[name], parts[name])} for name in chosen]
-            print(f"{split}: largest difference of a weight {max(r['weights'] for r in rows[-len(chosen):]):.2g}", flush=True)
+            possible = {name: c for name, c in chosen.items() if accumulation == "1" or c.train_cfg.loss_weight > 0}
+            parts = run(work, possible, int(processes), int(accumulation), split)
+            found = [{"case": name, "processes x accumulation": split, **difference(whole[name], parts[name])}
+                     for name in possible]
+            print(f"{split}: largest difference of a weight {max((r['weights'] for r in found), default=0):.2g}", flush=True)
+            rows += found
         ends = [seconds_to_end(work, next(iter(chosen.values())), rank, 3) for rank in args.kill]
     report("Differences from one process with the whole batch", rows, args, ends=ends)
     if ends:

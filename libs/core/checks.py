@@ -23,14 +23,30 @@ def check_relations(config: Config, where: Where | None = None) -> None:
 
     `where(dotted key)` names the file and the key (default: `config.source` and the key).
     """
+    fail = _fail_at(config, where)
+    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _loader, _training, _schedule, _distillation):
+        check(config, fail)
+
+
+def check_trainable(config: Config, where: Where | None = None) -> None:
+    """Raise UserError for what training refuses; prediction still reads a checkpoint that was trained so.
+
+    The automatic loss weight is the ratio of two losses of the whole step, which no accumulated batch knows before the last.
+    """
+    steps, weight = config.opt.accumulation_steps, config.train_cfg.loss_weight
+    if steps > 1 and weight <= 0:
+        _fail_at(config, where)("opt.accumulation_steps", f"{steps} cannot be combined with the automatic loss weight "
+                                f"(train_cfg.loss_weight: {weight:g}), which needs all losses of a step at once; set "
+                                "train_cfg.loss_weight to a positive number, or opt.accumulation_steps: 1")
+
+
+def _fail_at(config: Config, where: Where | None) -> Callable[[str, str], NoReturn]:
     where = where or (lambda dotted: f"{config.source or 'config'}: {dotted}")
 
     def fail(dotted: str, message: str) -> NoReturn:
         brief = message if len(message) <= 1000 else f"{message[:500]} ... {message[-400:]}"  # the remedy comes last
         raise UserError(f"{where(dotted)}: {brief}")
-
-    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _loader, _training, _schedule, _distillation):
-        check(config, fail)
+    return fail
 
 
 def max_div_factor(config: Config) -> int:

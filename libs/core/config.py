@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from libs.core.checks import check_relations
+from libs.core.checks import check_relations, check_trainable
 from libs.core.coerce import FrozenDict, coerce, field_types, out_of_bounds
 from libs.core.errors import UserError, nearest, note, shown
 from libs.core.files import read_text
@@ -43,7 +43,10 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), check: b
     _absorb_file(settings, path, ())
     for override in overrides:
         _absorb_override(settings, override, str(path))
-    return _build(settings, str(path), check)
+    config = _build(settings, str(path), check)
+    if check:
+        check_trainable(config, lambda dotted: _written(settings, dotted, str(path)))
+    return config
 
 
 def from_dict(values: Mapping[str, Any], source: str = "config", check: bool = True) -> Config:
@@ -200,7 +203,7 @@ def _absorb(settings: Settings, values: Mapping, cls: type, prefix: str, source:
 
 def _build(settings: Settings, top: str, check: bool) -> Config:
     def where(dotted: str) -> str:
-        return _where(dotted, settings[dotted][1] if dotted in settings else "", top)
+        return _written(settings, dotted, top)
 
     config = _section(settings, Config, "", where)
     lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in ("train_split", "val_split", "unlabelled_split")}
@@ -229,6 +232,10 @@ def _section(settings: Settings, cls: type, prefix: str, where: Callable[[str], 
                 raise UserError(f"{where(dotted)}: {_show(raw)}: {problem}")
             given[field.name] = value
     return cls(**given)
+
+
+def _written(settings: Settings, dotted: str, top: str) -> str:
+    return _where(dotted, settings[dotted][1] if dotted in settings else "", top)
 
 
 def _where(dotted: str, source: str, top: str) -> str:

@@ -10,9 +10,18 @@ import pytest
 import yaml
 
 from libs.core import config_docs
-from libs.core.checks import max_div_factor
+from libs.core.checks import check_trainable, max_div_factor
 from libs.core.coerce import FrozenDict, coerce, field_types, out_of_bounds
-from libs.core.config import config_diff, dump_text, dump_yaml, from_dict, load_config, resolve_device, to_dict
+from libs.core.config import (
+    config_diff,
+    dump_text,
+    dump_yaml,
+    from_dict,
+    load_config,
+    resolve_device,
+    to_dict,
+    with_overrides,
+)
 from libs.core.errors import UserError
 from libs.core.schema import Config
 
@@ -297,6 +306,19 @@ def test_impossible_combinations(tmp_path: Path, overrides: list[str], parts: li
 ])
 def test_unusual_but_possible_combinations(tmp_path: Path, overrides: list[str]) -> None:
     assert isinstance(load_config(small(tmp_path), overrides), Config)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1"])
+def test_accumulation_with_the_automatic_loss_weight_is_refused_for_training_alone(tmp_path: Path, weight: str) -> None:
+    path, both = small(tmp_path), [f"train_cfg.loss_weight={weight}", "opt.accumulation_steps=2"]
+    for part in (str(path), "opt.accumulation_steps (from --set opt.accumulation_steps=2): 2", f"train_cfg.loss_weight: {weight}",
+                 "a positive number", "opt.accumulation_steps: 1"):
+        assert part in message(path, *both)
+    trained_before = with_overrides(load_config(path, both[:1]), both[1:])  # as of a checkpoint that predicts
+    assert from_dict(to_dict(trained_before)) == trained_before
+    with pytest.raises(UserError, match=r"opt\.accumulation_steps"):
+        check_trainable(trained_before)
+    assert load_config(path, ["opt.accumulation_steps=2"]).opt.accumulation_steps == 2
 
 
 def test_splits_are_lower_cased_and_one_string_is_a_list_of_one(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from libs.core.checks import check_trainable
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
@@ -35,6 +36,7 @@ class Trainer:
         self.label_names = dict(label_names or {})
         self.objective, self.model, self.config = objective, objective.model, config
         self.device, self.world = next(self.model.parameters()).device, world
+        check_trainable(config)
         check_graphs(config, self.device, world.size)
         self.replica = world.wrap(objective)  # the objective; with several processes inside DistributedDataParallel
         self.graphs: StepGraphs | None = None
