@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from libs.core.config import load_config, resolve_device
+from libs.core.config import load_config
+from libs.core.devices import resolve_device
 from libs.core.errors import UserError, run_main
 from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from libs.datasets.synthetic.demo import ensure_demo_of

@@ -1,4 +1,4 @@
-"""Relations between configuration keys, checked once when a configuration is loaded; every message holds the fix.
+"""Relations between configuration keys, checked once when a configuration is loaded; every message holds the remedy.
 
 Types, bounds and choices of single keys are the schema's; here is only what needs two keys or arithmetic.
 """
@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
+from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, DistillConfig, FolderModality
+from libs.core.schema import Config, DistillConfig, FolderModality, as_tuple
 
-DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # of distillation
 Where = Callable[[str], str]
+Fail = Callable[[str, str], NoReturn]
 
 
 def check_relations(config: Config, where: Where | None = None) -> None:
@@ -24,7 +25,8 @@ def check_relations(config: Config, where: Where | None = None) -> None:
     `where(dotted key)` names the file and the key (default: `config.source` and the key).
     """
     fail = _fail_at(config, where)
-    for check in (_paths, _run, _channels, _streams, _network, _attention, _levels, _loader, _training, _schedule, _distillation):
+    for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _attention, _levels,
+                  _loader, _training, _schedule, _teachers, _distillation):
         check(config, fail)
 
 
@@ -61,45 +63,33 @@ def max_div_factor(config: Config) -> int:
     return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, windows, strict=True)))
 
 
-def _paths(config: Config, fail: Callable) -> None:
-    data = config.dataset
+def _paths(config: Config, fail: Fail) -> None:
+    data, modalities = config.dataset, config.dataset.modalities or {}
     if not data.json_file:
         fail("dataset.json_file", "is not set; name the annotation file, e.g. ./data/thumos/annotations/thumos14.json")
-    own_folders = bool(data.modalities) and all(isinstance(m, FolderModality) for m in data.modalities.values())
+    own_folders = bool(modalities) and all(isinstance(m, FolderModality) for m in modalities.values())
     if own_folders and config.model.modalities is None:
         fail("model.modalities", f"is not set, but every modality has a folder of its own; name those that the model reads, of "
-             f"{', '.join(data.modalities)}")
+             f"{', '.join(modalities)}")
     if not own_folders and (not data.feat_folder or (isinstance(data.feat_folder, tuple) and not all(data.feat_folder))):
         fail("dataset.feat_folder", "is not set; name the folder of feature files, e.g. ./data/thumos/i3d_features")
     if not config.output_folder:
         fail("output_folder", "is empty; name the folder that runs are written to, e.g. ./ckpt/")
 
 
-def _run(config: Config, fail: Callable) -> None:
+def _subsets(config: Config, fail: Fail) -> None:
     for name in ("train_split", "val_split"):
         if not getattr(config, name) or not all(getattr(config, name)):
             fail(name, "names no subset of the annotation file; write e.g. [validation]")
     if both := set(config.unlabelled_split) & set(config.train_split + config.val_split):
         fail("unlabelled_split", f"{sorted(both)[0]!r} is in train_split or val_split too; a subset belongs to one of them")
-    if not config.devices:
-        fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
-    for device in config.devices:
-        if not DEVICE.fullmatch(device):
-            guess = nearest(device, ("cpu", "auto", "cuda:0"))
-            fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
-    if len(config.devices) > 1:
-        if other := [d for d in config.devices if not d.startswith("cuda:")]:
-            fail("devices", f"{other[0]!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
-                 "CPU torchrun --nproc_per_node alone says how many processes there are")
-        if len({int(d[5:]) for d in config.devices}) < len(config.devices):
-            fail("devices", f"{list(config.devices)} names a GPU twice; every process needs its own")
 
 
-def _channels(config: Config, fail: Callable) -> None:
-    data, chosen = config.dataset, config.model.modalities
+def _channels(config: Config, fail: Fail) -> None:
+    """Channel ranges of dataset.modalities."""
+    data, width = config.dataset, config.file_channels
     if isinstance(data.input_dim, tuple) and not data.input_dim:
         fail("dataset.input_dim", "is an empty list; write the number of channels of the feature files")
-    width = config.file_channels
     ranges = {n: m for n, m in (data.modalities or {}).items() if not isinstance(m, FolderModality)}
     for name, (low, high) in ranges.items():
         if not low < high <= width:
@@ -109,9 +99,13 @@ def _channels(config: Config, fail: Callable) -> None:
         if max(first, start) < min(end, stop):
             fail("dataset.modalities", f"{a}: [{first}, {end}] and {b}: [{start}, {stop}] overlap; a channel belongs to one "
                  "modality")
+
+
+def _modalities(config: Config, fail: Fail) -> None:
+    """The modalities that the model reads."""
+    chosen, known = config.model.modalities, list(config.dataset.modalities or {})
     if chosen is None:
         return
-    known = list(data.modalities or {})
     if not known:
         fail("model.modalities", f"names {', '.join(chosen) or 'nothing'}, but dataset.modalities declares no channel ranges; "
              "declare them, e.g. {rgb: [0, 1024], flow: [1024, 2048]}")
@@ -123,12 +117,12 @@ def _channels(config: Config, fail: Callable) -> None:
         fail("model.modalities", f"{list(chosen)} must name one or more of {', '.join(known)}, each once; null reads all")
 
 
-def _streams(config: Config, fail: Callable) -> None:
+def _hallucination(config: Config, fail: Fail) -> None:
     """What the backbone sees beyond what the model reads: hallucinated modalities and their fusion."""
     model, declared = config.model, config.dataset.modalities or {}
     if (model.hallucinator == "none") != (not model.hallucinated):
         fail("model.hallucinated", f"{list(model.hallucinated)} does not fit hallucinator: {model.hallucinator}; name what "
-             "it makes up, e.g. hallucinator: separable with hallucinated: [flow], or use none and []")
+             "it hallucinates, e.g. hallucinator: separable with hallucinated: [flow], or use none and []")
     if model.hallucinated and model.modalities is None:
         fail("model.modalities", "is not set: a model that hallucinates must say what it reads, e.g. [rgb]")
     for name in model.hallucinated:
@@ -145,19 +139,19 @@ def _streams(config: Config, fail: Callable) -> None:
         fail("model.temporal_gate", f"{model.temporal_gate} belongs to fpn_type: identity; use none")
 
 
-def _network(config: Config, fail: Callable) -> None:
+def _widths(config: Config, fail: Fail) -> None:
     model = config.model
     inputs, widths = config.backbone_input_dim, model.embd_dim
-    if isinstance(inputs, tuple) != isinstance(widths, tuple) or (isinstance(inputs, tuple) and len(inputs) != len(widths)):
+    if isinstance(inputs, tuple) != isinstance(widths, tuple) or len(as_tuple(inputs)) != len(as_tuple(widths)):
         fail("model.embd_dim", f"{_text(widths)} does not fit the model's input of {_text(inputs)} channels: one width per input "
              "(a list for a list of the same length, one number for one number)")
-    width = sum(_tuple(widths))
+    width = sum(as_tuple(widths))
     if model.backbone_arch[0] == 0 and not isinstance(inputs, tuple) and inputs != width:
         fail("model.backbone_arch", f"0 embedding convs cannot turn {inputs} channels into embd_dim {width}; use at least 1")
-    for name in ("embd_kernel_size", "head_kernel_size", "block_kernel_size"):
-        size = getattr(model, name)
-        if size % 2 == 0:
-            fail(f"model.{name}", f"{size} is even; a kernel needs a centre, use {size - 1} or {size + 1}")
+
+
+def _blocks(config: Config, fail: Fail) -> None:
+    model, width = config.model, sum(as_tuple(config.model.embd_dim))
     if model.backbone_type == "convTransformer" and model.backbone_arch[2] and model.scale_factor % 2:
         fail("model.scale_factor", f"{model.scale_factor} is odd, but the downsampling convolutions of convTransformer have "
              f"scale_factor + 1 taps and need a centre; use {model.scale_factor - 1} or {model.scale_factor + 1}, or "
@@ -171,22 +165,17 @@ def _network(config: Config, fail: Callable) -> None:
              f"neck cannot change; use fpn_dim: {width}, or fpn_type: fpn")
 
 
-def _attention(config: Config, fail: Callable) -> None:
-    model, levels = config.model, config.model.backbone_arch[2] + 1
-    windows = model.n_mha_win_size
-    if isinstance(windows, tuple) and len(windows) != levels:
-        fail("model.n_mha_win_size", f"{_text(windows)} has {len(windows)} windows, but the backbone has {levels} levels "
+def _attention(config: Config, fail: Fail) -> None:
+    model, windows, levels = config.model, config.level_windows, config.model.backbone_arch[2] + 1
+    if len(windows) != levels:
+        fail("model.n_mha_win_size", f"{list(windows)} has {len(windows)} windows, but the backbone has {levels} levels "
              f"(backbone_arch[2] + 1); write {levels}, or one number for all")
-    for size in config.level_windows:
-        if size > 1 and size % 2 == 0:
-            fail("model.n_mha_win_size", f"{size} is even; a window needs a centre, use {size - 1} or {size + 1}"
-                 + (" (1 or less is global attention)" if size == 2 else ""))
-    if model.use_rel_pe and model.backbone_type == "convTransformer" and max(config.level_windows) <= 1:
+    if model.use_rel_pe and model.backbone_type == "convTransformer" and max(windows) <= 1:
         fail("model.use_rel_pe", "needs local attention, but every window of model.n_mha_win_size is global; set a window, "
              "e.g. n_mha_win_size: 19, or use_rel_pe: false")
 
 
-def _levels(config: Config, fail: Callable) -> None:
+def _levels(config: Config, fail: Fail) -> None:
     model, top = config.model, config.model.backbone_arch[2]
     coarsest, length = model.scale_factor**top, config.dataset.max_seq_len
     if length % coarsest:
@@ -204,7 +193,7 @@ def _levels(config: Config, fail: Callable) -> None:
             fail("model.regression_range", f"[{low:g}, {high:g}] is empty; write [low, high] with low < high")
 
 
-def _loader(config: Config, fail: Callable) -> None:
+def _loader(config: Config, fail: Fail) -> None:
     loader = config.loader
     if loader.bucket == 1:
         fail("loader.bucket", "1: a single batch has no others to exchange videos with; use 0 (off) or at least 2, e.g. 16")
@@ -213,23 +202,21 @@ def _loader(config: Config, fail: Callable) -> None:
              "videos by length saves nothing; use bucket: 0, or padding: shortest")
 
 
-def _training(config: Config, fail: Callable) -> None:
-    if config.train_cfg.labelled_share <= 0:
-        fail("train_cfg.labelled_share", "0 leaves no annotation to learn from; use more than 0, up to 1")
+def _training(config: Config, fail: Fail) -> None:
     data, train = config.dataset, config.train_cfg
     if train.cuda_graphs and config.distill.teachers:
-        fail("train_cfg.cuda_graphs", "true cannot record what teachers say; set it to false, or train without distill.teachers")
+        fail("train_cfg.cuda_graphs", "true cannot record teacher outputs; set it to false, or train without distill.teachers")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")
     if (tious := data.tiou_thresholds) is not None and (not tious or any(a >= b for a, b in itertools.pairwise(tious))):
-        fail("dataset.tiou_thresholds", f"{list(tious)} must be a rising list, e.g. [0.3, 0.4, 0.5, 0.6, 0.7]")
+        fail("dataset.tiou_thresholds", f"{list(tious)} must be strictly ascending, e.g. [0.3, 0.4, 0.5, 0.6, 0.7]")
     for label in train.head_empty_cls:
         if label >= data.num_classes:
             fail("train_cfg.head_empty_cls", f"{label} is not a class; ids are 0 to {data.num_classes - 1} (dataset.num_classes)")
 
 
-def _schedule(config: Config, fail: Callable) -> None:
+def _schedule(config: Config, fail: Fail) -> None:
     opt = config.opt
     if opt.lr_scaling != "none" and opt.lr_reference_batch is None:
         fail("opt.lr_reference_batch", f"is not set, but opt.lr_scaling is {opt.lr_scaling}; write the videos per step that "
@@ -239,11 +226,11 @@ def _schedule(config: Config, fail: Callable) -> None:
     if opt.schedule_type == "multistep":
         steps = opt.schedule_steps
         if not steps or any(a >= b for a, b in itertools.pairwise(steps)):
-            fail("opt.schedule_steps", f"{list(steps)}: the multistep schedule needs a rising list of epochs, e.g. [20, 25]")
+            fail("opt.schedule_steps", f"{list(steps)}: the multistep schedule needs strictly ascending epochs, e.g. [20, 25]")
 
 
-def _distillation(config: Config, fail: Callable) -> None:
-    distill, model = config.distill, config.model
+def _teachers(config: Config, fail: Fail) -> None:
+    distill = config.distill
     if distill.stage is not None and distill.preset != "c2ms":
         fail("distill.stage", f"{distill.stage} is a stage of preset: c2ms; remove it, or set distill.preset: c2ms")
     if not distill.teachers:
@@ -267,33 +254,37 @@ def _distillation(config: Config, fail: Callable) -> None:
                 fail("distill.teachers", f"{name}: terms: {term!r} is not a term{nearest(term, TERMS)}; use {', '.join(TERMS)}")
     if distill.init_from is not None and distill.init_from not in names:
         fail("distill.init_from", f"{distill.init_from!r} is not the name of a teacher; use {', '.join(names)}")
+
+
+def _distillation(config: Config, fail: Fail) -> None:
+    """What the terms, mixup and cached teacher outputs need of the other sections."""
+    distill, model = config.distill, config.model
+    if not distill.teachers:
+        return
     if distill.inputs.weight and model.hallucinator == "none":
         fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
              "the weight to 0, or choose a hallucinator")
     if distill.mixup and config.loader.batch_size == 1:
-        fail("distill.mixup", f"{distill.mixup}: blends every video with another one of its forward pass, but "
-             "loader.batch_size is 1; use at least 2, or mixup: 0")
+        fail("distill.mixup", f"{distill.mixup}: blends every video with another of its batch, but loader.batch_size is 1; use "
+             "at least 2, or mixup: 0")
+    if distill.outputs == "online":
+        return
     coarsest = model.scale_factor ** model.backbone_arch[2]
-    if distill.outputs == "cache":
-        if config.dataset.crop_align % coarsest:
-            fail("dataset.crop_align", f"{config.dataset.crop_align}: cached teacher outputs are cropped on every FPN level, so "
-                 f"crops must start at multiples of the coarsest stride; use {coarsest}, or distill.outputs: online")
-        if distill.mixup:
-            fail("distill.mixup", f"{distill.mixup}: what teachers say about blended videos cannot be cached; use "
-                 "distill.outputs: online, or mixup: 0")
-        if distill.teacher_droppath:
-            fail("distill.teacher_droppath", "a teacher that drops paths says something else in every step and cannot be cached; "
-                 "use distill.outputs: online")
+    if config.dataset.crop_align % coarsest:
+        fail("dataset.crop_align", f"{config.dataset.crop_align}: cached teacher outputs are cropped on every FPN level, so "
+             f"crops must start at multiples of the coarsest stride; use {coarsest}, or distill.outputs: online")
+    if distill.mixup:
+        fail("distill.mixup", f"{distill.mixup}: teacher outputs of blended videos cannot be cached; use distill.outputs: "
+             "online, or mixup: 0")
+    if distill.teacher_droppath:
+        fail("distill.teacher_droppath", "the outputs of a teacher that drops paths differ in every step and cannot be cached; "
+             "use distill.outputs: online")
 
 
 def teacher_names(distill: DistillConfig) -> list[str]:
     """The names of distill.teachers: as given, else teacher (one) or teacher1, teacher2, ..."""
     several = len(distill.teachers) > 1
     return [t.name or (f"teacher{i}" if several else "teacher") for i, t in enumerate(distill.teachers, start=1)]
-
-
-def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def _text(value: int | tuple[int, ...]) -> str:

@@ -7,215 +7,188 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, Union
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn, Union
 
-from libs.core.errors import nearest, shown
+from libs.core.errors import UserError, nearest, shown
+from libs.core.yaml_text import parse
 
-SINGULAR = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-PLURAL = {int: "whole numbers", float: "numbers", str: "texts"}
+WORDS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), str: ("text", "texts"),
+         bool: ("true or false", "true or false"), type(None): ("null", "null")}
+UNIONS = (Union, types.UnionType)
+UNBOUNDED = {"low": None, "high": None, "above": None, "odd": None}
 
 
 class FrozenDict(dict):
-    """A dict that cannot change; hashable, and it pickles."""
+    """A dict that cannot change; it is hashable and can be pickled."""
 
     def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise TypeError("a configuration cannot be changed; use dataclasses.replace to make another one")
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # dict says None
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple:
         return FrozenDict, (dict(self),)
 
 
+class _WrongType(ValueError):
+    """A value is not of the expected type; a plain ValueError finds fault with what is inside it."""
+
+
 @functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Name -> resolved annotation of the fields that a user can set, in declaration order."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
 
 
-def describe(kind: Any) -> str:
+def is_record(kind: Any) -> bool:
+    """Whether an annotation is one of the schema's dataclasses."""
+    return dataclasses.is_dataclass(kind)
+
+
+def describe(kind: Any, plural: bool = False) -> str:
     """What an annotation accepts, in words: 'a whole number, or a list of whole numbers'."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return f"a mapping with {', '.join(field_types(kind))}"
-    if origin in (Union, types.UnionType):
-        return ", or ".join(describe(a) for a in args)
+    if is_record(kind):
+        return f"{'mappings' if plural else 'a mapping'} with {', '.join(field_types(kind))}"
+    if origin in UNIONS:
+        return (" or " if plural else ", or ").join(describe(a, plural) for a in args)
     if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return f"a list of {_plural(args[0])}"
-        return f"a list of {len(args)} {_plural(args[0])}"
+        length = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"{'lists' if plural else 'a list'} of {length}{describe(args[0], True)}"
     if origin is dict:
-        return f"a mapping of names to {_plural(args[1])}"
-    return SINGULAR[kind]
+        return f"{'mappings' if plural else 'a mapping'} of names to {describe(args[1], True)}"
+    return WORDS[str if origin is Literal else kind][plural]
 
 
-def coerce(value: Any, kind: Any) -> Any:
-    """`value` as the annotation `kind`; ValueError says what was expected ('expected' is the caller's word)."""
+def field_value(field: dataclasses.Field, kind: Any, raw: Any) -> Any:
+    """`raw` as the value of a schema field: of its type and inside its bounds; ValueError says what to write instead."""
+    return _coerce(raw, kind, field.metadata)
+
+
+def _coerce(value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
+    """`value` as the annotation `kind`, every number inside within `bounds`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return _coerce_union(value, kind, args)
+    if origin in UNIONS:
+        return _coerce_union(value, kind, bounds)
     if origin is tuple:
-        return _coerce_tuple(value, kind, args)
+        return _coerce_list(value, kind, bounds)
     if origin is dict:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
             _fail(kind, value)
-        if not all(isinstance(k, str) and k for k in value):
-            raise ValueError(f"{describe(kind)}; the names must be text")
-        return FrozenDict({k: _named(k, v, args[1]) for k, v in value.items()})
-    if dataclasses.is_dataclass(kind):
-        return _coerce_record(value, kind)
+        return FrozenDict({name: _inside(name, entry, args[1], bounds) for name, entry in value.items()})
+    if is_record(kind):
+        return value if isinstance(value, kind) else _coerce_record(value, kind)
+    if origin is Literal:
+        if isinstance(value, str) and value not in args:
+            raise ValueError(f"must be {' or '.join(args)}")
+        kind = str
     if kind is float and type(value) in (int, float):
-        return _finite(value)
-    if kind is int and type(value) is float and math.isfinite(value) and value.is_integer():
-        return int(value)
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError("expected a finite number")
+        value = float(value)
+    elif kind is int and type(value) is float and value.is_integer():
+        value = int(value)
     if type(value) is not kind:
         _fail(kind, value)
-    return value
+    return _bounded(value, bounds) if kind in (int, float) else value
 
 
-def out_of_bounds(value: Any, metadata: Mapping[str, Any]) -> str:
-    """What is wrong with `value` against the field's choices and bounds ('' when nothing is); checks every number inside."""
-    choices = metadata.get("choices")
-    if choices and value is not None and value not in choices:
-        return f"must be {' or '.join(choices)}"
-    low, high, above = (metadata.get(k) for k in ("low", "high", "above"))
-    for number in _numbers(value):
-        if low is not None and number < low:
-            return f"{number} is too small; use at least {low}"
-        if above is not None and number <= above:
-            return f"{number} is too small; use more than {above}"
-        if high is not None and number > high:
-            return f"{number} is too large; use at most {high}"
-    return ""
+def _bounded(number: float, bounds: Mapping[str, Any]) -> float:
+    low, high, above, odd = (bounds[name] for name in ("low", "high", "above", "odd"))
+    if low is not None and number < low:
+        raise ValueError(f"{shown(number)} is too small; use at least {low}")
+    if above is not None and number <= above:
+        raise ValueError(f"{shown(number)} is too small; use more than {above}")
+    if high is not None and number > high:
+        raise ValueError(f"{shown(number)} is too large; use at most {high}")
+    if odd and number > 1 and number % 2 == 0:
+        raise ValueError(f"{shown(number)} is even; a {odd} needs a centre, use {shown(number - 1)} or {shown(number + 1)}")
+    return number
 
 
-def _coerce_record(value: Any, cls: type) -> Any:
-    """A mapping as the dataclass `cls`: known keys only, each of its type and inside its bounds; keys without a default given."""
-    if isinstance(value, cls):
-        return value
-    kinds = field_types(cls)
-    if not isinstance(value, Mapping):
-        _fail(cls, value)
-    if unknown := [k for k in value if k not in kinds]:
-        raise ValueError(f"{describe(cls)}; {shown(unknown[0])} is not one of them{nearest(str(unknown[0]), kinds)}")
-    given = {}
-    for field in dataclasses.fields(cls):
-        if field.name not in value:
-            if "(required)" in field.metadata["doc"]:
-                raise ValueError(f"{describe(cls)}; {field.name} is missing")
-            continue
+def _coerce_union(value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
+    """The first arm that accepts the value; the error of an arm of the right type, which says what is wrong inside."""
+    inner: ValueError | None = None
+    for arm in typing.get_args(kind):
         try:
-            given[field.name] = coerce(value[field.name], kinds[field.name])
+            return _coerce(value, arm, bounds)
+        except _WrongType:
+            pass
         except ValueError as error:
-            raise ValueError(f"{field.name}: {error}") from error
-        if problem := out_of_bounds(given[field.name], field.metadata):
-            raise ValueError(f"{field.name}: {shown(value[field.name])}: {problem}")
-    return cls(**given)
+            inner = inner or error
+    if inner is not None:
+        raise inner
+    return _fail(kind, value)
 
 
-def _named(name: str, value: Any, kind: Any) -> Any:
-    try:
-        return coerce(value, kind)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _coerce_union(value: Any, kind: Any, args: tuple) -> Any:
-    fitting = next((arm for arm in args if _accepts(value, arm)), None)
-    mappings = [arm for arm in args if dataclasses.is_dataclass(arm) or typing.get_origin(arm) is dict]
-    if fitting is None and isinstance(value, Mapping) and mappings:
-        return coerce(value, mappings[0])  # its error says which key is wrong
-    if fitting is None:
-        _fail(kind, value)
-    return coerce(value, fitting)
-
-
-def _coerce_tuple(value: Any, kind: Any, args: tuple) -> tuple:
-    repeated = len(args) == 2 and args[1] is Ellipsis
-    if repeated and args[0] is str and isinstance(value, str):
+def _coerce_list(value: Any, kind: Any, bounds: Mapping[str, Any]) -> tuple:
+    element, *rest = typing.get_args(kind)
+    repeated = rest == [Ellipsis]
+    if repeated and element is str and isinstance(value, str):
         return (value,)
     if not isinstance(value, (list, tuple)):
         _fail(kind, value)
-    if not repeated and len(value) != len(args):
-        raise ValueError(f"{describe(kind)}, got {len(value)}")
-    kinds = [args[0]] * len(value) if repeated else args
+    if not repeated and len(value) != 1 + len(rest):
+        raise ValueError(f"expected {describe(kind)}, got {len(value)}")
+    return tuple(_inside(f"in {_name(item, n)}", item, element, bounds) for n, item in enumerate(value, start=1))
+
+
+def _coerce_record(value: Any, cls: type) -> Any:
+    """A mapping as the dataclass `cls`: known keys only, each a valid value; required keys must be there."""
+    kinds = field_types(cls)
+    if not isinstance(value, Mapping):
+        _fail(cls, value)
+    for name in value:
+        if name not in kinds:
+            raise ValueError(f"expected {describe(cls)}; {shown(name)} is not one of them{nearest(str(name), kinds)}")
+    given = {}
+    for field in dataclasses.fields(cls):
+        if field.name in value:
+            raw = value[field.name]
+            given[field.name] = _inside(f"{field.name}: {shown(raw)}", raw, kinds[field.name], field.metadata)
+        elif "(required)" in field.metadata["doc"]:
+            raise ValueError(f"expected {describe(cls)}; {field.name} is missing")
+    return cls(**given)
+
+
+def _inside(place: str, value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
     try:
-        return tuple(coerce(v, k) for v, k in zip(value, kinds, strict=True))
+        return _coerce(value, kind, bounds)
     except ValueError as error:
-        wrong = next(v for v, k in zip(value, kinds, strict=True) if not _accepts(v, k))
-        if isinstance(wrong, Mapping) and dataclasses.is_dataclass(kinds[0]):
-            name = wrong.get("name") or f"entry {list(value).index(wrong) + 1}"
-            raise ValueError(f"{describe(kind)}; in {name}: {error}") from error
-        if isinstance(wrong, (list, tuple)):
-            raise ValueError(f"{describe(kind)}; in {shown(wrong)}: {error}") from error
-        raise ValueError(f"{describe(kind)}; {shown(wrong)} is not {describe(kinds[0])}{_hint(kinds[0], wrong)}") from error
+        raise ValueError(f"{place}: {error}") from error
 
 
-def _accepts(value: Any, kind: Any) -> bool:
+def _name(item: Any, position: int) -> str:
+    """What messages call an entry of a list."""
+    return shown(item) if not isinstance(item, Mapping) else shown(item["name"]) if item.get("name") else f"entry {position}"
+
+
+def _accepts(kind: Any, value: Any) -> bool:
     try:
-        coerce(value, kind)
+        _coerce(value, kind, UNBOUNDED)
     except ValueError:
         return False
     return True
 
 
-def _finite(value: int | float) -> float:
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError("a finite number")
-    return number
-
-
 def _fail(kind: Any, value: Any) -> NoReturn:
-    raise ValueError(describe(kind) + _hint(kind, value))
+    raise _WrongType(f"expected {describe(kind)}{_hint(kind, value)}")
 
 
 def _hint(kind: Any, value: Any) -> str:
-    """The remedy for the two mistakes everybody makes: a quoted number, and a number where text is meant."""
-    arms = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if isinstance(value, str):
-        number = (int in arms or float in arms) and _reads_as_number(value)
-        if number or (bool in arms and value.lower() in ("true", "false")):
-            return f"; remove the quotes: {value}"
-    elif str in arms and type(value) in (int, float, bool):
-        return "; put it in quotes"
-    return ""
-
-
-def _reads_as_number(text: str) -> bool:
+    """The remedy for the two usual mistakes: a number in quotes, and a number where text is meant."""
+    if type(value) in (int, float, bool):
+        return "; put it in quotes" if _accepts(kind, "text") else ""
     try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, tuple):
-        for v in value:
-            yield from _numbers(v)
-    elif type(value) in (int, float):
-        yield value
-
-
-def _plural(kind: Any) -> str:
-    if dataclasses.is_dataclass(kind):
-        return f"mappings with {', '.join(field_types(kind))}"
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_plural(a) for a in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        args = typing.get_args(kind)
-        return f"lists of {_plural(args[0])}" if args[-1] is Ellipsis else f"[{', '.join(PLURAL[a][:-1] for a in args)}] lists"
-    return PLURAL[kind]
+        meant = parse(value, "") if isinstance(value, str) and len(value) <= 80 else None
+    except UserError:
+        return ""
+    return f"; remove the quotes: {value}" if type(meant) in (int, float, bool) and _accepts(kind, meant) else ""

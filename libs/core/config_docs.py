@@ -1,79 +1,99 @@
-"""docs/configuration.md, generated from the schema.
+"""The tables of docs/configuration.md, and docs/config.schema.json: both generated from the schema.
 
-    python -m libs.core.config_docs > docs/configuration.md
+    python -m libs.core.config_docs          rewrites them (in the root of the repository)
 """
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import json
+import typing
+from pathlib import Path
+from typing import Any, Literal
 
-from libs.core.coerce import describe, field_types
+from libs.core.coerce import UNIONS, describe, field_types, is_record
 from libs.core.schema import Config
 from libs.core.yaml_text import dump
 
-INTRODUCTION = """\
-# Configuration
-
-Written by `python -m libs.core.config_docs > docs/configuration.md`; edit `libs/core/schema.py` instead.
-
-A configuration is a YAML file over the defaults below.
-
-- `_base_: other.yaml` (or a list of files, later ones win) inherits; the path is relative to the file that names it. Mappings
-  merge, lists are replaced, an empty section changes nothing.
-- `--set dotted.key=value` on the command line overrides, with the value in YAML: `--set opt.epochs=10`,
-  `--set model.n_mha_win_size=[7,7,7,7,7,-1]`, `--set dataset.file_prefix=` (nothing: null).
-- Unknown keys, wrong types and impossible combinations are refused with the file, the key, the value and what to write.
-- Numbers: `1e-4` and `6.0` for a whole number are fine; a quoted number is text. One string stands for a list of one.
-- Relative paths are relative to the folder that the program runs in.
-- Every run saves its full resolved configuration; that file loads again.
-
-Keys marked "(ours)" do not exist in the published ActionFormer configuration; files in its format load unchanged.
-"""
+PAGE, SCHEMA = Path("docs/configuration.md"), Path("docs/config.schema.json")
+TABLES = "\n## Top level\n"  # where the generated part of the page begins
+JSON_TYPES: dict[Any, str] = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 
 
-def markdown() -> str:
-    """The whole page: one table for the top level and one per section, rows in the schema's order."""
-    return INTRODUCTION + "".join(_table(cls, name, doc) for cls, name, doc in _sections(Config, "", "Top level"))
+def markdown(page: str) -> str:
+    """The page with new tables: one for the top level and one per section, rows in the schema's order."""
+    return page.partition(TABLES)[0] + _tables(Config, "", "Top level")
 
 
-def _sections(cls: type, name: str, doc: str) -> list[tuple[type, str, str]]:
-    found = [(cls, name, doc)]
-    for field in dataclasses.fields(cls):
-        kind = field_types(cls).get(field.name)
-        if dataclasses.is_dataclass(kind):
-            found += _sections(kind, f"{name}{field.name}.", field.metadata["doc"])
-    return found
+def json_schema() -> str:
+    """The same keys as a JSON schema (draft 7), for completion in editors; the text of the file."""
+    schema = _record_schema(Config)
+    files = {"type": "array", "items": {"type": "string"}}
+    bases = {"_base_": {"description": "files to inherit from, relative to this one", "anyOf": [{"type": "string"}, files]}}
+    whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Configuration", **schema,
+             "properties": bases | schema["properties"]}
+    return json.dumps(whole, indent=1) + "\n"
 
 
-def _table(cls: type, prefix: str, doc: str) -> str:
-    title = f"`{prefix[:-1]}`: {doc}" if prefix else doc
+def _tables(cls: Any, prefix: str, title: str) -> str:
+    """The table of one section, then those of the sections inside it."""
     lines = ["", f"## {title}", "", "| key | accepts | default | meaning |", "| --- | --- | --- | --- |"]
+    inside = ""
     for field in dataclasses.fields(cls):
-        kind = field_types(cls).get(field.name)
-        if kind is None or dataclasses.is_dataclass(kind):
-            continue
-        meta = field.metadata
-        row = (f"`{prefix}{field.name}`", describe(kind) + _limits(meta), f"`{_yaml(field.default)}`", meta["doc"])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    return "\n".join(lines) + "\n"
+        kind, meta, dotted = field_types(cls).get(field.name), field.metadata, prefix + field.name
+        if is_record(kind):
+            inside += _tables(kind, f"{dotted}.", f"`{dotted}`: {meta['doc']}")
+        elif kind is not None:
+            default = dump(_plain(field.default)).removesuffix("\n").removesuffix("\n...")
+            row = (f"`{dotted}`", describe(kind) + _limits(kind, meta), f"`{default}`", meta["doc"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines) + "\n" + inside
 
 
-def _limits(meta: Any) -> str:
-    if meta["choices"]:
-        return ": " + " or ".join(f"`{c}`" for c in meta["choices"])
-    low, high, above = meta["low"], meta["high"], meta["above"]
-    parts = [f">= {low}"] if low is not None else [f"> {above}"] if above is not None else []
-    parts += [f"<= {high}"] if high is not None else []
-    return f" ({', '.join(parts)})" if parts else ""
+def _limits(kind: Any, meta: Any) -> str:
+    literal = next((k for k in (kind, *typing.get_args(kind)) if typing.get_origin(k) is Literal), None)
+    if literal:
+        return ": " + " or ".join(f"`{choice}`" for choice in typing.get_args(literal))
+    signs = {"low": ">= {}", "above": "> {}", "high": "<= {}"}
+    parts = [sign.format(meta[name]) for name, sign in signs.items() if meta[name] is not None]
+    return f" ({', '.join(parts + ['odd'] * bool(meta['odd']))})" if parts or meta["odd"] else ""
 
 
-def _yaml(value: Any) -> str:
-    return dump(_lists(value)).removesuffix("\n").removesuffix("\n...")
+def _record_schema(cls: type) -> dict[str, Any]:
+    properties = {}
+    for field in dataclasses.fields(cls):
+        if kind := field_types(cls).get(field.name):
+            about = {"description": field.metadata["doc"]}
+            if is_record(kind):  # an empty section sets nothing
+                properties[field.name] = about | _record_schema(kind) | {"type": ["object", "null"]}
+            else:
+                properties[field.name] = about | {"default": _plain(field.default)} | _value_schema(kind, field.metadata)
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, tuple) else value
+def _value_schema(kind: Any, meta: Any) -> dict[str, Any]:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in UNIONS:
+        return {"anyOf": [_value_schema(a, meta) for a in args]}
+    if origin is Literal:
+        return {"enum": list(args)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _value_schema(args[1], meta)}
+    if is_record(kind):
+        required = [f.name for f in dataclasses.fields(kind) if "(required)" in f.metadata["doc"]]
+        return _record_schema(kind) | {"required": required}
+    if origin is tuple:
+        schema: dict[str, Any] = {"type": "array", "items": _value_schema(args[0], meta)}
+        if args[-1] is not Ellipsis:
+            return schema | {"minItems": len(args), "maxItems": len(args)}
+        return {"anyOf": [{"type": "string"}, schema]} if args[0] is str else schema  # one string is a list of one
+    names = {"low": "minimum", "above": "exclusiveMinimum", "high": "maximum"} if kind in (int, float) else {}
+    return {"type": JSON_TYPES[kind]} | {to: meta[name] for name, to in names.items() if meta[name] is not None}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    PAGE.write_text(markdown(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SCHEMA.write_text(json_schema(), encoding="utf-8")

@@ -8,18 +8,21 @@ from __future__ import annotations
 # ruff: noqa: E501, RUF009  (a table: one key per line; `key` makes an immutable field)
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Literal, get_args
 
-Ints = Union[int, tuple[int, ...]]
-Strings = Union[str, tuple[str, ...]]
+Ints = int | tuple[int, ...]
+Strings = str | tuple[str, ...]
 
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 
 
-def key(default: Any, doc: str, choices: tuple | None = None, low: float | None = None, high: float | None = None,
-        above: float | None = None) -> Any:
-    """A documented field; `low`/`high` are inclusive bounds, `above` an exclusive lower one (for every number inside)."""
-    meta = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
+def key(default: Any, doc: str, low: float | None = None, high: float | None = None, above: float | None = None,
+        odd: str | None = None) -> Any:
+    """A documented field; its choices are its type.
+
+    For every number inside: `low` and `high` are inclusive bounds, `above` is an exclusive one; `odd` names what even numbers
+    above 1 are refused for."""
+    meta = {"doc": doc, "low": low, "high": high, "above": above, "odd": odd}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -31,101 +34,102 @@ class FolderModality:
 
     folder: str = key("", "folder of feature files, or one .h5/.hdf5 file (required)")
     dim: int = key(0, "channels of these files (required)", above=0)
-    file_prefix: Union[str, None] = key(None, "text before the video id in a file's name")
-    file_ext: Union[str, None] = key(".npy", "extension of these files")
-    resample: str = key("none", "none: same length as the other features; linear: stretched to the feature grid (audio windows)", ("none", "linear"))
+    file_prefix: str | None = key(None, "text before the video id in a file's name")
+    file_ext: str | None = key(".npy", "extension of these files")
+    resample: Literal["none", "linear"] = key("none", "none: same length as the other features; linear: stretched to the feature grid (audio windows)")
 
 
-Modality = Union[tuple[int, int], FolderModality]
+Modality = tuple[int, int] | FolderModality
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
     json_file: str = key("", "annotation JSON in the ActivityNet layout (required)")
     feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
-    file_prefix: Union[str, None] = key(None, "text before the video id in a feature file's name")
-    file_ext: Union[str, None] = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
+    file_prefix: str | None = key(None, "text before the video id in a feature file's name")
+    file_ext: str | None = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
     feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
     num_frames: float = key(32.0, "frames that one feature vector sees", above=0)
-    default_fps: Union[float, None] = key(None, "frames per second of every video; null: the annotation's own fps", above=0)
+    default_fps: float | None = key(None, "frames per second of every video; null: the annotation's own fps", above=0)
     input_dim: Ints = key(2304, "channels of the feature files (a list: one model input per entry)", above=0, high=1_000_000)
     num_classes: int = key(97, "number of action classes", above=0)
     downsample_rate: int = key(1, "keep every n-th feature vector", low=1)
     max_seq_len: int = key(2304, "longest training sequence, feature vectors", above=0)
     trunc_thresh: float = key(0.5, "share of a segment that must lie inside a training crop for it to be kept", low=0, high=1)
-    crop_ratio: Union[tuple[float, float], None] = key(None, "random training crop, [low, high] share of the length", above=0, high=1)
+    crop_ratio: tuple[float, float] | None = key(None, "random training crop, [low, high] share of the length", above=0, high=1)
     force_upsampling: bool = key(False, "resize features to max_seq_len steps (ActivityNet)")
-    missing: str = key("error", "(ours) a video without features: stop with the list, or leave it out with a warning", ("error", "skip"))
+    missing: Literal["error", "skip"] = key("error", "(ours) a video without features: stop with the list, or leave it out with a warning")
     strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length")
-    tiou_thresholds: Union[tuple[float, ...], None] = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
-    modalities: Union[dict[str, Modality], None] = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
+    tiou_thresholds: tuple[float, ...] | None = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
+    modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
     crop_align: int = key(1, "(ours) training crops start at multiples of this many feature vectors; cached teacher outputs need the coarsest level's stride", low=1)
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
     batch_size: int = key(8, "training videos per process and forward pass; a step sees this many times processes times opt.accumulation_steps", low=1)
-    num_workers: int = key(4, "processes that read features (0: the main one)", low=0)
-    padding: str = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)", ("shortest", "max_seq_len"))
+    num_workers: int = key(4, "data-loader workers (0: the main process reads)", low=0)
+    padding: Literal["shortest", "max_seq_len"] = key("shortest", "(ours) training batches: as short as the outputs allow, or always max_seq_len (the published way)")
     pad_multiple: int = key(1, "(ours) training batches padded further, to a multiple of so many feature vectors where the outputs allow it: fewer shapes for train_cfg.cuda_graphs; 1: off", low=1)
     bucket: int = key(0, "(ours) training batches of videos of similar length: in every so many batches of an epoch videos are sorted by padded length and the batches shuffled; less padding, another order of videos; 0: off", low=0)
-    cache: str = key("none", "(ours) features in training and its evaluations: read from files in every epoch, or read once and kept as float32 in ram or on the training device; the numbers are the same", ("none", "ram", "device"))
+    cache: Literal["none", "ram", "device"] = key("none", "(ours) features in training and its evaluations: read from files in every epoch, or read once and kept as float32 in ram or on the training device; the numbers are the same")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone_type: str = key("convTransformer", "backbone", ("convTransformer", "conv", "conv_dw", "convnext"))
-    block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions (odd)", low=1)
+    backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext"] = key("convTransformer", "backbone")
+    block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions", low=1, odd="kernel")
     block_expansion: int = key(2, "(ours) convnext: width of the MLPs over that of the backbone", low=1)
-    branch_type: str = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters", ("block", "max_pool"))
-    fpn_type: str = key("identity", "neck", ("identity", "fpn"))
+    branch_type: Literal["block", "max_pool"] = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters")
+    fpn_type: Literal["identity", "fpn"] = key("identity", "neck")
     backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0, high=64)
     scale_factor: int = key(2, "downsampling between two FPN levels", low=2, high=1024)
-    regression_range: tuple[tuple[float, float], ...] = key(REGRESSION_RANGE, "per level: lengths it regresses, grid units", low=0)
+    regression_range: tuple[tuple[float, float], ...] = key(REGRESSION_RANGE, "per level: [low, high] of the distances to regress, grid units", low=0)
     n_head: int = key(4, "attention heads", low=1)
-    n_mha_win_size: Ints = key(-1, "attention window, odd, per level or one for all; <= 1: global")
-    embd_kernel_size: int = key(3, "kernel of the embedding convs (odd)", low=1)
+    n_mha_win_size: Ints = key(-1, "attention window, per level or one for all; <= 1: global", odd="window")
+    embd_kernel_size: int = key(3, "kernel of the embedding convs", low=1, odd="kernel")
     embd_dim: Ints = key(512, "width of the embedding and backbone (a list: one per input)", above=0, high=65536)
     embd_with_ln: bool = key(True, "LayerNorm in the embedding")
     fpn_dim: int = key(512, "width of the neck", above=0, high=65536)
     fpn_with_ln: bool = key(True, "LayerNorm in the fpn neck")
     fpn_start_level: int = key(0, "first backbone level that the neck keeps", low=0)
     head_dim: int = key(512, "width of the heads", above=0, high=65536)
-    head_kernel_size: int = key(3, "kernel of the head convs (odd)", low=1)
+    head_kernel_size: int = key(3, "kernel of the head convs", low=1, odd="kernel")
     head_num_layers: int = key(3, "convs per head, the output conv included", low=1, high=64)
     head_with_ln: bool = key(True, "LayerNorm in the heads")
-    head_type: str = key("conv", "(ours) convs of the heads: dense, or depthwise then pointwise", ("conv", "separable"))
+    head_type: Literal["conv", "separable"] = key("conv", "(ours) convs of the heads: dense, or depthwise then pointwise")
     max_buffer_len_factor: float = key(6.0, "accepted for published files; points are computed for the length at hand", above=0)
     use_abs_pe: bool = key(False, "sine/cosine position encoding added to the embedding")
     use_rel_pe: bool = key(False, "learned relative position bias in local attention")
-    modalities: Union[tuple[str, ...], None] = key(None, "(ours) names from dataset.modalities that the model reads; null: all channels")
-    hallucinator: str = key("none", "(ours) network that makes up missing modalities from those that are read: rgb2flow as published, or a cheaper one", ("none", "rgb2flow", "separable", "bottleneck"))
-    hallucinated: tuple[str, ...] = key((), "(ours) names from dataset.modalities that the hallucinator makes up, e.g. [flow]")
+    modalities: tuple[str, ...] | None = key(None, "(ours) names from dataset.modalities that the model reads; null: all channels")
+    hallucinator: Literal["none", "rgb2flow", "separable", "bottleneck"] = key("none", "(ours) network that predicts missing modalities from those that are read: rgb2flow as published, or a cheaper one")
+    hallucinated: tuple[str, ...] = key((), "(ours) names from dataset.modalities that the hallucinator predicts, e.g. [flow]")
     hallucinator_dim: int = key(0, "(ours) hidden channels of the bottleneck hallucinator; 0: a quarter of its output", low=0)
-    fusion: str = key("none", "(ours) gated fusion of the first stream with the rest before the embedding", ("none", "gated"))
-    temporal_gate: str = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm", ("none", "published", "post_norm"))
+    fusion: Literal["none", "gated"] = key("none", "(ours) gated fusion of the first stream with the rest before the embedding")
+    temporal_gate: Literal["none", "published", "post_norm"] = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm")
 
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    center_sample: str = key("radius", "positives: near the segment's centre, or anywhere inside", ("radius", "none"))
+    center_sample: Literal["radius", "none"] = key("radius", "positives: near the segment's centre, or anywhere inside")
     center_sample_radius: float = key(1.5, "centre radius in level strides", above=0)
     loss_weight: float = key(1.0, "weight of the regression loss; <= 0: balanced automatically")
     cls_prior_prob: float = key(0.01, "initial class probability", above=0, high=0.999)
-    init_loss_norm: float = key(2000.0, "initial value of the running number of positives", above=0)
+    init_loss_norm: float = key(2000.0, "initial value of the loss normalizer, a running mean of the number of positives", above=0)
     clip_grad_l2norm: float = key(-1.0, "gradient norm clip; <= 0: off")
     head_empty_cls: tuple[int, ...] = key((), "class ids that never occur, kept at a probability of 1e-6", low=0)
     dropout: float = key(0.0, "dropout in attention output and MLP", low=0, high=0.95)
     droppath: float = key(0.1, "drop-path rate; 0 also removes the residual scales", low=0, high=0.95)
     label_smoothing: float = key(0.0, "label smoothing", low=0, high=0.95)
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
-    labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others only meet the teachers, and are left out without any", low=0, high=1)
-    ema_decay: float = key(0.999, "(ours) decay of the weight average", low=0, high=0.999999)
-    ema_warmup: bool = key(False, "(ours) average with min(decay, (1 + i) / (10 + i)), for short runs")
-    precision: str = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)", PRECISIONS)
+    labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others train on teacher outputs alone, and are left out without teachers", above=0, high=1)
+    ema_decay: float = key(0.999, "(ours) decay of the EMA of the weights", low=0, high=0.999999)
+    ema_warmup: bool = key(False, "(ours) EMA decay min(ema_decay, (1 + i) / (10 + i)) in step i, for short runs")
+    precision: Precision = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)")
     cuda_graphs: bool = key(False, "(ours) CUDA: forward and backward pass of a step replayed as one graph per shape of batch; one process, no teachers, no accumulation; set loader.pad_multiple with it")
 
 
@@ -136,34 +140,34 @@ class TestConfig:
     iou_threshold: float = key(0.1, "hard NMS: suppress from this tIoU on", low=0, high=1)
     min_score: float = key(0.01, "NMS drops candidates below this score", low=0, high=1)
     max_seg_num: int = key(1000, "segments kept per video", low=1)
-    nms_method: str = key("soft", "suppression", ("soft", "hard", "none"))
+    nms_method: Literal["soft", "hard", "none"] = key("soft", "suppression")
     nms_sigma: float = key(0.5, "sigma of the gaussian soft-NMS", above=0)
     duration_thresh: float = key(0.05, "candidates need a longer duration, grid units", low=0)
     multiclass_nms: bool = key(True, "NMS per class")
     multiclass_voting: bool = key(False, "(ours) voting inside each class too; the published code skips it")
-    ext_score_file: Union[str, None] = key(None, "external class scores per video (.json, .npy, .pkl) that replace the network's classes, for class-agnostic detectors (ActivityNet); they lower THUMOS14 (docs/datasets.md)")
+    ext_score_file: str | None = key(None, "external class scores per video (.json, .npy, .pkl) that replace the network's classes, for class-agnostic detectors (ActivityNet); they lower THUMOS14 (docs/datasets.md)")
     voting_thresh: float = key(0.75, "tIoU of the boundary voting; <= 0: off", high=1)
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
-    weights: str = key("ema", "(ours) which weights evaluation uses", ("ema", "raw"))
-    precision: str = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32", PRECISIONS)
+    weights: Literal["ema", "raw"] = key("ema", "(ours) weights to evaluate: EMA or raw")
+    precision: Precision = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32")
 
 
 @dataclass(frozen=True)
 class OptConfig:
-    type: str = key("AdamW", "optimizer", ("AdamW", "SGD"))
+    type: Literal["AdamW", "SGD"] = key("AdamW", "optimizer")
     momentum: float = key(0.9, "momentum of SGD", low=0, high=1)
     weight_decay: float = key(0.0, "weight decay of conv and linear weights", low=0)
     learning_rate: float = key(1e-3, "base learning rate", above=0)
     accumulation_steps: int = key(1, "(ours) batches whose gradients make up one step, as if they were one batch", low=1)
-    lr_scaling: str = key("none", "(ours) the learning rate follows the videos per step (loader.batch_size x accumulation_steps x processes) over lr_reference_batch: not at all, in proportion, or by the square root", ("none", "linear", "sqrt"))
-    lr_reference_batch: Union[int, None] = key(None, "(ours) lr_scaling: videos per step that learning_rate was chosen for (required by linear and sqrt)", low=1)
+    lr_scaling: Literal["none", "linear", "sqrt"] = key("none", "(ours) the learning rate follows the videos per step (loader.batch_size x accumulation_steps x processes) over lr_reference_batch: not at all, in proportion, or by the square root")
+    lr_reference_batch: int | None = key(None, "(ours) lr_scaling: videos per step that learning_rate was chosen for (required by linear and sqrt)", low=1)
     epochs: int = key(30, "epochs after warm-up", low=0)
     warmup: bool = key(True, "linear warm-up")
     warmup_epochs: int = key(5, "epochs of warm-up", low=0)
-    schedule_type: str = key("cosine", "schedule after warm-up, per iteration", ("cosine", "multistep"))
+    schedule_type: Literal["cosine", "multistep"] = key("cosine", "schedule after warm-up, per iteration")
     schedule_steps: tuple[int, ...] = key((), "multistep: milestones in epochs after warm-up", above=0)
     schedule_gamma: float = key(0.1, "multistep: factor at each milestone", above=0)
-    early_stop_epochs: Union[int, None] = key(None, "stop after this many epochs, warm-up included", low=1)
+    early_stop_epochs: int | None = key(None, "stop after this many epochs, warm-up included", low=1)
 
 
 @dataclass(frozen=True)
@@ -172,48 +176,48 @@ class TeacherConfig:
 
     name: str = key("", "name in logs; empty: teacher, or teacher1, teacher2, ...")
     checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run (required)")
-    config: Union[str, None] = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
-    weights: str = key("ema", "averaged or raw weights", ("ema", "raw"))
-    terms: Union[dict[str, float], None] = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)
+    config: str | None = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
+    weights: Literal["ema", "raw"] = key("ema", "EMA or raw weights")
+    terms: dict[str, float] | None = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)
 
 
 @dataclass(frozen=True)
 class ClsTerm:
-    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
-    temperature: Union[float, None] = key(None, "temperature of the logits; null: the preset's (c2ms 2, corrected 1)", above=0)
-    loss: Union[str, None] = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's", ("softmax_kl", "sigmoid_kl"))
-    focus: Union[float, None] = key(None, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability; 0: all alike; null: the preset's", low=0)
-    mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
-    reduction: Union[str, None] = key(None, "levels: sum / batch size per level, then the mean over levels; points: mean over points; null: the preset's", ("levels", "points"))
+    weight: float | None = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    temperature: float | None = key(None, "temperature of the logits; null: the preset's (c2ms 2, corrected 1)", above=0)
+    loss: Literal["softmax_kl", "sigmoid_kl"] | None = key(None, "KL of softmaxes over classes, or of one Bernoulli variable per class; null: the preset's")
+    focus: float | None = key(None, "sigmoid_kl: every class counts by this power of the difference between student's and teacher's probability; 0: all alike; null: the preset's", low=0)
+    mask: bool | None = key(None, "only valid points count; null: the preset's")
+    reduction: Literal["levels", "points"] | None = key(None, "levels: sum / batch size per level, then the mean over levels; points: mean over points; null: the preset's")
 
 
 @dataclass(frozen=True)
 class OffsetTerm:
-    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
-    loss: Union[str, None] = key(None, "mean squared error of offsets in strides, or 1 - DIoU of the segments; null: the preset's", ("mse", "diou"))
-    points: Union[str, None] = key(None, "all, or confident: ground-truth positives and points where the teacher's best score is above score_thresh, weighted by that score; null: the preset's", ("all", "confident"))
+    weight: float | None = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    loss: Literal["mse", "diou"] | None = key(None, "mean squared error of offsets in strides, or 1 - DIoU of the segments; null: the preset's")
+    points: Literal["all", "confident"] | None = key(None, "all, or confident: ground-truth positives and points where the teacher's best score is above score_thresh, weighted by that score; null: the preset's")
     score_thresh: float = key(0.1, "confident points: least teacher score", low=0, high=1)
-    mask: Union[bool, None] = key(None, "only valid points count; null: the preset's")
-    reduction: Union[str, None] = key(None, "levels: mean per level, then over levels; points: mean over all points at once; null: the preset's", ("levels", "points"))
+    mask: bool | None = key(None, "only valid points count; null: the preset's")
+    reduction: Literal["levels", "points"] | None = key(None, "levels: mean per level, then over levels; points: mean over all points at once; null: the preset's")
 
 
 @dataclass(frozen=True)
 class FeatureTerm:
-    weight: Union[float, None] = key(None, "weight of the term; 0: off; null: the preset's", low=0)
-    mask: Union[bool, None] = key(None, "only valid steps count; null: the preset's")
+    weight: float | None = key(None, "weight of the term; 0: off; null: the preset's", low=0)
+    mask: bool | None = key(None, "only valid steps count; null: the preset's")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    preset: str = key("corrected", "defaults of the terms: ours, or the published formulae", ("corrected", "c2ms"))
-    stage: Union[str, None] = key(None, "c2ms: which published loss the weights default to", ("structure_teacher", "cross_modal", "cross_structure", "multi_teacher"))
+    preset: Literal["corrected", "c2ms"] = key("corrected", "defaults of the terms: ours, or the published formulae")
+    stage: Literal["structure_teacher", "cross_modal", "cross_structure", "multi_teacher"] | None = key(None, "c2ms: which published loss the weights default to")
     teachers: tuple[TeacherConfig, ...] = key((), "the teachers; none: plain training")
-    init_from: Union[str, None] = key(None, "teacher (its name) whose same-named tensors the student starts from")
-    det_weight: Union[float, None] = key(None, "weight of the detection loss; null: the preset's", low=0)
-    weight: Union[float, None] = key(None, "common weight of all terms; null: the preset's", low=0)
-    outputs: str = key("online", "teacher outputs: computed in every step, or once per whole video and cropped", ("online", "cache"))
+    init_from: str | None = key(None, "teacher (its name) whose same-named tensors the student starts from")
+    det_weight: float | None = key(None, "weight of the detection loss; null: the preset's", low=0)
+    weight: float | None = key(None, "common weight of all terms; null: the preset's", low=0)
+    outputs: Literal["online", "cache"] = key("online", "teacher outputs: computed in every step, or once per whole video and cropped")
     cache_folder: str = key("./ckpt/teacher_cache", "where outputs: cache keeps the teachers' outputs")
-    mixup: float = key(0.0, "blend every video with another of its batch, up to this share of it: the teachers see the blend too and say what is in it (needs outputs: online)", low=0, high=0.5)
+    mixup: float = key(0.0, "blend every video with another of its batch, up to this share of it: the teachers see the same blend (needs outputs: online)", low=0, high=0.5)
     teacher_droppath: bool = key(False, "let the teachers drop paths as the published program does (for ablations)")
     cls: ClsTerm = key(ClsTerm, "class logits")
     offsets: OffsetTerm = key(OffsetTerm, "offsets")
@@ -224,17 +228,17 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration; immutable.  `source` is the YAML file it came from (for messages)."""
+    """The whole configuration; immutable.  `source` is the YAML file that it came from (for messages)."""
 
     init_rand_seed: int = key(1234567891, "seed of everything random in training", low=0, high=2**63 - 1)
-    dataset_name: str = key("epic", "data set preset")
+    dataset_name: str = key("epic", "dataset preset")
     devices: tuple[str, ...] = key(("cuda:0",), "cuda:N, cpu or auto; under torchrun cuda (or cuda:0) gives every process of a machine its own GPU, a list names one per process")
     train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")
     val_split: tuple[str, ...] = key(("validation",), "annotation subset to evaluate on, lower case")
-    unlabelled_split: tuple[str, ...] = key((), "(ours) subsets of further training videos whose annotations are not used (there may be none): only teachers speak about them; left out without teachers")
-    model_name: str = key("LocPointTransformer", "model", ("LocPointTransformer",))
+    unlabelled_split: tuple[str, ...] = key((), "(ours) subsets of further training videos whose annotations are not used (there may be none): they train on teacher outputs alone; left out without teachers")
+    model_name: Literal["LocPointTransformer"] = key("LocPointTransformer", "model")
     output_folder: str = key("./ckpt/", "where runs are written")
-    dataset: DatasetConfig = key(DatasetConfig, "data set")
+    dataset: DatasetConfig = key(DatasetConfig, "dataset")
     loader: LoaderConfig = key(LoaderConfig, "batches")
     model: ModelConfig = key(ModelConfig, "network")
     train_cfg: TrainConfig = key(TrainConfig, "training")
@@ -245,7 +249,7 @@ class Config:
 
     def modality_dim(self, name: str) -> int:
         """Channels of one entry of dataset.modalities."""
-        entry = self.dataset.modalities[name]
+        entry = (self.dataset.modalities or {})[name]
         return entry.dim if isinstance(entry, FolderModality) else entry[1] - entry[0]
 
     @property
@@ -258,12 +262,12 @@ class Config:
     @property
     def model_channels(self) -> int:
         """Channels that the model reads, all inputs together."""
-        return sum(_tuple(self.model_input_dim))
+        return sum(as_tuple(self.model_input_dim))
 
     @property
     def file_channels(self) -> int:
         """Channels of dataset.feat_folder's files, all folders together."""
-        return sum(_tuple(self.dataset.input_dim))
+        return sum(as_tuple(self.dataset.input_dim))
 
     @property
     def backbone_input_dim(self) -> Ints:
@@ -288,8 +292,6 @@ class Config:
         return min(total, self.opt.early_stop_epochs) if self.opt.early_stop_epochs else total
 
 
-def _tuple(value: Ints) -> tuple[int, ...]:
+def as_tuple(value: Ints) -> tuple[int, ...]:
+    """One number or a list of numbers as a tuple."""
     return value if isinstance(value, tuple) else (value,)
-
-
-SECTIONS = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)}

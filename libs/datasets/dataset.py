@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from libs.core.config import resolve_device
+from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.core.config import from_dict, load_config, resolve_device, to_dict, with_overrides
+from libs.core.config import from_dict, load_config, to_dict, with_overrides
+from libs.core.devices import resolve_device
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations

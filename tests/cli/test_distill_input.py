@@ -125,7 +125,7 @@ CASES = {
         {}, {}, ("unlabelled_split=[training]",), ["unlabelled_split", "'training' is in train_split or val_split too"]),
     "an unlabelled subset without videos": (
         {}, {}, ("unlabelled_split=[more]",), ["has no video of subset 'more'", "training (6), validation (3)"]),
-    "no annotations at all": ({}, {}, ("train_cfg.labelled_share=0",), ["train_cfg.labelled_share", "0 leaves no annotation"]),
+    "no annotations at all": ({}, {}, ("train_cfg.labelled_share=0",), ["train_cfg.labelled_share", "use more than 0"]),
     "cache with drop path": ({}, CACHE, ("distill.teacher_droppath=true",), ["distill.teacher_droppath", "cannot be cached"]),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from libs.core.config import resolve_device
+from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset, Window

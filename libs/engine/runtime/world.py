@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from libs.core.config import resolve_device
+from libs.core.devices import resolve_device
 from libs.core.errors import UserError, failure
 from libs.core.schema import Config
 from libs.engine.runtime.lifeline import Lifeline

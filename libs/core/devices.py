@@ -1,0 +1,72 @@
+"""`devices` of a configuration: what may be written there, and the device that a process gets."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from libs.core.errors import UserError, nearest, note
+from libs.core.schema import Config
+
+DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
+
+
+def check_devices(config: Config, fail: Callable[[str, str], object]) -> None:
+    """Call `fail(key, message)` for the first entry of `devices` that cannot be one."""
+    devices = config.devices
+    if not devices:
+        fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
+    for device in devices:
+        if not DEVICE.fullmatch(device):
+            guess = nearest(device, ("cpu", "auto", "cuda:0"))
+            fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
+        if len(devices) > 1 and not device.startswith("cuda:"):
+            fail("devices", f"{device!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
+                 "CPU torchrun --nproc_per_node alone says how many processes there are")
+    if len(devices) > 1 and len({int(d[5:]) for d in devices}) < len(devices):
+        fail("devices", f"{list(devices)} names a GPU twice; every process needs its own")
+
+
+def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
+    """The torch device name of `config.devices`: "cpu" or "cuda:N", for process number `process` of the `processes` that
+    torchrun has started on this machine.
+
+    `auto` is the first CUDA device, or the CPU with one line on stderr that says so.  Of several processes each gets a CUDA
+    device of its own: that of the list, or by its number.  Raises UserError when a CUDA device is asked for that this machine
+    does not have, and when devices and processes do not fit.
+    """
+    device = config.devices[0]
+    if device == "cpu":
+        return device
+    import torch  # late, so that reading a configuration needs no torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto" and not count:
+        note("devices: auto: no CUDA device here, running on the CPU")
+        return "cpu"
+    chosen, index = _gpu_of(config, process, processes, count)
+    if index >= count:
+        have = f"this machine has {count} (cuda:0 to cuda:{count - 1})" if count else "no CUDA device is available here"
+        remedy = "--set devices=cpu" + (" or --set devices=cuda:0" if count else "")
+        raise UserError(f"{config.source}: devices: {chosen!r}, but {have}; use {remedy}")
+    return f"cuda:{index}"
+
+
+def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[str, int]:
+    """The entry of `devices` that a process uses and the number of its GPU; UserError if devices and processes do not fit."""
+    device, listed = config.devices[0], len(config.devices)
+    if listed > 1:
+        if listed != processes:
+            several = f"{processes} processes" if processes > 1 else "one process"
+            raise UserError(f"{config.source}: devices: names {listed} devices, but on this machine runs {several}, and a "
+                            f"process drives one; start torchrun --nproc_per_node={listed} train.py ..., or use --set "
+                            f"devices={device}")
+        return config.devices[process], int(config.devices[process].partition(":")[2])
+    if processes == 1:
+        return device, int(device.partition(":")[2] or 0)
+    if device not in ("auto", "cuda", "cuda:0"):
+        raise UserError(f"{config.source}: devices: {device!r} is one device, but torchrun has started {processes} processes on "
+                        "this machine; use devices: cuda, which gives each its own, or list one per process")
+    if 0 < count < processes:
+        raise UserError(f"{config.source}: devices: {device!r}: torchrun has started {processes} processes on this machine, "
+                        f"which has {count} GPU{'s' * (count > 1)}; use --nproc_per_node={count}, or --set devices=cpu")
+    return device, process
