@@ -19,7 +19,7 @@ from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
 from libs.engine.deploy.cost import count
-from libs.engine.runtime.precision import low_weights, set_products
+from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,11 +29,11 @@ REFERENCE_G = 8.3  # the first release on a CPU, float32
 def measure(config: Config, precision: str, steps: int, device: torch.device, runs: int) -> list[float]:
     """Seconds of `runs` forward passes."""
     config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, precision=precision))
-    set_products(precision, device, config.source, "test_cfg.precision")
+    check_precision(precision, device, config.source, "test_cfg.precision")
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
     x, mask = torch.randn(1, steps, config.model_channels, device=device), torch.ones(1, steps, dtype=torch.bool, device=device)
-    with torch.inference_mode(), low_weights(model, precision):
+    with torch.inference_mode(), matmul_precision(precision), low_weights(model, precision):
         return seconds_of(lambda: model(x, mask), device, runs)
 
 

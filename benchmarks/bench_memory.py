@@ -24,7 +24,7 @@ from libs.datasets.dataset import Sample
 from libs.datasets.grid import regular_grid
 from libs.datasets.loader import Batch, make_batch
 from libs.engine.inference.predict import detections_of_batch
-from libs.engine.runtime.precision import low_weights, set_products
+from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
@@ -61,7 +61,7 @@ def inference(config: Config, steps: int, device: torch.device) -> tuple[Memory,
     def run(batch: Batch) -> None:
         detections_of_batch(model(batch.feats, batch.mask), config.test_cfg, [(s.grid, s.duration_s) for s in batch.samples])
 
-    with low_weights(model, config.test_cfg.precision):
+    with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
         run(short)
         return memory_of(lambda: run(batch), device), batch.feats.nbytes
 
@@ -80,7 +80,7 @@ def measure(work: str, path: Path, overrides: list[str], precision: str, steps: 
     """Bytes held before, rise, and bytes of the input of one case; run in a process of its own."""
     device, section = device_of(name), "test_cfg" if work == "inference" else "train_cfg"
     config = load_config(path, [*overrides, f"{section}.precision={precision}"])
-    set_products(precision, device, config.source, f"{section}.precision")
+    check_precision(precision, device, config.source, f"{section}.precision")
     torch.manual_seed(0)
     memory, inputs = (inference if work == "inference" else training)(config, steps, device)
     return memory.before, memory.rise, inputs

@@ -28,7 +28,7 @@ from libs.core.errors import UserError, run_main
 from libs.core.schema import PRECISIONS, Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.predict import predict, score
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import build_model
 
 # the first release on a CPU, float32, in G: per video up to 2304 steps, per longer one, and for all 212 videos
@@ -78,7 +78,7 @@ def measure(path: Path, overrides: list[str], batch_size: int, precision: str, g
     """One row: `--runs` passes with one batch size and precision."""
     device = device_of(args.device)
     config = load_config(path, [*overrides, f"test_cfg.batch_size={batch_size}", f"test_cfg.precision={precision}"])
-    set_products(precision, device, config.source, "test_cfg.precision")
+    check_precision(precision, device, config.source, "test_cfg.precision")
     torch.manual_seed(0)
     model = build_model(config).eval().to(device)
     candidates = answer_like_trained(model, config, device)

@@ -30,7 +30,7 @@ from libs.datasets.loader import batches, training_loader
 from libs.engine.deploy.cost import count
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.runtime.machine import keep_freed_memory
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
 from libs.modeling.model import build_model
@@ -58,7 +58,7 @@ def measure(source: Path, base: list[str], variant: str, device: torch.device, s
     config = load_config(source, base + [text for part in variant.split("+") for text in SETTINGS[part]])
     seed_everything(config.init_rand_seed)
     keep_freed_memory()
-    set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
+    check_precision(config.train_cfg.precision, device, config.source, "train_cfg.precision")
     dataset = TalDataset(config, config.train_split, training=True)
     loader, sampler = training_loader(dataset, config, pin=device.type == "cuda", device=device)
     trainer = Trainer(DetectionObjective(build_model(config), config).to(device), config, len(sampler))

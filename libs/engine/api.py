@@ -35,7 +35,7 @@ from libs.engine.runs.checkpoint import (
     own_config,
     own_labels,
 )
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
@@ -174,7 +174,7 @@ class Localizer:
         """
         config = with_overrides(self.config, [f"loader.num_workers={workers}",
                                               *([] if batch_size is None else [f"test_cfg.batch_size={batch_size}"])])
-        set_products(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
+        check_precision(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
         found = predict(self.model, videos, config, self.device, progress)
         return Predictions(found, self.label_names, videos.durations_s)
 

@@ -6,8 +6,6 @@ import torch
 from helpers import padded_batch, tiny_config
 from test_model import VARIANTS, channels, network
 
-from libs.core.errors import UserError
-from libs.engine.runtime.precision import set_products
 from libs.modeling.blocks.transformer import pointwise
 
 BF16 = {"precision": "bf16"}
@@ -63,14 +61,3 @@ def test_training_and_evaluation_have_their_own_precision(monkeypatch):
     seen.clear()
     model.train()(x, mask)
     assert set(seen) == {torch.bfloat16}
-
-
-def test_tf32_needs_a_device_that_has_it():
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        with pytest.raises(UserError, match=r"a\.yaml: train_cfg\.precision: tf32 .* this run is on cpu; use fp32 or bf16"):
-            set_products("tf32", torch.device("cpu"), "a.yaml", "train_cfg.precision")
-        set_products("fp32", torch.device("cpu"), "a.yaml", "train_cfg.precision")
-        assert not torch.backends.cudnn.allow_tf32  # torch's default is True
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

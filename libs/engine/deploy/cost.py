@@ -32,6 +32,7 @@ from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.engine.runtime.machine import this_machine
+from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -173,7 +174,7 @@ def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[li
     model = build_model(config).eval().to(device)
     x_BTC = torch.randn(1, length, config.model_channels, device=device)
     mask_BT = torch.ones(1, length, dtype=torch.bool, device=device)
-    with torch.inference_mode():
+    with torch.inference_mode(), matmul_precision("fp32"):
         times = [_forward_ms(model, x_BTC, mask_BT) for _ in range(WARMUP + runs)]
     return times[WARMUP:], _resident_peak() if device == "cpu" else torch.cuda.max_memory_allocated(device)
 

@@ -24,7 +24,7 @@ from libs.datasets.loader import padding_of, read_batch
 from libs.engine.inference.predict import suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.machine import this_machine
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.nms.api import implementation
@@ -89,7 +89,7 @@ def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], N
     if rounds < 1:
         raise UserError(f"--runs {rounds}: use a number from 1 on")
     device = torch.device(resolve_device(config))
-    set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
+    check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     checkpoint = load_checkpoint(find_checkpoint(ckpt))
     model = build_model(config)
     load_weights(model, checkpoint, config.test_cfg.weights)
@@ -97,7 +97,7 @@ def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], N
     dataset = TalDataset(config, config.val_split, training=False)
     windows = [dataset.window(i) for i in range(len(dataset))]
     times, candidates, kept = np.zeros((rounds + 1, len(dataset), len(STAGES))), [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), matmul_precision(config.test_cfg.precision):
         for r in range(rounds + 1):
             for i, window in enumerate(windows):
                 times[r, i], *counts = _one(model, dataset, window, config, device)

@@ -21,6 +21,7 @@ from libs.datasets.annotations import load_annotations
 from libs.datasets.loader import Batch, padding_of
 from libs.datasets.presets import get_preset
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
+from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.blocks.transformer import AffineDropPath
 from libs.modeling.distill_losses import TeacherOutputs, TeacherSpec
 from libs.modeling.model import LocPointTransformer, build_model
@@ -253,6 +254,7 @@ class OnlineTeachers:
 
 def say(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: InputOrder | None) -> TeacherOutputs:
     """The outputs of a teacher for features of its own streams; `order` None: without the backbone's input."""
-    outputs, features = teacher.model.trace(feats_BTC, mask_BT)
+    with matmul_precision(teacher.config.test_cfg.precision):
+        outputs, features = teacher.model.trace(feats_BTC, mask_BT)
     return TeacherOutputs(outputs.logits, outputs.offsets, features.stem, torch.cat(features.levels, dim=1),
                           None if order is None else order(features.inputs))

@@ -29,6 +29,7 @@ from libs.datasets.grid import Grid
 from libs.engine.distill.teachers import moved_channels
 from libs.engine.inference.predict import predict, score
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import build_model
 from libs.utils.plotting import Line, Panel, line_chart
 from libs.utils.progress import Clock
@@ -121,6 +122,7 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
     `say` gets one line per evaluation.  Raises UserError for a modality that no subject reads.
     """
     _check_modalities(subjects, settings.modalities)
+    check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
     found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
     held, samples, clock = None, None, Clock()

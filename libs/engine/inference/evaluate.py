@@ -17,7 +17,7 @@ from libs.engine.runs.checkpoint import Checkpoint, changed_settings, find_check
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
 from libs.engine.runtime.determinism import strict_determinism
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.model import build_model
 from libs.utils.evaluation.metrics import Scores
@@ -56,7 +56,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
     """
     which = config.test_cfg.weights
-    set_products(config.test_cfg.precision, device, config.source, "test_cfg.precision")
+    check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     path = find_checkpoint(ckpt, epoch)
     checkpoint = load_checkpoint(path)
     model = build_model(config)

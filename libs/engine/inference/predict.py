@@ -15,7 +15,7 @@ from libs.datasets.dataset import Sample, TalDataset
 from libs.datasets.feature_videos import FeatureVideos
 from libs.datasets.grid import Grid
 from libs.datasets.loader import Batch, batches, close, inference_loader
-from libs.engine.runtime.precision import low_weights
+from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.decode import BatchCandidates, decode_batch
 from libs.modeling.model import LevelOutputs
@@ -76,7 +76,7 @@ def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Confi
     found: dict[str, VideoDetections] = {}
     loader = inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)
     try:
-        with low_weights(model, config.test_cfg.precision):
+        with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
                 if collect is not None:

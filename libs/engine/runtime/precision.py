@@ -1,4 +1,7 @@
-"""The arithmetic of products on a device, as `precision` in the configuration asks for it."""
+"""The precision of matrix products and convolutions: `train_cfg.precision` and `test_cfg.precision`.
+
+bf16 is autocast inside the network (`LocPointTransformer`); TF32 is a process-wide switch, set here for one piece of work.
+"""
 from __future__ import annotations
 
 import os
@@ -11,19 +14,31 @@ from torch import nn
 from libs.core.errors import UserError
 
 
-def set_products(precision: str, device: torch.device, source: str, key: str) -> None:
-    """Let CUDA products and convolutions round to TF32 for `tf32`, and only then (torch's own default mixes the two).
+def check_precision(precision: str, device: torch.device, source: str, key: str) -> None:
+    """Raise UserError where the device has no TF32 and `key` of the configuration `source` asks for it."""
+    if precision != "tf32":
+        return
+    if device.type != "cuda":
+        raise UserError(f"{source}: {key}: tf32 is arithmetic of CUDA devices, this run is on {device}; use fp32 or bf16")
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(f"{source}: {key}: {torch.cuda.get_device_name(device)} has no TF32 (it came with Ampere); use fp32")
 
-    bf16 is the network's own affair (`LocPointTransformer`).  Raises UserError where the device has no TF32.
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Inside, CUDA products and convolutions round to TF32 for `tf32`, and only then; afterwards all is as before.
+
+    PyTorch's own default mixes the two: TF32 in convolutions, float32 in products.
     """
-    if precision == "tf32":
-        if device.type != "cuda":
-            raise UserError(f"{source}: {key}: tf32 is arithmetic of CUDA devices, this run is on {device}; use fp32 or bf16")
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            raise UserError(f"{source}: {key}: {torch.cuda.get_device_name(device)} has no TF32 (it came with Ampere); use fp32")
-    if precision == "bf16" and device.type == "cpu":  # its kernels are made per shape; by default the last 1024 are kept
+    if precision == "bf16":  # oneDNN makes a kernel per shape and keeps the last 1024 of them by default
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from libs.engine.runs.lock import FolderLock
 from libs.engine.runs.run_folder import Run, SilentRun
 from libs.engine.runtime.determinism import seed_everything, seed_generators
 from libs.engine.runtime.machine import keep_freed_memory
-from libs.engine.runtime.precision import set_products
+from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.stop_signals import Interruption
 from libs.engine.runtime.world import World
 from libs.engine.training.objective import DetectionObjective, DistillationObjective
@@ -70,7 +70,9 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     resume = _checkpoint_to_resume(folder, options, world)
     seed_everything(config.init_rand_seed, strict=options.deterministic)
     keep_freed_memory()
-    set_products(config.train_cfg.precision, device, config.source, "train_cfg.precision")
+    check_precision(config.train_cfg.precision, device, config.source, "train_cfg.precision")
+    if options.eval_every:
+        check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     settings = resolve(config)
     teachers = load_teachers(config, settings, device)
     cached = settings.outputs == "cache" and bool(teachers)

@@ -14,6 +14,7 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.loader import Batch
 from libs.engine.runs.checkpoint import Checkpoint
+from libs.engine.runtime.precision import matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.engine.training.cuda_graphs import Record, StepGraphs, check_graphs
 from libs.engine.training.ema import WeightAverage
@@ -64,7 +65,8 @@ class Trainer:
         self.objective.train()
         set_learning_rate(self.optimizer, self.schedule.at(self.iteration))
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.graphs(*micro_batches) if self.graphs is not None else self.losses_and_gradients(*micro_batches)
+        with matmul_precision(self.config.train_cfg.precision):
+            losses = self.graphs(*micro_batches) if self.graphs is not None else self.losses_and_gradients(*micro_batches)
         norm = clip_gradients(self.parameters, self.config.train_cfg.clip_grad_l2norm)
         finite = torch.isfinite(losses.final) & torch.isfinite(norm)
         gate(self.optimizer, finite)
