@@ -129,7 +129,7 @@ BAD = {
     "an empty file": ("a.csv", "", [], ["a.csv", "is empty"]),
     "a header alone": ("a.csv", "video,start,end,label\n", [], ["a.csv", "no annotated segment"]),
     "no such column": ("a.csv", "video,begin,end,label\na,1,2,jump\n", [], ["'start'", "--columns start=NAME"]),
-    "a row too short": ("a.csv", CSV + "a,1,2\n", [], ["line 3", "3 columns"]),
+    "a row too short": ("a.csv", CSV + "a,1,2\n", [], ["line 3", "3 cells"]),
     "no label": ("a.csv", CSV + "a,1,2,\n", [], ["line 3", "no label"]),
     "a time as text": ("a.csv", CSV + "a,soon,2,jump\n", [], ["line 3", "'soon'"]),
     "a decimal comma": ("a.csv", "video;start;end;label\na;1,5;2;jump\n", [], ["'1,5'", "decimal point"]),

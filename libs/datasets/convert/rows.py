@@ -7,21 +7,19 @@ A `Row` is one segment, or a video without any; times are converted to seconds h
 """
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from libs.core.errors import UserError, nearest, note
-from libs.core.files import read_text
+from libs.core.errors import UserError, note
 from libs.datasets.features.store import FeatureStore
+from libs.utils.files.tables import numbered_rows, read_csv
 
 UNITS = ("s", "ms", "frames")
 LONGEST_S = 86400.0  # a segment that ends later than after a day is not in seconds
@@ -162,35 +160,18 @@ def clock_or_number(text: str, where: str) -> tuple[float, bool]:
 
 
 def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequence[str], optional: Sequence[str] = ()
-             ) -> Iterable[tuple[str, dict[str, str]]]:
+             ) -> Iterator[tuple[str, dict[str, str]]]:
     """(file and line, {field: text}) per row of a CSV with a header; comma, semicolon or tab.
 
     columns: field -> the file's own column name.  Raises UserError for missing columns and rows of another width.
     """
-    text = read_text(path, "CSV file")
-    if not text.strip():
-        raise UserError(f"{path}: is empty; export it again")
-    head = text.splitlines()[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        wanted = {name: columns.get(name, name) for name in (*needed, *optional)}
-        position = {}
-        for name, column in wanted.items():
-            if column in header:
-                position[name] = header.index(column)
-            elif name in needed or name in columns:
-                raise UserError(f"{path}: has no column {column!r}{nearest(column, header)}; it has {', '.join(header)}: "
-                                f"name the right one with --columns {name}=NAME")
-        for cells in reader:
-            where = f"{path}: line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"{where}: has {len(cells)} columns, the header {len(header)}; correct it")
-            yield where, {name: cells[i].strip() for name, i in position.items()}
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); correct it") from error
+    names = {field: columns.get(field, field) for field in (*needed, *optional)}
+    fields = {name: field for field, name in names.items()}
+    table = read_csv(path, required=[name for field, name in names.items() if field in needed or field in columns],
+                     optional=[names[field] for field in optional], what="CSV file", delimiters=",;\t", strip=True,
+                     remedy=lambda name: f"name the right one with --columns {fields[name]}=NAME")
+    for line, row in numbered_rows(table):
+        yield f"{path}: line {line}", {field: row[name] for field, name in names.items() if name in row}
 
 
 def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | None]]:

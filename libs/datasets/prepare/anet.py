@@ -17,7 +17,8 @@ from typing import Any
 
 from libs.core.errors import UserError, nearest
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.prepare.document import Document, entries_of, read_database, read_table
+from libs.datasets.prepare.document import Document, entries_of, read_official
+from libs.utils.files.tables import numbered_rows, read_csv
 
 SUBSETS = ("training", "validation", "testing")
 PREFIX = "v_"
@@ -30,7 +31,7 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
     For a file without subsets: video_info, a CSV with the columns video and subset (as BMN has it), or validation_every n: every
     n-th id in sorted order is validation, the others training.  Raises UserError for anything that is not the official layout.
     """
-    database = read_database(path, what)
+    database = read_official(path, what)
     subsets = _subsets(path, database, video_info, validation_every)
     document = Document(path, version)
     prefix = PREFIX if all(key.startswith(PREFIX) for key in database) else ""
@@ -83,7 +84,7 @@ def _subsets(path: str | os.PathLike, database: Mapping[str, Mapping[str, Any]],
 
 def _subsets_of_table(path: str | os.PathLike, database: Mapping[str, Any], video_info: str | os.PathLike) -> dict[str, str]:
     subsets = {}
-    for line, row in read_table(video_info, "list of videos", ("video", "subset")):
+    for line, row in numbered_rows(read_csv(video_info, required=("video", "subset"), what="list of videos")):
         if row["subset"].lower() not in SUBSETS:
             raise UserError(f"{video_info}: line {line}: subset {row['subset']!r}; expected {', '.join(SUBSETS)}")
         subsets[row["video"]] = row["subset"]

@@ -1,4 +1,4 @@
-"""What the converters of official annotation files share: tables and numbers read with clear errors, our JSON written at once.
+"""What the converters of official annotation files share: numbers and entries read with clear errors, our JSON written at once.
 
     document = Document("activity_net.v1-3.min.json", "1-3")
     document.add_video("v1", "training", duration=12.5);  document.add_segment("v1", "line 3", 1.0, 2.5, "jump")
@@ -6,16 +6,13 @@
 """
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from libs.core.errors import UserError, nearest
-from libs.core.files import read_text
 from libs.utils.files.io import read_json, write_json_atomic
 
 
@@ -131,7 +128,7 @@ def positive(where: str, value: Any) -> float:
     return result
 
 
-def read_database(path: str | os.PathLike, what: str) -> Any:
+def read_official(path: str | os.PathLike, what: str) -> Any:
     """The `database` object of a JSON file if it has one, else all of the file; UserError unless it maps ids to objects."""
     content = read_json(path, what)
     database = content.get("database", content) if isinstance(content, dict) else None
@@ -149,25 +146,6 @@ def entries_of(where: str, holder: Mapping[str, Any], key: str, optional: bool =
         found = f"is {str(items)[:60]}" if key in holder else f"is missing{nearest(key, holder)}"
         raise UserError(f"{where}: {key} {found}; expected a list of objects")
     return items
-
-
-def read_table(path: str | os.PathLike, what: str, columns: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> text) of every row of a CSV file; UserError for a missing column or a row of another length."""
-    reader = csv.reader(io.StringIO(read_text(path, what), newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise UserError(f"{path}: the first line lacks the column {missing[0]!r}{nearest(missing[0], header)}; expected "
-                            f"a {what} with the columns {', '.join(columns)}")
-        for row in reader:
-            if len(row) != len(header) and row:
-                raise UserError(f"{path}: line {reader.line_num}: {len(row)} cells, the first line has {len(header)}; was the "
-                                "download complete?")
-            if row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}; expected a {what} (CSV)") from error
 
 
 def whole(where: str, cell: str, below: int) -> int:

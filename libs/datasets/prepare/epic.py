@@ -15,7 +15,8 @@ import re
 from pathlib import Path
 
 from libs.core.errors import UserError
-from libs.datasets.prepare.document import Document, positive, read_table, whole
+from libs.datasets.prepare.document import Document, positive, whole
+from libs.utils.files.tables import numbered_rows, read_csv
 
 VERBS, NOUNS = 97, 300
 TASKS = ("verb", "noun", "action")
@@ -52,7 +53,7 @@ def convert_epic(folder: str | os.PathLike) -> dict[str, Document]:
     documents = {task: Document(folder, "EPIC-Kitchens-100", label_ids[task]) for task in TASKS}
     for subset, name in TABLES.items():
         path, seen = folder / name, set()
-        for line, row in read_table(path, "EPIC-Kitchens-100 annotation table", COLUMNS):
+        for line, row in numbered_rows(read_csv(path, required=COLUMNS, what="EPIC-Kitchens-100 annotation table")):
             video, where = row["video_id"], f"{name} line {line}"
             if video not in seen:
                 if video not in sizes:
@@ -72,7 +73,7 @@ def convert_epic(folder: str | os.PathLike) -> dict[str, Document]:
 def _class_names(path: Path, count: int) -> list[str]:
     """Names by class id; UserError unless the table names 0 to count - 1 once each."""
     names: dict[int, str] = {}
-    for line, row in read_table(path, "table of class names", ("id", "key")):
+    for line, row in numbered_rows(read_csv(path, required=("id", "key"), what="table of class names")):
         number, name = whole(f"{path}: line {line}: id", row["id"], count), row["key"].strip()
         if number in names or name in names.values() or not name:
             raise UserError(f"{path}: line {line}: {name!r} repeats an id or a name; every class needs one of its own")
@@ -84,9 +85,11 @@ def _class_names(path: Path, count: int) -> list[str]:
 
 def _video_info(path: Path) -> dict[str, tuple[float, float]]:
     """(duration s, fps) by video id."""
-    rows = read_table(path, "table of videos", ("video_id", "duration", "fps"))
-    return {row["video_id"]: tuple(positive(f"{path}: line {line}: {key}", row[key]) for key in ("duration", "fps"))
-            for line, row in rows}
+    sizes = {}
+    for line, row in numbered_rows(read_csv(path, required=("video_id", "duration", "fps"), what="table of videos")):
+        where = f"{path}: line {line}"
+        sizes[row["video_id"]] = positive(f"{where}: duration", row["duration"]), positive(f"{where}: fps", row["fps"])
+    return sizes
 
 
 def _seconds(where: str, text: str) -> float:
