@@ -1,9 +1,12 @@
-"""Annotation files in the ActivityNet layout -> `Video` objects, everything checked once, here.
+"""Annotation files in the ActivityNet layout -> `Video` objects: the one reader of these files.
 
     {"database": {"<video id>": {"subset": "training", "duration": 12.5, "fps": 30,
                                  "annotations": [{"segment": [1.0, 2.5], "label": "jump", "label_id": 0}, ...]}, ...}}
 
 `duration` (s) and `fps` may be missing; `label_id` may be missing if no entry has one (ids then follow the sorted names).
+
+    annotations = load_annotations("my.json")                        raises the first mistake
+    annotations = load_annotations("my.json", problems=problems)     adds every mistake to `problems`, reads the rest
 """
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest, shown
 from libs.core.names import id_problem
-from libs.utils.files.io import read_json
+from libs.core.problems import Problems
+from libs.utils.files.io import PairsHook, read_json
 
 DUPLICATE_TOLERANCE_S = 1e-3
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
@@ -48,44 +53,51 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """A whole file: its path, the videos of all subsets by id in file order, and class name -> id over all of them."""
+    """A whole annotation file.
+
+    path: of the file; videos: those of all subsets by id, in file order; label_ids: class name -> id, over all videos.
+    For checks: file_ids: class name -> label_id in the file, {} where it has none; entries: per video, the number in its
+    `annotations` of each segment; spellings: lower-case subset -> videos per spelling, subset '' where the file does not say.
+    """
 
     path: str
-    videos: dict[str, Video]
-    label_ids: dict[str, int]
+    videos: dict[str, Video] = field(default_factory=dict)
+    label_ids: dict[str, int] = field(default_factory=dict)
+    file_ids: dict[str, int] = field(default_factory=dict)
+    entries: dict[str, list[int]] = field(default_factory=dict)
+    spellings: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def subset_counts(self) -> dict[str, int]:
         """Subset name (lower case) -> number of videos."""
-        counts: dict[str, int] = {}
-        for video in self.videos.values():
-            counts[video.subset] = counts.get(video.subset, 0) + 1
-        return counts
+        return {name: sum(counts.values()) for name, counts in self.spellings.items()}
+
+    def of_subset(self, names: Collection[str]) -> list[Video]:
+        """Videos of some subsets (lower case), in file order."""
+        return [video for video in self.videos.values() if video.subset in names]
 
 
 def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabelled: bool = False,
-                     unlabelled: Collection[str] = ()) -> Annotations:
+                     unlabelled: Collection[str] = (), problems: Problems | None = None) -> Annotations:
     """Read and check an annotation file.
 
     Segments that leave their video, and segments of zero length, are kept with one warning that counts them; `strict`
     refuses them.  `allow_unlabelled` accepts videos without an `annotations` key; so do the subsets named in `unlabelled`.
     Raises UserError naming the file, the video, the entry, the value and the remedy.
+
+    With `problems`, nothing is raised and nothing warned of: every mistake becomes a problem, what is readable is returned (of a
+    file that is no JSON: no videos), and class ids always follow the sorted names, since those of the file may contradict.
     """
-    path = str(path)
-    database = read_database(path)
-    labels = LabelTable(path)
-    oddities = _Oddities(path, strict)
-    videos = {vid: _video(path, vid, entry, labels, oddities, allow_unlabelled, unlabelled) for vid, entry in database.items()}
-    if labels.ids_missing:
-        label_ids = {name: i for i, name in enumerate(sorted(labels.names))}
-        for vid, names in labels.of_video.items():
-            videos[vid] = dataclasses.replace(videos[vid], labels=_frozen([label_ids[name] for name in names], np.int64))
-    else:
-        label_ids = labels.ids
-    oddities.report()
-    return Annotations(path, videos, label_ids)
+    reader = _Reader(str(path), strict, problems)
+    for vid, entry in reader.database().items():
+        reader.add_video(vid, entry, allow_unlabelled, unlabelled)
+    reader.finish()
+    if problems is None and reader.first_odd:
+        warnings.warn(f"{path}: of {reader.segments} segments {reader.outside} leave their video and {reader.empty} have zero "
+                      f"length (first: {reader.first_odd}); they are kept, dataset.strict: true refuses them", stacklevel=2)
+    return reader.annotations
 
 
-def read_database(path: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+def read_database(path: str, pairs_hook: PairsHook | None = None) -> dict[str, Any]:
     """The unchecked entries of an annotation file by video id; `pairs_hook` as in `read_json`.
 
     Raises UserError for a file that is unreadable, no JSON, or without a "database" that holds videos.
@@ -117,146 +129,192 @@ def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S)
                                labels=_frozen(video.labels[kept], np.int64))
 
 
-class LabelTable:
-    """Class names and ids over a whole file; refuses a file that contradicts itself."""
+class _Reader:
+    """Entries of a file -> `Annotations`; a mistake raises, or is added to `problems`.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.ids: dict[str, int] = {}
-        self.names: set[str] = set()
-        self.of_video: dict[str, list[str]] = {}
+    place: the video, for problems ("video 'a'"); at: file, video and entry, for messages.
+    """
+
+    def __init__(self, path: str, strict: bool, problems: Problems | None) -> None:
+        self.path, self.strict, self.problems = path, strict, problems
+        self.annotations = Annotations(path)
+        self.segments = self.outside = self.empty = 0
+        self.first_odd = ""
+        self._names: dict[str, list[str]] = {}  # class names of the segments, per video
         self._name_of_id: dict[int, str] = {}
-        self._first_where: dict[bool, str] = {}
+        self._places: dict[bool, list[str]] = {True: [], False: []}  # of the entries with and without a label_id
 
-    @property
-    def ids_missing(self) -> bool:
-        """True if entries have names but no ids."""
-        return not self.ids
+    def database(self) -> dict[str, Any]:
+        """The entries by video id; {} for an unreadable file whose mistake became a problem."""
+        if self.problems is None:
+            return read_database(self.path)
+        repeated: list[tuple[str, Any, Any]] = []
 
-    def add(self, vid: str, where: str, entry: dict[str, Any]) -> int:
-        """Record one entry; returns its id, or -1 while the file has no ids."""
-        name = label_name(where, entry)
-        has_id = entry.get("label_id") is not None
-        self._first_where.setdefault(has_id, where)
-        if len(self._first_where) == 2:
-            raise UserError(f"{self._first_where[False]}.label_id: missing, but other entries have one "
-                            f"({self._first_where[True]}); give every entry its label_id, or none")
-        self.names.add(name)
-        self.of_video.setdefault(vid, []).append(name)
-        return self.add_id(where, name, entry["label_id"]) if has_id else -1
+        def last_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for key, value in pairs:
+                if key in found:
+                    repeated.append((key, found[key], value))
+                found[key] = value
+            return found
 
-    def add_id(self, where: str, name: str, value: Any) -> int:
-        """Record a class id; UserError where it is none, or contradicts an earlier entry."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LABEL_ID or value % 1:
-            raise UserError(f"{where}.label_id: {shown(value)} is not a class id; expected an integer from 0 on")
-        number = int(value)
-        if self.ids.setdefault(name, number) != number:
-            raise UserError(f"{where}.label_id: {shown(name)} is {number} here and {self.ids[name]} before; "
-                            "give each class one id in the whole file")
-        if self._name_of_id.setdefault(number, name) != name:
-            raise UserError(f"{where}.label_id: {number} is {shown(name)} here and {shown(self._name_of_id[number])} before; "
-                            "give each class an id of its own")
-        return number
+        try:
+            database = read_database(self.path, last_wins)
+        except UserError as error:
+            self.problems.caught("annotation-file", self.path, "", error)
+            return {}
+        for key, first, second in repeated:
+            _report_repeated(self.path, key, first, second, self.problems)
+        return database
 
-
-class _Oddities:
-    """Counts segments that are legal but suspicious, and tells the user once."""
-
-    def __init__(self, path: str, strict: bool) -> None:
-        self.path, self.strict = path, strict
-        self.total = self.outside = self.empty = 0
-        self.first = ""
-
-    def add(self, where: str, start: float, end: float, duration_s: float) -> None:
-        """Look at one segment (s)."""
-        self.total += 1
-        outside, empty = start < 0 or end > duration_s, start == end
-        if not (outside or empty):
+    def add_video(self, vid: str, entry: Any, allow_unlabelled: bool, unlabelled: Collection[str]) -> None:
+        """Check and keep one video; its labels follow in `finish`."""
+        place = f"video {shown(vid)}"
+        at = f"{self.path}: {place}"
+        if problem := id_problem(vid):
+            self._wrong("video-id", place, f"{at}: this video id {problem}; rename it")
             return
+        if not isinstance(entry, dict):
+            self._wrong("annotation-entry", place,
+                        f"{at}: is a {type(entry).__name__}; expected an object with subset and annotations")
+            return
+        subset = self._subset(place, at, entry)
+        duration_s = self._positive(place, at, entry, "duration", "seconds")
+        duration_s = math.inf if duration_s is None else duration_s
+        segments, names, numbers = [], [], []
+        for i, item in enumerate(self._items(place, at, entry, allow_unlabelled or subset.lower() in unlabelled)):
+            found = self._segment(place, f"{at}, annotations[{i}]", item, duration_s)
+            if found is not None:
+                segments.append(found[0])
+                names.append(found[1])
+                numbers.append(i)
+        offset = _number(entry.get("offset"))
+        if offset is None and entry.get("offset") is not None:
+            self._wrong("annotation-entry", place, f"{at}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key "
+                        "out")
+        fps = self._positive(place, at, entry, "fps", "frames per second")
+        self.annotations.spellings[subset.lower()][subset] += 1
+        self.annotations.entries[vid], self._names[vid] = numbers, names
+        self.annotations.videos[vid] = Video(vid, subset.lower(), duration_s, fps,
+                                             _frozen(segments, np.float64).reshape(-1, 2), np.empty(len(names), np.int64), offset)
+
+    def finish(self) -> None:
+        """Number the classes and fill in the labels of all videos."""
+        having, lacking = self._places[True], self._places[False]
+        if having and lacking:
+            self._wrong("label-id", lacking[0].removeprefix(f"{self.path}: "),
+                        f"{lacking[0]}: has no label_id, as {len(lacking)} entries, but {len(having)} have one (first: "
+                        f"{having[0].removeprefix(f'{self.path}: ')}); give every entry its label_id, or none")
+        ids = self.annotations.file_ids if self.problems is None else None
+        ids = ids or {name: i for i, name in enumerate(sorted({name for names in self._names.values() for name in names}))}
+        self.annotations.label_ids.update(ids)
+        for vid, names in self._names.items():
+            labels = self.annotations.videos[vid].labels
+            labels[:] = [ids[name] for name in names]
+            labels.setflags(write=False)
+
+    def _wrong(self, kind: str, place: str, message: str) -> None:
+        """Raise a mistake, or add it to the problems."""
+        if self.problems is None:
+            raise UserError(message)
+        self.problems.caught(kind, self.path, place, UserError(message))
+
+    def _subset(self, place: str, at: str, entry: dict[str, Any]) -> str:
+        """The subset as written; '' if it is wrong."""
+        subset = entry.get("subset")
+        if isinstance(subset, str) and subset:
+            return subset
+        self._wrong("subset", place, f"{at}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
+        return ""
+
+    def _positive(self, place: str, at: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+        """Number `key` (duration or fps); None where it is absent or not plausible."""
+        if entry.get(key) is None:
+            return None
+        number, (low, high) = _number(entry[key]), LIMITS[key]
+        if number is None or number <= 0:
+            self._wrong(key, place, f"{at}.{key}: {_shown(entry, key)}; expected {unit} above 0, or leave the key out")
+        elif not low <= number <= high:
+            self._wrong(key, place, f"{at}.{key}: {_shown(entry, key)}; expected {unit} between {low:g} and {high:g}")
+        else:
+            return number
+        return None
+
+    def _items(self, place: str, at: str, entry: dict[str, Any], may_lack: bool) -> list[Any]:
+        """The unchecked annotations of a video; [] where they are wrong, or lack and `may_lack`."""
+        items = entry.get("annotations")
+        if items is None and may_lack:
+            return []
+        if not isinstance(items, list):
+            self._wrong("annotation-entry", place,
+                        f"{at}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+            return []
+        if len(items) > MAX_SEGMENTS:
+            self._wrong("annotation-entry", place, f"{at}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are "
+                        "read; split the video, or remove what is no annotation")
+            return []
+        return items
+
+    def _segment(self, place: str, at: str, item: Any, duration_s: float) -> tuple[tuple[float, float], str] | None:
+        """(start, end) in seconds and class name of one entry; None if it is unusable."""
+        if not isinstance(item, dict):
+            self._wrong("annotation-entry", place, f"{at}: is {shown(item)}; expected an object with segment and label")
+            return None
+        times = self._times(place, at, item)
+        name = item.get("label")
+        if not isinstance(name, str) or not name:
+            self._wrong("annotation-entry", place, f"{at}.label: {_shown(item, 'label')}; expected the name of a class")
+            return None
+        value = item.get("label_id")
+        self._places[value is not None].append(at)
+        if value is not None:
+            self._add_id(place, at, name, value)
+        if times is None:
+            return None
+        self.segments += 1
+        if (times[0] < 0 or times[1] > duration_s or times[0] == times[1]) and self.problems is None:
+            self._count_odd(at, *times, duration_s)
+        return times, name
+
+    def _times(self, place: str, at: str, item: dict[str, Any]) -> tuple[float, float] | None:
+        """(start, end) in seconds: two finite numbers, start <= end."""
+        value = item.get("segment")
+        start, end = map(_number, value) if isinstance(value, list) and len(value) == 2 else (None, None)
+        if start is None or end is None:
+            self._wrong("segment", place, f"{at}.segment: {_shown(item, 'segment')}; expected [start, end], two finite numbers "
+                        "in seconds")
+        elif max(abs(start), abs(end)) > MAX_SECONDS:
+            self._wrong("segment", place, f"{at}.segment: [{start:g}, {end:g}] lies more than {MAX_SECONDS:g} s away; give times "
+                        "in seconds")
+        elif end < start:
+            self._wrong("segment", place, f"{at}.segment: [{start:g}, {end:g}] ends before it starts; correct or remove it")
+        else:
+            return start, end
+        return None
+
+    def _add_id(self, place: str, at: str, name: str, value: Any) -> None:
+        """Record a class id, unless it is none or contradicts an earlier entry."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LABEL_ID or value % 1:
+            self._wrong("label-id", place, f"{at}.label_id: {shown(value)} is not a class id; expected an integer from 0 on")
+            return
+        number, ids = int(value), self.annotations.file_ids
+        if ids.setdefault(name, number) != number:
+            self._wrong("label-id", place, f"{at}.label_id: {shown(name)} is {number} here and {ids[name]} before; "
+                        "give each class one id in the whole file")
+        elif self._name_of_id.setdefault(number, name) != name:
+            self._wrong("label-id", place, f"{at}.label_id: {number} is {shown(name)} here and "
+                        f"{shown(self._name_of_id[number])} before; give each class an id of its own")
+
+    def _count_odd(self, at: str, start: float, end: float, duration_s: float) -> None:
+        """Count a segment that is legal but suspicious; `strict`: UserError."""
+        outside = start < 0 or end > duration_s
         what = f"leaves its video of {duration_s:g} s" if outside else "has zero length"
-        message = f"{where}.segment: [{start:g}, {end:g}] {what}"
+        message = f"{at}.segment: [{start:g}, {end:g}] {what}"
         if self.strict:
             raise UserError(f"{message}; correct it, or set dataset.strict: false to keep such segments")
-        self.first = self.first or message.removeprefix(f"{self.path}: ")
+        self.first_odd = self.first_odd or message.removeprefix(f"{self.path}: ")
         self.outside += outside
-        self.empty += empty
-
-    def report(self) -> None:
-        """One warning with the counts, if there is anything to count."""
-        if self.first:
-            warnings.warn(f"{self.path}: of {self.total} segments {self.outside} leave their video and {self.empty} have zero "
-                          f"length (first: {self.first}); they are kept, dataset.strict: true refuses them", stacklevel=3)
-
-
-def _video(path: str, vid: str, entry: Any, labels: LabelTable, oddities: _Oddities, allow_unlabelled: bool,
-           unlabelled: Collection[str]) -> Video:
-    where = f"{path}: video {shown(vid)}"
-    if problem := id_problem(vid):
-        raise UserError(f"{where}: this video id {problem}; rename it")
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: is a {type(entry).__name__}; expected an object with subset and annotations")
-    subset = subset_of(where, entry)
-    duration_s = positive(where, entry, "duration", "seconds")
-    items = items_of(where, entry, allow_unlabelled or subset.lower() in unlabelled)
-    duration_s = math.inf if duration_s is None else duration_s
-    segments, ids = [], []
-    for i, item in enumerate(items):
-        at = f"{where}, annotations[{i}]"
-        if not isinstance(item, dict):
-            raise UserError(f"{at}: is {shown(item)}; expected an object with segment and label")
-        segments.append(segment_of(at, item))
-        ids.append(labels.add(vid, at, item))
-        oddities.add(at, *segments[-1], duration_s)
-    offset = entry.get("offset")
-    if offset is not None:
-        offset = _number(offset)
-        if offset is None:
-            raise UserError(f"{where}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key out")
-    return Video(vid, subset.lower(), duration_s, positive(where, entry, "fps", "frames per second"),
-                 _frozen(segments, np.float64).reshape(-1, 2), _frozen(ids, np.int64), offset)
-
-
-def subset_of(where: str, entry: dict[str, Any]) -> str:
-    """The subset of a video as written; UserError if there is none."""
-    subset = entry.get("subset")
-    if not isinstance(subset, str) or not subset:
-        raise UserError(f"{where}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
-    return subset
-
-
-def items_of(where: str, entry: dict[str, Any], may_lack: bool = False) -> list[Any]:
-    """The unchecked annotations of a video; [] where there are none and `may_lack`; UserError unless it is a list."""
-    items = entry.get("annotations")
-    if items is None and may_lack:
-        items = []
-    if not isinstance(items, list):
-        raise UserError(f"{where}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
-    if len(items) > MAX_SEGMENTS:
-        raise UserError(f"{where}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are read; split the video, or "
-                        "remove what is no annotation")
-    return items
-
-
-def label_name(where: str, entry: dict[str, Any]) -> str:
-    """The class name of one entry; UserError if there is none."""
-    name = entry.get("label")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{where}.label: {_shown(entry, 'label')}; expected the name of a class")
-    return name
-
-
-def segment_of(where: str, item: dict[str, Any]) -> tuple[float, float]:
-    """(start, end) of one entry in the file's unit, seconds; UserError unless it is two finite numbers, start <= end."""
-    value = item.get("segment")
-    pair = [_number(v) for v in value] if isinstance(value, list) else []
-    if len(pair) != 2 or None in pair:
-        raise UserError(f"{where}.segment: {_shown(item, 'segment')}; expected [start, end], two finite numbers in seconds")
-    start, end = pair
-    if max(abs(start), abs(end)) > MAX_SECONDS:
-        raise UserError(f"{where}.segment: [{start:g}, {end:g}] lies more than {MAX_SECONDS:g} s away; give times in seconds")
-    if end < start:
-        raise UserError(f"{where}.segment: [{start:g}, {end:g}] ends before it starts; correct or remove it")
-    return start, end
+        self.empty += start == end
 
 
 def _number(value: Any) -> float | None:
@@ -270,17 +328,18 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def positive(where: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
-    """Number `key` (duration or fps) of an entry, or None when it is absent; UserError for anything but a plausible number."""
-    if entry.get(key) is None:
-        return None
-    number = _number(entry[key])
-    if number is None or number <= 0:
-        raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} above 0, or leave the key out")
-    low, high = LIMITS[key]
-    if not low <= number <= high:
-        raise UserError(f"{where}.{key}: {_shown(entry, key)}; expected {unit} between {low:g} and {high:g}")
-    return number
+def _report_repeated(path: str, key: str, first: Any, second: Any, problems: Problems) -> None:
+    """A key that one object has twice: a video, or anything else."""
+    both = (first, second)
+    if not all(isinstance(value, dict) for value in both) or not any("annotations" in value for value in both):
+        problems.error("duplicate-key", path, f"key {key!r}", "is set twice in one object; readers keep the last value",
+                       "remove one of the two")
+    elif first.get("subset") != second.get("subset"):
+        problems.error("video-in-two-subsets", path, f"video {key!r}", f"is in the file twice, as {first.get('subset')!r} and as "
+                       f"{second.get('subset')!r}; readers keep the last", "a video belongs to one subset: remove one of the two")
+    else:
+        problems.error("duplicate-video", path, f"video {key!r}", "is in the file twice; readers keep the last",
+                       "merge the two entries")
 
 
 def _shown(entry: dict[str, Any], key: str) -> str:
@@ -288,6 +347,6 @@ def _shown(entry: dict[str, Any], key: str) -> str:
 
 
 def _frozen(values: Any, dtype: type) -> np.ndarray:
-    array = np.array(values, dtype)
+    array: np.ndarray = np.array(values, dtype)
     array.setflags(write=False)
     return array

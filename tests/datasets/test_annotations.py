@@ -73,7 +73,7 @@ BAD = {
     "label id text": ({"v1": video(entry(label_id="0"))}, ["annotations[0].label_id", "'0'"]),
     "two ids": ({"v1": video(entry()), "v2": video(entry(label_id=4))}, ["'v2', annotations[0].label_id", "'jump'", "4", "0"]),
     "two names": ({"v1": video(entry(), entry(label="run"))}, ["annotations[1].label_id", "'run'", "'jump'"]),
-    "some ids": ({"v1": video(entry(), {"segment": [1, 2], "label": "run"})}, ["annotations[1].label_id", "missing"]),
+    "some ids": ({"v1": video(entry(), {"segment": [1, 2], "label": "run"})}, ["annotations[1]", "no label_id", "give every"]),
     "empty": ({}, ["database", "empty"]),
 }
 

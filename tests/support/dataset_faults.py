@@ -168,6 +168,8 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
                                 "similar-video-ids", W, ["'train_0'", "'TRAIN_0'", "merge"]),
     "a path in an id": (lambda c: c.document["database"].update({"a/b": c.document["database"].pop("train_0")}), "video-id", W,
                         ["'a/b'", "separator"]),
+    "an id that leads out": (lambda c: c.document["database"].update({"../a": c.document["database"].pop("train_0")}), "video-id", E,
+                             ["'../a'", "out of the folder", "rename"]),
     "an entry that is a list": (lambda c: c.document["database"].update(train_0=[]), "annotation-entry", E, ["train_0", "list"]),
     "no subset": (lambda c: c.drop("train_0", "subset"), "subset", E, ["train_0", "subset", "missing"]),
     "an unknown subset": (lambda c: c.video("train_0", subset="trainning"), "unused-subset", W, ["trainning", "'training'"]),
@@ -175,6 +177,7 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "an empty split": (lambda c: [c.video(v, subset="training") for v in VAL], "empty-split", E, ["val_split", "training (14)"]),
     "a split without segments": (no_segments, "empty-split", E, ["val_split: validation", "4 videos have no segment"]),
     "no annotations key": (lambda c: c.drop("train_2", "annotations"), "annotation-entry", E, ["train_2", "annotations", "missing"]),
+    "an offset of text": (lambda c: c.video("train_2", offset="a"), "annotation-entry", E, ["train_2", "offset: 'a'", "leave"]),
     # duration and fps
     "no duration": (lambda c: c.drop("train_0", "duration"), "duration", W, ["train_0", "no duration"]),
     "a duration of zero": (lambda c: c.video("train_0", duration=0), "duration", E, ["train_0", "0", "above 0"]),
@@ -219,6 +222,9 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "ids with a gap": (lambda c: [c.item(v, i, label_id=7) for v in TRAIN + VAL for i in range(4)
                                   if c.document["database"][v]["annotations"][i]["label"] == "vault"],
                        "label-id-gap", W, ["ids go to 7", "2, 3, 4, 5, 6"]),
+    "an id of another world": (lambda c: [c.item(v, i, label_id=2**31 - 1) for v in TRAIN + VAL for i in range(4)
+                                          if c.document["database"][v]["annotations"][i]["label"] == "vault"],
+                               "label-id-gap", W, ["ids go to 2147483647", "2, 3, 4, 5", "2147483645 empty"]),
     "a label in another case": (lambda c: relabel(c, "train_0", "Jump "), "label-spelling", E, ["'Jump '", "'jump'"]),
     "a label with a typo": (lambda c: relabel(c, "train_0", "thrwo"), "label-typo", W, ["'thrwo'", "'throw'"]),
     "a class only in validation": (lambda c: only_in(c, "val_0", "swim", 3), "class-not-trained", W, ["'swim'", "4 validation"]),

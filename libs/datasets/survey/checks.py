@@ -14,8 +14,7 @@ import numpy as np
 
 from libs.core.errors import nearest
 from libs.core.problems import Problems
-from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Video
-from libs.datasets.survey.survey import Survey
+from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
 
 TRAIN_NAMES = ("training", "train")
 VAL_NAMES = ("validation", "val", "valid", "testing", "test")
@@ -33,67 +32,76 @@ class Splits(NamedTuple):
     source: str = ""
 
 
-def guess_splits(survey: Survey) -> Splits:
+def guess_splits(annotations: Annotations) -> Splits:
     """The usual names that the file has; validation and test where it has no other to train on, as THUMOS14."""
-    usual = [name for name in VAL_NAMES if name in survey.spellings]
-    train = next((name for name in TRAIN_NAMES if name in survey.spellings), None)
+    usual = [name for name in VAL_NAMES if name in annotations.spellings]
+    train = next((name for name in TRAIN_NAMES if name in annotations.spellings), None)
     if train is None and len(usual) > 1:
         return Splits((usual[0],), (usual[1],))
     return Splits((train or TRAIN_NAMES[0],), (usual[0] if usual else VAL_NAMES[0],))
 
 
-def check_subsets(survey: Survey, splits: Splits, problems: Problems) -> None:
-    """Subsets without videos or segments, videos in no split, spellings that differ from lower case."""
-    used = splits.train + splits.val + splits.other
-    have = ", ".join(f"{name} ({sum(count.values())})" for name, count in survey.spellings.items() if name) or "none"
-    for key, names in (("train_split", splits.train), ("val_split", splits.val)):
-        place = f"{key}: {', '.join(names)}"
-        videos = survey.of_subset(names)
-        if not videos:
-            problems.error("empty-split", survey.path, place, f"no video has this subset (the file has {have})",
-                           f"correct {splits.source + ': ' if splits.source else ''}{key}, or the subsets of the videos")
-        elif not any(len(video.segments) for video in videos):
-            problems.error("empty-split", survey.path, place, f"its {len(videos)} videos have no segment",
-                           "annotate them, or choose another subset")
-    for name, count in survey.spellings.items():
-        odd = [spelling for spelling in count if spelling != name]
-        if odd:
-            problems.warning("subset-case", survey.path, f"subset {odd[0]!r}",
-                             f"{sum(count[s] for s in odd)} videos write it so, {count[name]} write {name!r}: all are read as "
-                             f"{name!r}, the only spelling that a configuration can name", f"write {name!r} everywhere")
-        if name and name not in used:
-            problems.warning("unused-subset", survey.path, f"subset {name!r}", f"its {sum(count.values())} videos are neither "
-                             f"trained on nor evaluated{nearest(name, used)}", "correct the name, or leave them if that is meant")
+def check_ids(annotations: Annotations, problems: Problems) -> None:
+    """Video ids that name no plain file, or differ in case or spaces only."""
+    path = annotations.path
+    for vid in annotations.videos:
+        if vid != vid.strip() or "/" in vid or "\\" in vid:
+            problems.warning("video-id", path, f"video {vid!r}", "has spaces at an end or a path separator in its name",
+                             "the feature file is looked for under exactly this name: use the bare name")
     folded: dict[str, list[Video]] = defaultdict(list)
-    for video in survey.videos.values():
+    for video in annotations.videos.values():
         folded[video.id.strip().casefold()].append(video)
     for same in folded.values():
         if len(same) > 1:
             subsets = sorted({video.subset for video in same})
-            problems.warning("similar-video-ids", survey.path, f"videos {', '.join(repr(video.id) for video in same)}",
+            problems.warning("similar-video-ids", path, f"videos {', '.join(repr(video.id) for video in same)}",
                              f"differ in case or spaces only (subset {', '.join(subsets)})", "if they are one video, merge them")
 
 
-def check_times(survey: Survey, spans_s: Mapping[str, float], problems: Problems) -> None:
+def check_subsets(annotations: Annotations, splits: Splits, problems: Problems) -> None:
+    """Subsets without videos or segments, videos in no split, spellings that differ from lower case."""
+    path, used = annotations.path, splits.train + splits.val + splits.other
+    have = ", ".join(f"{name} ({sum(count.values())})" for name, count in annotations.spellings.items() if name) or "none"
+    for key, names in (("train_split", splits.train), ("val_split", splits.val)):
+        place = f"{key}: {', '.join(names)}"
+        videos = annotations.of_subset(names)
+        if not videos:
+            problems.error("empty-split", path, place, f"no video has this subset (the file has {have})",
+                           f"correct {splits.source + ': ' if splits.source else ''}{key}, or the subsets of the videos")
+        elif not any(len(video.segments) for video in videos):
+            problems.error("empty-split", path, place, f"its {len(videos)} videos have no segment",
+                           "annotate them, or choose another subset")
+    for name, count in annotations.spellings.items():
+        odd = [spelling for spelling in count if spelling != name]
+        if odd:
+            problems.warning("subset-case", path, f"subset {odd[0]!r}",
+                             f"{sum(count[s] for s in odd)} videos write it so, {count[name]} write {name!r}: all are read as "
+                             f"{name!r}, the only spelling that a configuration can name", f"write {name!r} everywhere")
+        if name and name not in used:
+            problems.warning("unused-subset", path, f"subset {name!r}", f"its {sum(count.values())} videos are neither "
+                             f"trained on nor evaluated{nearest(name, used)}", "correct the name, or leave them if that is meant")
+
+
+def check_times(annotations: Annotations, spans_s: Mapping[str, float], problems: Problems) -> None:
     """Times in another unit, outside the video, of zero length, repeated, or overlapping within a class."""
-    units = _units(survey, spans_s)
-    for video in survey.videos.values():
+    path, units = annotations.path, _units(annotations, spans_s)
+    for video in annotations.videos.values():
         if len(video.segments) == 0:
             continue
         place = f"video {video.id!r}"
         if video.id in units:
             unit, remedy = units[video.id]
-            problems.error(f"unit-{unit.replace(' ', '-')}", survey.path, place,
+            problems.error(f"unit-{unit.replace(' ', '-')}", path, place,
                            f"its {len(video.segments)} segments reach to {video.segments.max():g}, the video to "
                            f"{spans_s[video.id]:g} s: the times look like {unit}", remedy)
         elif video.id in spans_s:
-            _check_ends(survey, video, spans_s[video.id], problems)
-        _check_pairs(survey, video, problems)
+            _check_ends(annotations, video, spans_s[video.id], problems)
+        _check_pairs(annotations, video, problems)
 
 
-def _units(survey: Survey, spans_s: Mapping[str, float]) -> dict[str, tuple[str, str]]:
+def _units(annotations: Annotations, spans_s: Mapping[str, float]) -> dict[str, tuple[str, str]]:
     """Videos whose times are not seconds -> (unit, remedy)."""
-    annotated = [video for video in survey.videos.values() if len(video.segments) and video.id in spans_s]
+    annotated = [video for video in annotations.videos.values() if len(video.segments) and video.id in spans_s]
     ends = {video.id: float(video.segments.max()) for video in annotated}
     if len(annotated) > 2 and max(ends.values(), default=0) <= 1 and min(spans_s[video.id] for video in annotated) > 3:
         return {video.id: ("shares of the duration", "multiply by the duration: segments are in seconds") for video in annotated}
@@ -113,27 +121,28 @@ def _units(survey: Survey, spans_s: Mapping[str, float]) -> dict[str, tuple[str,
     return {vid: (unit, remedies[unit]) for vid, unit in found.items()}
 
 
-def _check_ends(survey: Survey, video: Video, span_s: float, problems: Problems) -> None:
-    slack = max(SLACK_S, SLACK_SHARE * span_s)
-    for i, (start, end) in zip(survey.entries[video.id], video.segments.tolist(), strict=True):
+def _check_ends(annotations: Annotations, video: Video, span_s: float, problems: Problems) -> None:
+    path, slack = annotations.path, max(SLACK_S, SLACK_SHARE * span_s)
+    for i, (start, end) in zip(annotations.entries[video.id], video.segments.tolist(), strict=True):
         place = f"video {video.id!r}, annotations[{i}]"
         if start >= span_s or end > span_s + slack:
-            problems.error("segment-outside", survey.path, place, f"[{start:g}, {end:g}] leaves its video of {span_s:g} s",
+            problems.error("segment-outside", path, place, f"[{start:g}, {end:g}] leaves its video of {span_s:g} s",
                            "correct the segment or the duration")
         elif end > span_s + DUPLICATE_TOLERANCE_S:
-            problems.warning("segment-outside", survey.path, place, f"[{start:g}, {end:g}] ends {end - span_s:.3g} s after "
+            problems.warning("segment-outside", path, place, f"[{start:g}, {end:g}] ends {end - span_s:.3g} s after "
                              f"its video of {span_s:g} s", "cut it at the end if that is only rounding")
 
 
-def _check_pairs(survey: Survey, video: Video, problems: Problems) -> None:
+def _check_pairs(annotations: Annotations, video: Video, problems: Problems) -> None:
     """Within one video: negative starts, empty, repeated and, per class, overlapping segments."""
-    entries, starts, ends = survey.entries[video.id], video.segments[:, 0], video.segments[:, 1]
+    path, names = annotations.path, list(annotations.label_ids)
+    entries, starts, ends = annotations.entries[video.id], video.segments[:, 0], video.segments[:, 1]
     for n in np.flatnonzero(starts < 0):
         add = problems.warning if starts[n] >= -SLACK_S else problems.error
-        add("negative-start", survey.path, f"video {video.id!r}, annotations[{entries[n]}]",
+        add("negative-start", path, f"video {video.id!r}, annotations[{entries[n]}]",
             f"[{starts[n]:g}, {ends[n]:g}] starts before the video", "write 0 if the action is under way at the beginning")
     for n in np.flatnonzero(starts == ends):
-        problems.warning("zero-length", survey.path, f"video {video.id!r}, annotations[{entries[n]}]",
+        problems.warning("zero-length", path, f"video {video.id!r}, annotations[{entries[n]}]",
                          f"[{starts[n]:g}, {ends[n]:g}] has zero length: it is never learned and never counted",
                          "correct or remove it")
     repeated, overlapping = [], []
@@ -150,20 +159,20 @@ def _check_pairs(survey: Survey, video: Video, problems: Problems) -> None:
             ("overlap", overlapping, "overlap another of their class", "merge them if they are one action")):
         if pairs:
             a, b = pairs[0]
-            problems.warning(kind, survey.path, f"video {video.id!r}", f"{len(pairs)} of {len(starts)} segments {what} (first: "
-                             f"annotations[{entries[a]}] and [{entries[b]}], {survey.names[video.labels[a]]!r}, [{starts[a]:g}, "
+            problems.warning(kind, path, f"video {video.id!r}", f"{len(pairs)} of {len(starts)} segments {what} (first: "
+                             f"annotations[{entries[a]}] and [{entries[b]}], {names[video.labels[a]]!r}, [{starts[a]:g}, "
                              f"{ends[a]:g}] and [{starts[b]:g}, {ends[b]:g}])", remedy)
 
 
-def check_labels(survey: Survey, splits: Splits, problems: Problems) -> None:
+def check_labels(annotations: Annotations, splits: Splits, problems: Problems) -> None:
     """Names that differ in spelling only, gaps between ids, classes without training or validation segments."""
-    totals = _per_class(survey, list(survey.videos.values()))
+    path, totals = annotations.path, _per_class(annotations, list(annotations.videos.values()))
     folded: dict[str, list[str]] = defaultdict(list)
-    for name in survey.names:
+    for name in annotations.label_ids:
         folded[re.sub(r"[\s_-]+", " ", name.strip()).casefold()].append(name)
     for same in folded.values():
         if len(same) > 1:
-            problems.error("label-spelling", survey.path, f"labels {', '.join(map(repr, same))}", "differ in case, spaces or "
+            problems.error("label-spelling", path, f"labels {', '.join(map(repr, same))}", "differ in case, spaces or "
                            f"hyphens only ({', '.join(str(totals[name]) for name in same)} segments), but count as "
                            f"{len(same)} classes", "give them one name")
     shapes = list(folded)
@@ -171,34 +180,36 @@ def check_labels(survey: Survey, splits: Splits, problems: Problems) -> None:
         for b in shapes[i + 1:]:
             pair = sorted((folded[a][0], folded[b][0]), key=lambda name: totals[name])
             if _one_typo(a, b) and totals[pair[0]] <= max(RARE, 0.05 * totals[pair[1]]):
-                problems.warning("label-typo", survey.path, f"label {pair[0]!r}", f"has {totals[pair[0]]} segments and is one "
+                problems.warning("label-typo", path, f"label {pair[0]!r}", f"has {totals[pair[0]]} segments and is one "
                                  f"letter away from {pair[1]!r} ({totals[pair[1]]} segments)",
                                  "if it is a typing mistake, correct it")
-    if survey.ids and sorted(survey.ids.values()) != list(range(len(survey.ids))):
-        ids = sorted(survey.ids.values())
-        gaps = sorted(set(range(ids[-1] + 1)) - set(ids))
-        if gaps:
-            problems.warning("label-id-gap", survey.path, "label_id", f"ids go to {ids[-1]}, but {', '.join(map(str, gaps[:10]))}"
-                             f" {'belong' if len(gaps) > 1 else 'belongs'} to no class: num_classes must be {ids[-1] + 1}, with "
-                             f"{len(gaps)} empty", f"number the {len(ids)} classes 0 to {len(ids) - 1}, or leave label_id out")
-    train, val = (_per_class(survey, survey.of_subset(names)) for names in (splits.train, splits.val))
-    for name in survey.names:
+    ids = set(annotations.file_ids.values())
+    last = max(ids, default=-1)
+    empty = last + 1 - len(ids)
+    if empty:
+        first, classes = itertools.islice((i for i in range(last) if i not in ids), 10), len(annotations.file_ids)
+        problems.warning("label-id-gap", path, "label_id", f"ids go to {last}, but {', '.join(map(str, first))} "
+                         f"{'belong' if empty > 1 else 'belongs'} to no class: num_classes must be {last + 1}, with {empty} "
+                         "empty", f"number the {classes} classes 0 to {classes - 1}, or leave label_id out")
+    train, val = (_per_class(annotations, annotations.of_subset(names)) for names in (splits.train, splits.val))
+    for name in annotations.label_ids:
         place = f"label {name!r}"
         if not train[name] and val[name]:
-            problems.warning("class-not-trained", survey.path, place, f"has {val[name]} validation segments and none for "
+            problems.warning("class-not-trained", path, place, f"has {val[name]} validation segments and none for "
                              "training: it counts as 0 in the mAP",
                              "move a video with it to the training subset, or remove the class")
         elif not train[name]:
-            problems.warning("class-not-trained", survey.path, place, "has no training segments", "remove it or annotate some")
+            problems.warning("class-not-trained", path, place, "has no training segments", "remove it or annotate some")
         elif train[name] <= RARE:
-            problems.warning("rare-class", survey.path, place, f"has {train[name]} training segments", "annotate more of it")
+            problems.warning("rare-class", path, place, f"has {train[name]} training segments", "annotate more of it")
         elif not val[name] and any(val.values()):
-            problems.warning("class-not-evaluated", survey.path, place, "has no validation segments: the mAP does not count it",
+            problems.warning("class-not-evaluated", path, place, "has no validation segments: the mAP does not count it",
                              "move a video with it to the validation subset")
 
 
-def _per_class(survey: Survey, videos: list[Video]) -> Counter[str]:
-    return Counter(survey.names[label] for video in videos for label in video.labels)
+def _per_class(annotations: Annotations, videos: list[Video]) -> Counter[str]:
+    names = list(annotations.label_ids)
+    return Counter(names[label] for video in videos for label in video.labels.tolist())
 
 
 def _one_typo(a: str, b: str) -> bool:

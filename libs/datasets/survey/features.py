@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from libs.datasets.features.store import FeatureStore
 
 UNLIKE = 30.0  # standard deviation of a file over, or under, the median of all by this factor
 LISTED_ORPHANS = 5
+MAX_THREADS = 8  # reading files at the same time
 SAMPLED = 200  # names of another form that are looked at to guess a prefix
 
 
@@ -46,6 +47,15 @@ class FileFacts:
     spread: float | None = None
     digest: bytes | None = None
     constant: bool = False
+
+
+class Contents(NamedTuple):
+    """One pass over the values of a file: lowest and highest value per channel, (C,) each; the rest as in FileFacts."""
+
+    low: np.ndarray
+    high: np.ndarray
+    spread: float
+    digest: bytes
 
 
 def feature_names(folder: str) -> list[str]:
@@ -94,19 +104,22 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
     """Check the features of every video.
 
     width: the channels that are expected and who says so; None: those of most files.  read_values False: headers only.
-    step: called once per video; may_lack: a missing file is a warning only.
+    step: called after every file whose values were read; may_lack: a missing file is a warning only.
     A video is in the result if its header is sound and its width is the expected one.
     """
     ids = list(ids)
     shapes = _shapes(store, ids, problems, may_lack)
     width = width or _usual_width(shapes)
     facts: dict[str, FileFacts] = {}
+    for vid, shape in shapes.items():
+        if width is None or shape[1] == width[0]:
+            facts[vid] = FileFacts(store.path(vid), *shape)
+        else:
+            _report_width(store.path(vid), vid, shape, width, problems)
     extremes: list[np.ndarray] = []  # per channel over all files: lowest, highest
-    for vid in ids:
-        if vid in shapes and _width_fits(store.path(vid), vid, shapes[vid], width, problems):
-            facts[vid] = FileFacts(store.path(vid), *shapes[vid])
-            if read_values:
-                facts[vid] = _values(store, vid, facts[vid], extremes, problems)
+    sound = list(facts) if read_values else []
+    for vid, contents in zip(sound, _read_all(store, sound), strict=True):
+        facts[vid] = _with_contents(store, vid, facts[vid], contents, extremes, problems)
         step()
     _compare(facts, extremes, problems)
     return facts
@@ -161,9 +174,7 @@ def _usual_width(shapes: dict[str, tuple[int, int]]) -> tuple[int, str] | None:
     return columns[0], "most files have that many"
 
 
-def _width_fits(path: str, vid: str, shape: tuple[int, int], width: tuple[int, str] | None, problems: Problems) -> bool:
-    if width is None or shape[1] == width[0]:
-        return True
+def _report_width(path: str, vid: str, shape: tuple[int, int], width: tuple[int, str], problems: Problems) -> None:
     place = f"video {vid!r}"
     if shape[0] == width[0]:
         problems.error("channels-first", path, place, f"shape {shape} looks transposed: {width[0]} channels are expected "
@@ -171,51 +182,68 @@ def _width_fits(path: str, vid: str, shape: tuple[int, int], width: tuple[int, s
     else:
         problems.error("feature-width", path, place, f"has {shape[1]} channels (shape {shape}), but {width[0]} are expected "
                        f"({width[1]})", "extract it with the same network, or correct dataset.input_dim")
-    return False
 
 
-def _values(store: FeatureStore, vid: str, facts: FileFacts, extremes: list[np.ndarray], problems: Problems) -> FileFacts:
-    """One pass over the values of a file; `extremes` takes its lowest and highest values in."""
+def _read_all(store: FeatureStore, ids: Sequence[str]) -> Iterator[Contents | UserError]:
+    """Contents of the files of all videos, or why they cannot be used, in the order of `ids`.
+
+    In threads: reading, hashing and NumPy's reductions release the interpreter lock.  `_shapes` has opened shared files before.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    if not ids:
+        return iter(())
+    return Parallel(min(cpu_count(), MAX_THREADS), backend="threading", return_as="generator")(
+        delayed(_read)(store, vid) for vid in ids)
+
+
+def _read(store: FeatureStore, vid: str) -> Contents | UserError:
     try:
         feats = store.read(vid)
     except UserError as error:
-        kind = "non-finite" if "NaN or infinite" in str(error) else "feature-file"
-        problems.caught(kind, _file_of(store, vid, error), "", error)
+        return error
+    return Contents(feats.min(axis=0), feats.max(axis=0), float(feats.std(dtype=np.float32)),
+                    hashlib.blake2b(feats.data, digest_size=16).digest())
+
+
+def _with_contents(store: FeatureStore, vid: str, facts: FileFacts, contents: Contents | UserError, extremes: list[np.ndarray],
+                   problems: Problems) -> FileFacts:
+    """The facts of a file that was read; `extremes` takes its lowest and highest values in."""
+    if isinstance(contents, UserError):
+        kind = "non-finite" if "NaN or infinite" in str(contents) else "feature-file"
+        problems.caught(kind, _file_of(store, vid, contents), "", contents)
         return facts
-    low, high = feats.min(axis=0), feats.max(axis=0)
+    low, high = contents.low, contents.high
     extremes[:] = [np.minimum(extremes[0], low), np.maximum(extremes[1], high)] if extremes else [low, high]
-    constant = len(feats) > 1 and np.array_equal(low, high)
+    constant = facts.length > 1 and np.array_equal(low, high)
     if constant:
         what = "all values are 0" if not high.any() else "all feature vectors are equal"
         problems.error("constant-features", facts.path, f"video {vid!r}", what, "extract it again: the network saw no video")
-    spread = float(feats.std(dtype=np.float32))
-    digest = hashlib.blake2b(feats, digest_size=16).digest()
-    return FileFacts(facts.path, facts.length, facts.width, spread, digest, constant)
+    return FileFacts(facts.path, facts.length, facts.width, contents.spread, contents.digest, constant)
 
 
 def _compare(facts: dict[str, FileFacts], extremes: list[np.ndarray], problems: Problems) -> None:
     """Findings that need all files: equal contents, another scale, channels that never change."""
     same: dict[bytes, list[str]] = defaultdict(list)
-    read = {vid: fact for vid, fact in facts.items() if fact.digest is not None}
-    for vid, fact in read.items():
-        if not fact.constant:  # those are reported as such
+    for vid, fact in facts.items():
+        if fact.digest is not None and not fact.constant:  # constant ones are reported as such
             same[fact.digest].append(vid)
     for ids in same.values():
         if len(ids) > 1:
             problems.error("same-features", facts[ids[0]].path, f"videos {', '.join(map(repr, ids))}",
                            f"{len(ids)} videos have equal features, value by value", "extract them again, or remove the copies")
-    spreads = [fact.spread for fact in read.values() if fact.spread]
+    spreads = [fact.spread for fact in facts.values() if fact.spread]
     if len(spreads) < 3:
         return
     usual = float(np.median(spreads))
-    for vid, fact in read.items():
+    for vid, fact in facts.items():
         if fact.spread and not usual / UNLIKE < fact.spread < usual * UNLIKE:
             problems.warning("feature-scale", fact.path, f"video {vid!r}", "its values have a standard deviation of "
                              f"{fact.spread:.3g}, those of most files one of {usual:.3g}",
                              "check the normalisation of its frames, or the network")
     dead = np.flatnonzero(extremes[0] == extremes[1])
     if 0 < len(dead) < len(extremes[0]):
-        folder = os.path.dirname(next(iter(read.values())).path)
+        folder = os.path.dirname(next(fact.path for fact in facts.values() if fact.digest is not None))
         problems.warning("dead-channels", folder, "", f"{len(dead)} of {len(extremes[0])} channels have one "
                          f"value in all files (first: channel {dead[0]})",
                          "if a stream was left out, write files without it")

@@ -6,16 +6,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from libs.core.problems import Problems
 from libs.core.schema import Config
+from libs.datasets.annotations import Annotations, Video
+from libs.datasets.grid import Grid
 from libs.modeling.points import make_points
 from libs.modeling.targets import assign_targets
 
+FAR_S = 1e9
 CHUNK = 4_000_000  # segment-point pairs looked at together
 REASONS = {  # kind -> what to do
     "outside": "the features end too early: extract the video again, or correct the segment",
@@ -60,6 +66,54 @@ def segment_coverage(config: Config, length: int, segments: np.ndarray) -> Cover
              for part in points.split(max(CHUNK // max(count, 1), 1))]
     per_level = [level.sum(0) for level in torch.cat(owned).split(sizes)]
     return Coverage(torch.stack(per_level, 1)[:count].numpy(), torch.cat(alone).numpy() if alone else np.zeros(0, bool))
+
+
+def check_coverage(config: Config, source: str, annotations: Annotations, grids: Mapping[str, tuple[Grid, int]],
+                   problems: Problems, progress: bool) -> tuple[dict[str, Any], float]:
+    """(segments and points per level of the pyramid, longest segment in grid steps), over the videos of `grids`.
+
+    grids: grid and length by video id; source: what a finding names as the file to change.  Segments that no point is assigned to
+    become problems, one per reason.
+    """
+    strides = level_strides(config)
+    reached, points = np.zeros(len(strides), np.int64), np.zeros(len(strides), np.int64)
+    reasons: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    per_subset: dict[str, dict[str, int]] = {}
+    total, longest, below_a_step = 0, 0.0, 0
+    for vid, (grid, length) in tqdm(grids.items(), desc="pyramid", leave=False, dynamic_ncols=True, disable=not progress):
+        video = annotations.videos[vid]
+        segments = segments_on_grid(grid, video)
+        if len(segments) == 0:
+            continue
+        found = segment_coverage(config, length, segments)
+        reached += (found.points_NL > 0).sum(0)
+        points += found.points_NL.sum(0)
+        steps = segments[:, 1] - segments[:, 0]
+        total, longest, below_a_step = total + len(steps), max(longest, float(steps.max())), below_a_step + int((steps < 1).sum())
+        unmatched = np.flatnonzero(found.points_NL.sum(1) == 0)
+        counts = per_subset.setdefault(video.subset, {"unmatched": 0, "segments": 0})
+        counts["unmatched"] += len(unmatched)
+        counts["segments"] += len(segments)
+        for n in unmatched:
+            reason = why_unmatched(config, length, segments[n], bool(found.alone_N[n]))
+            reasons[reason] += 1
+            start, end = video.segments[n]
+            first.setdefault(reason, f"video {vid!r}, annotations[{annotations.entries[vid][n]}], [{start:g}, {end:g}] s, "
+                                     f"{steps[n]:.3g} grid steps")
+    for reason, count in reasons.items():
+        add = problems.error if reason == "long" else problems.warning
+        add(f"unmatched-{reason}", source, "", f"{count} of {total} segments get no point of the pyramid, so nothing learns them "
+            f"(first: {first[reason]})", REASONS[reason])
+    levels = [{"stride": stride, "range": list(bounds), "segments": int(n), "points": int(p)} for stride, bounds, n, p in
+              zip(strides, config.model.regression_range, reached, points, strict=True)]
+    return {"config": source, "segments": total, "shorter_than_a_step": below_a_step, "unmatched": dict(reasons),
+            "unmatched_per_subset": per_subset, "levels": levels}, longest
+
+
+def segments_on_grid(grid: Grid, video: Video) -> np.ndarray:
+    """(N, 2) float64 grid units; times that float32 cannot hold are cut, they are findings already."""
+    return grid.seconds_to_grid(np.clip(video.segments, -FAR_S, FAR_S)).astype(np.float64)
 
 
 def why_unmatched(config: Config, length: int, segment: Sequence[float], alone: bool) -> str:

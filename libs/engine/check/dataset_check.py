@@ -1,9 +1,9 @@
-"""A user's data set, checked as a whole: annotations, features, how they fit each other, a configuration, the pyramid.
+"""A user's dataset, checked as a whole: annotations, features, how they fit each other, a configuration, the pyramid.
 
     report = check_dataset("my.json", ["features"], CheckOptions(config_path="configs/my.yaml"))
-    report.problems, report.facts, report.suggestion
+    report.problems, report.suggestion
 
-The parts are in libs/datasets (survey, survey_checks, feature_survey), libs/engine (coverage, suggest, dataset_report).
+What one part is checked for is in libs/datasets (annotations, survey/), coverage and suggest; here is what needs several.
 """
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ import numpy as np
 from tqdm import tqdm
 
 from libs.core.config import load_config
-from libs.core.errors import UserError
+from libs.core.errors import UserError, shown
 from libs.core.problems import Problems
 from libs.core.schema import Config
-from libs.datasets.annotations import Video
+from libs.datasets.annotations import Annotations, Video, load_annotations
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import read_provenance
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
-from libs.datasets.survey.checks import Splits, check_labels, check_subsets, check_times, guess_splits
+from libs.datasets.presets import PRESETS
+from libs.datasets.survey.checks import Splits, check_ids, check_labels, check_subsets, check_times, guess_splits
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
-from libs.datasets.survey.survey import Survey, survey_annotations
-from libs.engine.check.coverage import REASONS, level_strides, segment_coverage, why_unmatched
-from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, suggest_config, suggest_yaml
+from libs.engine.check.coverage import check_coverage, level_strides, segments_on_grid
+from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
-FAR_S = 1e9
+GUESSED = "guessed from durations and files"
 FEW_LEFT = 0.5  # share of training videos longer than max_seq_len from which it is called too short
 
 
@@ -53,47 +53,58 @@ class CheckOptions:
 
 @dataclass
 class Report:
-    """All findings, what is behind them, the grid with its source, coverage, a configuration as YAML (None: no data for it)."""
+    """All findings and what they rest on.
+
+    fps: frames per second of the videos for which they are known; files: of the videos whose features are sound; grid: stride and
+    window of the features, from grid_source; config: the user's; coverage: of the pyramid; suggestion: a configuration as YAML
+    (None: no data for one).
+    """
 
     problems: Problems
-    survey: Survey
+    annotations: Annotations
     splits: Splits
     features: list[str]
+    config: Config | None = None
+    fps: dict[str, float] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
     grid: GridGuess | None = None
     grid_source: str = ""
-    config: Config | None = None
     coverage: dict[str, Any] | None = None
     suggestion: str | None = None
 
 
-def check_dataset(annotations: str, features: Sequence[str], options: CheckOptions = CheckOptions()) -> Report:
-    """Check everything, in the order in which a user would look; nothing raises but a programming error.
+def check_dataset(path: str, features: Sequence[str], options: CheckOptions = CheckOptions()) -> Report:
+    """Check everything, in the order in which a user would look; whatever is wrong becomes a problem of the report.
 
-    features: folders (or .h5 files) joined along channels, as dataset.feat_folder.
+    path: annotation JSON; features: folders (or .h5 files) joined along channels, as dataset.feat_folder.
     """
     problems = Problems()
-    given = _config(options.config_path, problems)
-    survey = survey_annotations(annotations, problems)
-    splits = Splits(given.train_split, given.val_split, given.unlabelled_split, given.source) if given else guess_splits(survey)
-    report = Report(problems, survey, splits, list(features), config=given)
-    if survey.videos:
-        check_subsets(survey, splits, problems)
+    config = _config(options.config_path, problems)
+    annotations = _annotations(path, config, problems)
+    splits = (Splits(config.train_split, config.val_split, config.unlabelled_split, config.source) if config
+              else guess_splits(annotations))
+    report = Report(problems, annotations, splits, list(features), config)
+    if annotations.videos:
+        check_ids(annotations, problems)
+        check_subsets(annotations, splits, problems)
+    default_fps = options.fps or (config.dataset.default_fps if config else None)
+    report.fps = {video.id: fps for video in annotations.videos.values() if (fps := default_fps or video.fps)}
     layout = _read_features(report, options)
-    _find_grid(report, options)
-    spans = _spans(report, options)
-    check_times(survey, spans, problems)
-    check_labels(survey, splits, problems)
-    _check_fps(report, options)
-    _check_lengths(report, options)
-    if given:
-        _check_config(report, annotations, features)
-    facts = _data_facts(report, layout, options)
+    report.grid, report.grid_source = _find_grid(report, options)
+    _check_grid(report)
+    check_times(annotations, _spans(report), problems)
+    check_labels(annotations, splits, problems)
+    _check_fps(report)
+    if report.grid is not None and report.grid.stride > 0:
+        _check_lengths(report, report.grid)
+    if config is not None:
+        _check_config(report, config)
+    facts = _data_facts(report, layout, default_fps)
     if facts is not None:
         report.suggestion = suggest_yaml(facts)
-    config = given or (suggest_config(facts) if facts else None)
-    if config is not None and report.files and len(level_strides(config)) == len(config.model.regression_range):
-        _check_coverage(report, config, options)
+    used = config or (suggest_config(facts) if facts else None)
+    if used is not None and report.files and len(level_strides(used)) == len(used.model.regression_range):
+        _check_pyramid(report, used, options.progress)
     return report
 
 
@@ -111,242 +122,216 @@ def _config(path: str | None, problems: Problems) -> Config | None:
         return None
 
 
+def _annotations(path: str, config: Config | None, problems: Problems) -> Annotations:
+    """The annotations; videos need no `annotations` key where training with this configuration does not ask for it."""
+    if config is None:
+        return load_annotations(path, problems=problems)
+    preset = PRESETS.get(config.dataset_name)
+    return load_annotations(path, False, preset is not None and preset.unlabelled, config.unlabelled_split, problems)
+
+
 def _read_features(report: Report, options: CheckOptions) -> Layout:
     """Fill report.files; returns how files are named."""
-    ids, config = list(report.survey.videos), report.config
+    ids, config, problems = list(report.annotations.videos), report.config, report.problems
     layout = Layout("", ".npy")
+    width, may_lack = None, False
     try:
-        guess = guess_layout(report.features[0], ids)
-        given = Layout(config.dataset.file_prefix or "", config.dataset.file_ext or "") if config else guess
-        layout = Layout(given.prefix if options.prefix is None else options.prefix,
-                        given.extension if options.extension is None else options.extension)
+        layout = guess_layout(report.features[0], ids)
+        if config is not None:
+            layout = Layout(config.dataset.file_prefix or "", config.dataset.file_ext or "")
+            width = (config.file_channels, f"dataset.input_dim of {config.source}")
+            may_lack = config.dataset.missing == "skip"
+        layout = Layout(layout.prefix if options.prefix is None else options.prefix,
+                        layout.extension if options.extension is None else options.extension)
         store = FeatureStore(tuple(report.features), layout.prefix, layout.extension)
         with tqdm(total=len(ids), desc="features", leave=False, dynamic_ncols=True, disable=not options.progress) as bar:
-            width = (config.file_channels, f"dataset.input_dim of {config.source}") if config else None
-            skip = bool(config) and config.dataset.missing == "skip"
-            report.files = survey_features(store, ids, report.problems, width, options.read_values, bar.update, skip)
+            report.files = survey_features(store, ids, problems, width, options.read_values, bar.update, may_lack)
         store.close()
-        if ids:
-            for folder in report.features:
-                check_orphans(folder, layout, ids, report.problems)
+        for folder in report.features if ids else ():
+            check_orphans(folder, layout, ids, problems)
     except UserError as error:
-        report.problems.caught("feature-folder", report.features[0], "", error)
+        problems.caught("feature-folder", report.features[0], "", error)
     return layout
 
 
-def _fps(report: Report, options: CheckOptions, video: Video) -> float | None:
-    default = report.config.dataset.default_fps if report.config else None
-    return options.fps or default or video.fps
+def _find_grid(report: Report, options: CheckOptions) -> tuple[GridGuess | None, str]:
+    """Stride and window, and their source: options, else the configuration, else the provenance file, else a guess."""
+    grid, source = _grid_of_data(report)
+    given = options.feat_stride or options.num_frames
+    if given is None:
+        return grid, source
+    stride = options.feat_stride or (grid.stride if grid else 0) or given
+    return GridGuess(stride, options.num_frames or (grid.num_frames if grid else 0) or stride, 1.0), "command line"
 
 
-def _find_grid(report: Report, options: CheckOptions) -> None:
-    """Stride and window: options, else the configuration, else the provenance file, else a guess."""
+def _grid_of_data(report: Report) -> tuple[GridGuess | None, str]:
     if report.config is not None:
         data = report.config.dataset
-        report.grid, report.grid_source = GridGuess(data.feat_stride, data.num_frames, 1.0), report.config.source
-    else:
-        try:
-            noted = read_provenance(report.features[0])
-        except UserError as error:
-            report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
-            noted = None
-        measured = [(video.duration_s * fps, report.files[video.id].length) for video in report.survey.videos.values()
-                    if video.id in report.files and math.isfinite(video.duration_s) and (fps := _fps(report, options, video))]
-        if noted is not None:
-            report.grid, report.grid_source = GridGuess(noted.stride, noted.num_frames, 1.0), noted.path
-        elif measured:
-            report.grid, report.grid_source = guess_grid(*np.array(measured, np.float64).T), "guessed from durations and files"
-    if options.feat_stride is not None or options.num_frames is not None:
-        before = report.grid or GridGuess(0, 0, 1.0)
-        stride = options.feat_stride or before.stride or options.num_frames
-        report.grid = GridGuess(stride, options.num_frames or before.num_frames or stride, 1.0)
-        report.grid_source = "command line"
-    if report.grid is None and report.files:
-        report.problems.warning("grid-unknown", report.survey.path, "", "no video has a duration, an fps and features, so the "
-                                "stride of the features is not known",
-                                "name it with --feat-stride and --num-frames, or use --config")
-    elif report.grid and report.grid_source.startswith("guessed") and report.grid.share < 0.9:
-        report.problems.warning("grid-guess", report.features[0], "", f"feat_stride {report.grid.stride:g} and num_frames "
-                                f"{report.grid.num_frames:g} are guessed and explain {report.grid.share:.0%} of the files",
-                                "name them with --feat-stride and --num-frames")
+        return GridGuess(data.feat_stride, data.num_frames, 1.0), report.config.source
+    try:
+        noted = read_provenance(report.features[0])
+    except UserError as error:
+        report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
+        noted = None
+    if noted is not None:
+        return GridGuess(noted.stride, noted.num_frames, 1.0), noted.path
+    return _guess(report, _timed(report)), GUESSED
 
 
-def _spans(report: Report, options: CheckOptions) -> dict[str, float]:
+def _timed(report: Report) -> list[tuple[Video, FileFacts]]:
+    """Videos with a duration, an fps and features."""
+    return [(video, report.files[video.id]) for video in report.annotations.videos.values()
+            if video.id in report.files and video.id in report.fps and math.isfinite(video.duration_s)]
+
+
+def _check_grid(report: Report) -> None:
+    grid, problems = report.grid, report.problems
+    if grid is None and report.files:
+        problems.warning("grid-unknown", report.annotations.path, "", "no video has a duration, an fps and features, so the "
+                         "stride of the features is not known", "name it with --feat-stride and --num-frames, or use --config")
+    elif grid is not None and report.grid_source == GUESSED and grid.share < 0.9:
+        problems.warning("grid-guess", report.features[0], "", f"feat_stride {grid.stride:g} and num_frames {grid.num_frames:g} "
+                         f"are guessed and explain {grid.share:.0%} of the files",
+                         "name them with --feat-stride and --num-frames")
+
+
+def _spans(report: Report) -> dict[str, float]:
     """Seconds per video: its duration, else the time that its features cover."""
     spans = {}
-    for video in report.survey.videos.values():
-        fact, fps = report.files.get(video.id), _fps(report, options, video)
+    for video in report.annotations.videos.values():
+        fact, fps = report.files.get(video.id), report.fps.get(video.id)
         if math.isfinite(video.duration_s):
             spans[video.id] = video.duration_s
         elif fact and fps and report.grid and report.grid.stride > 0:
-            spans[video.id] = ((fact.length - 1) * report.grid.stride + report.grid.num_frames) / fps
+            spans[video.id] = _covered_s(fact.length, fps, report.grid)
     return spans
 
 
-def _check_fps(report: Report, options: CheckOptions) -> None:
-    survey, problems = report.survey, report.problems
+def _covered_s(length: int, fps: float, grid: GridGuess) -> float:
+    """Seconds that `length` feature vectors cover."""
+    return ((length - 1) * grid.stride + grid.num_frames) / fps
+
+
+def _check_fps(report: Report) -> None:
+    path, problems = report.annotations.path, report.problems
     known = {(p.kind, p.where) for p in problems.found}
-    for video in survey.videos.values():
-        place = f"video {video.id!r}"
-        if _fps(report, options, video) is None and ("fps", place) not in known:
-            problems.error("fps", survey.path, place, "has no fps", "add it, or set dataset.default_fps")
+    for video in report.annotations.videos.values():
+        place = f"video {shown(video.id)}"
+        if video.id not in report.fps and ("fps", place) not in known:
+            problems.error("fps", path, place, "has no fps", "add it, or set dataset.default_fps")
         elif video.fps and not 1 <= video.fps <= 1000:
-            problems.warning("fps", survey.path, place, f"an fps of {video.fps:g} is unusual", "expected frames per second")
+            problems.warning("fps", path, place, f"an fps of {video.fps:g} is unusual", "expected frames per second")
         if not math.isfinite(video.duration_s) and ("duration", place) not in known:
-            problems.warning("duration", survey.path, place, "has no duration, so nothing is checked against it",
-                             "add it, in seconds")
+            problems.warning("duration", path, place, "has no duration, so nothing is checked against it", "add it, in seconds")
 
 
-def _check_lengths(report: Report, options: CheckOptions) -> None:
+def _check_lengths(report: Report, grid: GridGuess) -> None:
     """Vectors in each file against duration x fps / stride; one finding where all files are off by the same factor."""
-    grid, problems = report.grid, report.problems
-    if grid is None or grid.stride <= 0:
-        return
-    off: list[tuple[Video, FileFacts, float, int]] = []
-    ratios, measured = [], []
-    for video in report.survey.videos.values():
-        fact, fps = report.files.get(video.id), _fps(report, options, video)
-        if fact is None or not fps or not math.isfinite(video.duration_s):
-            continue
-        expected = expected_length(video.duration_s, fps, grid.stride, grid.num_frames)
-        ratios.append(fact.length / expected)
-        measured.append((video.duration_s * fps, fact.length))
-        if abs(fact.length - expected) > max(SLACK_STEPS, SLACK_SHARE * expected) or implausible_length(fact.length, expected):
-            off.append((video, fact, fps, expected))
-    usual = float(np.median(ratios)) if ratios else 1.0
-    if len(ratios) > 2 and abs(usual - 1) > 0.1 and np.mean(np.abs(np.array(ratios) / usual - 1) < 0.1) >= 0.8:
-        fit = guess_grid(*np.array(measured).T)
+    timed, problems = _timed(report), report.problems
+    expected = {video.id: expected_length(video.duration_s, report.fps[video.id], grid.stride, grid.num_frames)
+                for video, _ in timed}
+    ratios = np.array([fact.length / expected[video.id] for video, fact in timed])
+    usual = float(np.median(ratios)) if timed else 1.0
+    same_factor = len(timed) > 2 and abs(usual - 1) > 0.1 and np.mean(np.abs(ratios / usual - 1) < 0.1) >= 0.8
+    if same_factor and (fit := _guess(report, timed)) is not None:
         problems.error("stride-mismatch", report.grid_source, "dataset.feat_stride",
-                       f"with feat_stride {grid.stride:g} and the fps of the videos, {len(ratios)} files have {usual:.3g} "
+                       f"with feat_stride {grid.stride:g} and the fps of the videos, {len(timed)} files have {usual:.3g} "
                        "times as many vectors as their durations need", f"feat_stride {fit.stride:g} with num_frames "
                        f"{fit.num_frames:g} would fit, or an fps (annotations or dataset.default_fps) {usual:.3g} times as high")
-        off = [row for row in off if abs(row[1].length / row[3] / usual - 1) > 0.5]
-    for video, fact, fps, expected in off:
-        seconds = ((fact.length - 1) * grid.stride + grid.num_frames) / fps
-        text = (f"{fact.length} vectors cover {seconds:.4g} s, but the video lasts {video.duration_s:g} s, which needs "
-                f"{expected} (fps {fps:g}, feat_stride {grid.stride:g}, num_frames {grid.num_frames:g})")
-        unit = next((name for name, factor in (("frames", fps), ("milliseconds", 1000.0))
-                     if abs(video.duration_s / factor / seconds - 1) < 0.05), None)
-        remedy = f"the duration looks like {unit}: write seconds" if unit else (
-            "the duration is too long or the file is cut" if fact.length < expected
-            else "the duration is too short or the features are another video's") + ": correct one of them"
-        add = problems.error if implausible_length(fact.length, expected) else problems.warning
-        add("length-mismatch", fact.path, f"video {video.id!r}", text, remedy)
+    for (video, fact), ratio in zip(timed, ratios.tolist(), strict=True):
+        wanted, fps = expected[video.id], report.fps[video.id]
+        implausible = implausible_length(fact.length, wanted)
+        off = implausible or abs(fact.length - wanted) > max(SLACK_STEPS, SLACK_SHARE * wanted)
+        if off and not (same_factor and abs(ratio / usual - 1) <= 0.5):
+            add = problems.error if implausible else problems.warning
+            add("length-mismatch", fact.path, f"video {video.id!r}", *_length_mismatch(video, fact, fps, grid, wanted))
 
 
-def _check_config(report: Report, annotations: str, features: Sequence[str]) -> None:
-    """A configuration against the data: paths, classes, lengths."""
-    config, problems, survey = report.config, report.problems, report.survey
-    data, source = config.dataset, config.source
+def _guess(report: Report, timed: Sequence[tuple[Video, FileFacts]]) -> GridGuess | None:
+    """The grid that explains the lengths of most files; None without any."""
+    frames = np.array([video.duration_s * report.fps[video.id] for video, _ in timed])
+    return guess_grid(frames, np.array([fact.length for _, fact in timed]))
+
+
+def _length_mismatch(video: Video, fact: FileFacts, fps: float, grid: GridGuess, wanted: int) -> tuple[str, str]:
+    """What is wrong and what to do where a file has not the `wanted` number of vectors."""
+    seconds = _covered_s(fact.length, fps, grid)
+    text = (f"{fact.length} vectors cover {seconds:.4g} s, but the video lasts {video.duration_s:g} s, which needs {wanted} (fps "
+            f"{fps:g}, feat_stride {grid.stride:g}, num_frames {grid.num_frames:g})")
+    for unit, per_second in (("frames", fps), ("milliseconds", 1000.0)):
+        if abs(video.duration_s / per_second / seconds - 1) < 0.05:
+            return text, f"the duration looks like {unit}: write seconds"
+    if fact.length < wanted:
+        return text, "the duration is too long or the file is cut: correct one of them"
+    return text, "the duration is too short or the features are another video's: correct one of them"
+
+
+def _check_config(report: Report, config: Config) -> None:
+    """Paths and number of classes of a configuration against the data."""
+    problems, path, data, source = report.problems, report.annotations.path, config.dataset, config.source
     folders = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,)
-    for key, named, used in (("json_file", (data.json_file,), [annotations]), ("feat_folder", folders, features)):
+    for key, named, used in (("json_file", (data.json_file,), [path]), ("feat_folder", folders, report.features)):
         if [os.path.realpath(name) for name in named] != [os.path.realpath(name) for name in used]:
             problems.warning("config-paths", source, f"dataset.{key}", f"names {', '.join(named)}, but {', '.join(used)} was "
                              "checked", "check the files that you will train on")
-    needed = max([len(survey.names), *(number + 1 for number in survey.ids.values())])
-    if survey.names and needed > data.num_classes:
-        problems.error("num-classes", source, "dataset.num_classes", f"{data.num_classes}, but {survey.path} needs {needed}",
+    needed = _num_classes(report.annotations)
+    if needed > data.num_classes:
+        problems.error("num-classes", source, "dataset.num_classes", f"{data.num_classes}, but {path} needs {needed}",
                        f"write {needed}")
-    elif survey.names and needed < data.num_classes:
-        problems.warning("num-classes", source, "dataset.num_classes", f"{data.num_classes}, but {survey.path} has {needed} "
-                         "classes", f"write {needed}, unless the others come later")
+    elif 0 < needed < data.num_classes:
+        problems.warning("num-classes", source, "dataset.num_classes", f"{data.num_classes}, but {path} has {needed} classes",
+                         f"write {needed}, unless the others come later")
 
 
-def _grids(report: Report, config: Config | None, options: CheckOptions) -> dict[str, tuple[Grid, int]]:
+def _num_classes(annotations: Annotations) -> int:
+    """The number of classes that a model needs: their ids may have gaps."""
+    return max(len(annotations.label_ids), 1 + max(annotations.file_ids.values(), default=-1))
+
+
+def _grids(report: Report, config: Config | None) -> dict[str, tuple[Grid, int]]:
     """Grid and length of every video whose features, fps and, where needed, duration are known."""
-    found = {}
     keys = ("downsample_rate", "max_seq_len", "force_upsampling")
     extra = {} if config is None else {key: getattr(config.dataset, key) for key in keys}
+    found = {}
     for vid, fact in report.files.items():
-        video = report.survey.videos[vid]
-        fps = _fps(report, options, video)
-        if report.grid and fps and (report.grid.stride > 0 or math.isfinite(video.duration_s)):
-            found[vid] = plan_grid(fact.length, fps, video.duration_s, feat_stride=report.grid.stride,
+        video = report.annotations.videos[vid]
+        if report.grid and vid in report.fps and (report.grid.stride > 0 or math.isfinite(video.duration_s)):
+            found[vid] = plan_grid(fact.length, report.fps[vid], video.duration_s, feat_stride=report.grid.stride,
                                    num_frames=report.grid.num_frames, **extra)
     return found
 
 
-def _data_facts(report: Report, layout: Layout, options: CheckOptions) -> DataFacts | None:
-    survey, grids = report.survey, _grids(report, None, options)
-    train = [video for video in survey.of_subset(report.splits.train) if video.id in grids]
-    if not train or not survey.names:
+def _data_facts(report: Report, layout: Layout, default_fps: float | None) -> DataFacts | None:
+    annotations, splits, grids = report.annotations, report.splits, _grids(report, None)
+    train = [video for video in annotations.of_subset(splits.train) if video.id in grids]
+    if not train or not annotations.label_ids or report.grid is None:
         return None
-    lengths = np.array([grids[video.id][1] for video in train])
-    inside = [np.clip(_on_grid(grid, video), 0, length + 2 * grid.offset)
-              for video in train for grid, length in (grids[video.id],)]
-    segments = np.concatenate([np.diff(pairs, axis=1)[:, 0] for pairs in inside])
-    lacking = options.fps or (report.config.dataset.default_fps if report.config else None)
+    lengths, segments = [], []
+    for video in train:
+        grid, length = grids[video.id]
+        lengths.append(length)
+        inside = np.clip(segments_on_grid(grid, video), 0, length + 2 * grid.offset)
+        segments.append(inside[:, 1] - inside[:, 0])
     width = Counter(fact.width for fact in report.files.values()).most_common(1)[0][0]
-    classes = max([len(survey.names), *(number + 1 for number in survey.ids.values())])
     folder = report.features[0] if len(report.features) == 1 else list(report.features)
-    return DataFacts(survey.path, folder, layout.prefix, layout.extension, report.splits.train, report.splits.val, width, classes,
-                     report.grid, lacking, lengths, segments, overlap_share(train))
+    return DataFacts(annotations.path, folder, layout.prefix, layout.extension, splits.train, splits.val, width,
+                     _num_classes(annotations), report.grid, default_fps, np.array(lengths), np.concatenate(segments),
+                     overlap_share(train))
 
 
-def _on_grid(grid: Grid, video: Video) -> np.ndarray:
-    """(N, 2) float64 grid units; times that float32 cannot hold are cut, they are findings already."""
-    return grid.seconds_to_grid(np.clip(video.segments, -FAR_S, FAR_S)).astype(np.float64)
-
-
-def overlap_share(videos: Sequence[Video]) -> float:
-    """Share of the segments that overlap another one of their class in the same video."""
-    total = overlapping = 0
-    for video in videos:
-        for label in np.unique(video.labels):
-            inside = video.segments[video.labels == label]
-            inside = inside[np.argsort(inside[:, 0], kind="stable")]
-            reached = np.maximum.accumulate(inside[:, 1])
-            overlapping += int((inside[1:, 0] < reached[:-1]).sum())
-        total += len(video.segments)
-    return overlapping / total if total else 0.0
-
-
-def _check_coverage(report: Report, config: Config, options: CheckOptions) -> None:
-    """Segments per level of the pyramid, and those that no point answers for; fills report.coverage."""
-    survey, problems, levels = report.survey, report.problems, len(level_strides(config))
+def _check_pyramid(report: Report, config: Config, progress: bool) -> None:
+    """Segments per level of the pyramid, those without a point, and max_seq_len; fills report.coverage."""
+    grids, problems, data = _grids(report, config), report.problems, config.dataset
     source = config.source if report.config else "the suggested configuration"
-    reached, points = np.zeros(levels, np.int64), np.zeros(levels, np.int64)
-    reasons: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    per_subset: dict[str, list[int]] = {}
-    total, longest, below_stride = 0, 0.0, 0
-    grids = _grids(report, config, options)
-    for vid, (grid, length) in tqdm(grids.items(), desc="pyramid", leave=False, dynamic_ncols=True, disable=not options.progress):
-        video = survey.videos[vid]
-        segments = _on_grid(grid, video)
-        if len(segments) == 0:
-            continue
-        found = segment_coverage(config, length, segments)
-        reached += (found.points_NL > 0).sum(0)
-        points += found.points_NL.sum(0)
-        total += len(segments)
-        spans = segments[:, 1] - segments[:, 0]
-        longest, below_stride = max(longest, float(spans.max())), below_stride + int((spans < 1).sum())
-        lost = per_subset.setdefault(video.subset, [0, 0])
-        lost[1] += len(segments)
-        for n in np.flatnonzero(found.points_NL.sum(1) == 0):
-            reason = why_unmatched(config, length, segments[n], bool(found.alone_N[n]))
-            reasons[reason] += 1
-            lost[0] += 1
-            start, end = video.segments[n]
-            first.setdefault(reason, f"video {vid!r}, annotations[{survey.entries[vid][n]}], [{start:g}, {end:g}] s, "
-                                     f"{spans[n]:.3g} grid steps")
-    for reason, count in reasons.items():
-        add = problems.error if reason == "long" else problems.warning
-        add(f"unmatched-{reason}", source, "", f"{count} of {total} segments get no point of the pyramid, so nothing learns them "
-            f"(first: {first[reason]})", REASONS[reason])
-    data, train = config.dataset, [grids[v.id][1] for v in survey.of_subset(report.splits.train) if v.id in grids]
-    if report.config and not data.force_upsampling:
-        too_long = sum(length > data.max_seq_len for length in train)
-        if longest * data.trunc_thresh > data.max_seq_len:
-            problems.error("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: the longest segment has "
-                           f"{longest:.4g}, so no training crop holds {data.trunc_thresh:.0%} of it", "raise it")
-        elif train and too_long / len(train) > FEW_LEFT:
-            problems.warning("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: {too_long} of "
-                             f"{len(train)} training videos are longer (the longest: {max(train)}) and are always cropped",
-                             "raise it if memory allows")
-    report.coverage = {
-        "config": source, "segments": total, "shorter_than_a_step": below_stride, "unmatched": dict(reasons),
-        "unmatched_per_subset": {name: {"unmatched": lost, "segments": all_} for name, (lost, all_) in per_subset.items()},
-        "levels": [{"stride": stride, "range": list(bounds), "segments": int(n), "points": int(p)} for stride, bounds, n, p in
-                   zip(level_strides(config), config.model.regression_range, reached, points, strict=True)]}
+    report.coverage, longest = check_coverage(config, source, report.annotations, grids, problems, progress)
+    if report.config is None or data.force_upsampling:
+        return
+    train = [grids[video.id][1] for video in report.annotations.of_subset(report.splits.train) if video.id in grids]
+    too_long = sum(length > data.max_seq_len for length in train)
+    if longest * data.trunc_thresh > data.max_seq_len:
+        problems.error("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: the longest segment has "
+                       f"{longest:.4g}, so no training crop holds {data.trunc_thresh:.0%} of it", "raise it")
+    elif train and too_long / len(train) > FEW_LEFT:
+        problems.warning("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: {too_long} of {len(train)} "
+                         f"training videos are longer (the longest: {max(train)}) and are always cropped",
+                         "raise it if memory allows")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from libs.core.problems import ERROR, WARNING
-from libs.engine.check.dataset_check import Report, overlap_share
+from libs.engine.check.dataset_check import Report
+from libs.engine.check.suggest import overlap_share
 
 BINS_S = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf)
 BAR = 40
@@ -16,22 +17,22 @@ BAR = 40
 
 def as_dict(report: Report) -> dict[str, Any]:
     """Everything, JSON-ready; durations in seconds."""
-    survey = report.survey
+    annotations, names = report.annotations, list(report.annotations.label_ids)
     subsets = {}
-    for name in survey.spellings:
-        videos = survey.of_subset((name,))
+    for name in annotations.spellings:
+        videos = annotations.of_subset((name,))
         lengths = np.concatenate([np.diff(v.segments, axis=1)[:, 0] for v in videos]) if videos else np.empty(0)
         known = [v.duration_s for v in videos if np.isfinite(v.duration_s)]
-        counts = Counter(survey.names[label] for v in videos for label in v.labels)
+        counts = Counter(names[label] for v in videos for label in v.labels.tolist())
         subsets[name] = {
             "videos": len(videos), "without_segments": sum(len(v.segments) == 0 for v in videos),
             "with_features": sum(v.id in report.files for v in videos), "segments": len(lengths),
             "hours": round(sum(known) / 3600, 4), "video_s": _five(known), "segment_s": _five(lengths),
             "histogram": np.histogram(lengths, BINS_S)[0].tolist(), "overlapping_share": round(overlap_share(videos), 4),
-            "classes": {label: counts[label] for label in survey.names}}
+            "classes": {label: counts[label] for label in names}}
     grid = None if report.grid is None else {"feat_stride": report.grid.stride, "num_frames": report.grid.num_frames,
                                              "explains": round(report.grid.share, 4), "source": report.grid_source}
-    return {"annotations": survey.path, "features": report.features, "subsets": subsets, "grid": grid,
+    return {"annotations": annotations.path, "features": report.features, "subsets": subsets, "grid": grid,
             "vectors": _five([fact.length for fact in report.files.values()]),
             "widths": dict(Counter(str(fact.width) for fact in report.files.values())), "coverage": report.coverage,
             "counts": report.problems.counts(), "problems": [dataclasses.asdict(p) for p in report.problems.found]}
@@ -40,8 +41,8 @@ def as_dict(report: Report) -> dict[str, Any]:
 def as_text(report: Report, shown: int | None = 10) -> str:
     """The report; at most `shown` findings of a kind (None: all)."""
     values = as_dict(report)
-    lines = [f"{values['annotations']}: {len(report.survey.videos)} videos, {len(report.survey.names)} classes; features: "
-             f"{', '.join(report.features)}", ""]
+    lines = [f"{values['annotations']}: {len(report.annotations.videos)} videos, {len(report.annotations.label_ids)} classes; "
+             f"features: {', '.join(report.features)}", ""]
     lines += _table([["subset", "videos", "features", "segments", "without", "hours", "video s", "segment s", "overlap"]] + [
         [name or "(none)", s["videos"], s["with_features"], s["segments"], s["without_segments"], f"{s['hours']:.2f}",
          _range(s["video_s"]), _range(s["segment_s"]), f"{s['overlapping_share']:.1%}"] for name, s in values["subsets"].items()])
@@ -85,15 +86,16 @@ def _histogram(subsets: dict[str, Any]) -> list[str]:
 
 
 def _classes(report: Report, subsets: dict[str, Any]) -> list[str]:
-    if not report.survey.names:
+    names, ids = list(report.annotations.label_ids), report.annotations.file_ids
+    if not names:
         return []
-    lengths: dict[str, list[float]] = {name: [] for name in report.survey.names}
-    for video in report.survey.videos.values():
+    lengths: list[list[float]] = [[] for _ in names]
+    for video in report.annotations.videos.values():
         for label, (start, end) in zip(video.labels, video.segments.tolist(), strict=True):
-            lengths[report.survey.names[label]].append(end - start)
+            lengths[label].append(end - start)
     rows: list[list[Any]] = [["class", "id", *(name or "(none)" for name in subsets), "segment s"]]
-    rows += [[name, report.survey.ids.get(name, "-"), *(s["classes"][name] for s in subsets.values()),
-              _range(_five(lengths[name]))] for name in report.survey.names]
+    rows += [[name, ids.get(name, "-"), *(s["classes"][name] for s in subsets.values()), _range(_five(lengths[i]))]
+             for i, name in enumerate(names)]
     return _table(rows)
 
 

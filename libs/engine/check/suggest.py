@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from libs.core.config import from_dict
 from libs.core.schema import Config
 from libs.core.yaml_text import dump
+from libs.datasets.annotations import Video
 
 FRAME_SLACK = 0.02  # frames; durations are rounded
 USUAL_WINDOWS = (16, 32, 64, 8)
@@ -80,6 +82,19 @@ def guess_grid(frames: np.ndarray, lengths: np.ndarray) -> GridGuess | None:
         near = np.abs((frames - 2 * stride) / stride + 1 - lengths) <= np.maximum(2, 0.02 * lengths)
         return GridGuess(stride, 2 * stride, float(near.mean()))
     return found
+
+
+def overlap_share(videos: Sequence[Video]) -> float:
+    """Share of the segments that overlap another one of their class in the same video."""
+    total = overlapping = 0
+    for video in videos:
+        for label in np.unique(video.labels):
+            inside = video.segments[video.labels == label]
+            inside = inside[np.argsort(inside[:, 0], kind="stable")]
+            reached = np.maximum.accumulate(inside[:, 1])
+            overlapping += int((inside[1:, 0] < reached[:-1]).sum())
+        total += len(video.segments)
+    return overlapping / total if total else 0.0
 
 
 def suggest(facts: DataFacts) -> tuple[dict[str, Any], dict[str, str]]:

@@ -48,6 +48,17 @@ def test_a_sound_data_set_has_no_findings(configured, tmp_path):
     assert (report.grid.stride, report.grid.num_frames, report.grid.share) == (STRIDE, WINDOW, 1.0)
 
 
+def test_videos_may_lack_annotations_where_training_does_not_ask_for_them(tmp_path):
+    case = Case(tmp_path)
+    case.configure(top__unlabelled_split=["more"])
+    for vid in ("train_2", "train_3"):
+        case.video(vid, subset="more")
+    case.drop("train_3", "annotations")
+    assert [p.kind for p in run(case).problems.found] == []
+    case.video("train_3", subset="training")
+    assert [p.kind for p in run(case).problems.found] == ["annotation-entry"]
+
+
 def test_several_faults_are_all_found(tmp_path):
     names = ["no fps", "an end before the start", "a repeated segment", "a NaN", "a file too many"]
     case = Case(tmp_path)
@@ -64,8 +75,8 @@ def test_the_documentation_lists_every_kind_and_no_other():
     text = (ROOT / "docs" / "custom_dataset.md").read_text()
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
     source = "".join((ROOT / "libs" / p).read_text() for p in (
-        "datasets/survey/survey.py", "datasets/survey/checks.py", "datasets/survey/features.py", "engine/check/dataset_check.py"))
-    used = set(re.findall(r'(?:error|warning|caught|add)\(\s*"([a-z-]+)"', source))
+        "datasets/annotations.py", "datasets/survey/checks.py", "datasets/survey/features.py", "engine/check/dataset_check.py"))
+    used = set(re.findall(r'(?:error|warning|caught|attempt|add)\(\s*"([a-z-]+)"', source))
     assert used <= listed, used - listed
     assert {kind for _, kind, _, _ in FAULTS.values()} <= listed
 
