@@ -61,7 +61,7 @@ def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, p
         shortest = torch.minimum(shortest, found)
     # labels of absent segments may be anything: their column of `sharing` is False
     one_hot = F.one_hot(labels_BN.clamp(0, num_classes - 1), num_classes).to(length.dtype)
-    classes: Tensor | float = 0.0
+    classes = one_hot.new_zeros(B, points_P4.shape[0], num_classes)
     for part in range(0, N, MOST_AT_ONCE):
         length = lengths(part) if N > MOST_AT_ONCE else length
         sharing = (length <= shortest.unsqueeze(2) + SAME_LENGTH) & (length < float("inf"))

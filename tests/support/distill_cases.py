@@ -19,7 +19,8 @@ from libs.core.config import to_dict
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
-from libs.engine.distill.teachers import load_teachers, streams_to_read
+from libs.engine.distill.streams import streams_to_read
+from libs.engine.distill.teachers import load_teachers
 from libs.engine.runs.checkpoint import save_checkpoint
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DistillationObjective
@@ -73,7 +74,7 @@ class Setup:
         self.config, self.settings = config, resolve(config)
         self.teachers = load_teachers(config, self.settings, CPU)
         cached = self.settings.outputs == "cache"
-        self.read = config.model.modalities if cached else streams_to_read(config, self.teachers)
+        self.read = config.model.modalities if cached else streams_to_read(config, [t.config for t in self.teachers])
         train_set = TalDataset(config, config.train_split, True, self.read)
         loader, sampler = training_loader(train_set, config, teachers=[t.config for t in self.teachers])
         self.model = build_model(config)

@@ -13,7 +13,8 @@ from golden.distill import fixture_config, fixture_features, fixture_weights
 from golden.model import batch_of
 from libs.core.schema import Config, FeatureTerm
 from libs.datasets.loader import Batch
-from libs.engine.distill.teachers import Columns, InputOrder, Teacher, say, streams_to_read
+from libs.engine.distill.streams import Columns, input_columns, streams_to_read
+from libs.engine.distill.teachers import Teacher, run_teacher
 from libs.engine.training.objective import DistillationObjective
 from libs.modeling.distill_losses import (
     TeacherSpec,
@@ -49,7 +50,7 @@ def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
     for module in student.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    return DistillationObjective(student, config, settings, frozen, streams_to_read(config, frozen)), config
+    return DistillationObjective(student, config, settings, frozen, streams_to_read(config, [t.config for t in frozen])), config
 
 
 def check(path: Path) -> list[Check]:
@@ -58,7 +59,7 @@ def check(path: Path) -> list[Check]:
     info = text(data["info"])
     objective, config = objective_of(info)
     objective.train()
-    read = streams_to_read(config, objective.teacher_outputs.teachers)
+    read = streams_to_read(config, [t.config for t in objective.teacher_outputs.teachers])
     width = sum(config.modality_dim(name) for name in read)  # rgb comes first
     videos = {f"video{i}/feats": fixture_features(info, i)[:width] for i in range(len(info["lengths"]))}
     names = [f"video{i}" for i in range(len(info["lengths"]))]
@@ -97,8 +98,10 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
     checks = [compare("kl_mean_over_levels", torch.stack(kl), data["kl_mean_over_levels"], **RELATIVE),
               compare("offset_mse", torch.stack(offsets), data["offset_mse"], **RELATIVE),
               compare("stem_mse", mse(features.stem, teacher_outputs[-1].stem, settings.stem), data["stem_mse"], **RELATIVE)]
-    first = objective.teacher_outputs.teachers[0]
-    columns = Columns(config, streams_to_read(config, objective.teacher_outputs.teachers), first.reads)
-    its = say(first, columns(batch.feats), batch.mask, InputOrder(config, first))  # its inputs, whatever the stage uses
+    teachers = objective.teacher_outputs.teachers
+    first, streams = teachers[0], streams_to_read(config, [t.config for t in teachers])
+    columns = Columns(config, streams, first.config.model.modalities)
+    order = input_columns(config, first.config, first.name)  # its inputs, whatever the stage uses
+    its = run_teacher(first, columns(batch.feats), batch.mask, order)
     feature_mse = mse(features.inputs, its.inputs, settings.inputs)
     return [*checks, compare("feature_mse", feature_mse, data["feature_mse"], atol=1e-12, **RELATIVE)]

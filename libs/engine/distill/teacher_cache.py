@@ -17,7 +17,7 @@ import json
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,21 +28,22 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import Batch, batches, inference_loader
-from libs.engine.distill.teachers import InputOrder, Teacher, say
+from libs.engine.distill.streams import Columns, input_columns
+from libs.engine.distill.teachers import Teacher, run_teacher
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.distill_losses import TeacherOutputs
 from libs.utils.files.io import write_atomic, write_json_atomic
 from libs.utils.progress import bar
 
-MEMORY = 2**30  # bytes of outputs kept in memory; beyond it files are read again
+MEMORY = 2**30  # bytes of outputs kept in memory; above that, files are read again
 PER_STEP, PER_POINT = ("stem", "inputs"), ("logits", "offsets", "pyramid")
 
 
 class Request(NamedTuple):
-    """What the terms need of one teacher; `order` brings its inputs into the student's channel order."""
+    """The arrays of one teacher that the terms compare; `order` brings its inputs into the student's channel order."""
 
     names: tuple[str, ...]
-    order: InputOrder | None
+    order: Columns | None
 
 
 class CachedTeachers:
@@ -54,7 +55,7 @@ class CachedTeachers:
         self.requests = []
         for t in teachers:
             names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if (t.name, n) in used))
-            self.requests.append(Request(names, InputOrder(config, t) if "inputs" in names else None))
+            self.requests.append(Request(names, input_columns(config, t.config, t.name) if "inputs" in names else None))
         root = Path(config.distill.cache_folder)
         self.folders = [root / _key(config, t, r) for t, r in zip(teachers, self.requests, strict=True)]
         self._memory: dict[Path, dict[str, Tensor]] = {}
@@ -64,7 +65,7 @@ class CachedTeachers:
         """Compute and write what is missing for these videos of the training split; returns how many outputs were computed.
 
         Only then are the features that a teacher reads needed.  `world`: the processes that share the work; each calls this.
-        Raises UserError as the data set does, and when the folder cannot be written.
+        Raises UserError as the dataset does, and when the folder cannot be written.
         """
         made = 0
         for teacher, folder, request in zip(self.teachers, self.folders, self.requests, strict=True):
@@ -94,15 +95,15 @@ class CachedTeachers:
             advance(seen, max(seen, -(-len(missing) // ranks)))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
             moved = batch.to(device)
-            said = say(teacher, moved.feats, moved.mask, request.order)
+            outputs = run_teacher(teacher, moved.feats, moved.mask, request.order)
             for b in wanted:
-                rows = {name: getattr(said, name)[b] for name in request.names}
+                rows = {name: getattr(outputs, name)[b] for name in request.names}
                 self._write(folder / f"{batch.video_ids[b]}.npz", rows, batch.mask[b], teacher.model.strides)
             made += len(wanted)
         return made
 
     def _write(self, path: Path, rows: dict[str, Tensor], mask_T: Tensor, strides: Sequence[int]) -> None:
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name, values in rows.items():
             levels = strides if name in PER_POINT else (1,)
             parts = values.split([len(mask_T) // s for s in levels])
@@ -113,7 +114,7 @@ class CachedTeachers:
         write_atomic(path, lambda file: file.write(buffer.getbuffer()))
 
     def __call__(self, batch: Batch) -> list[TeacherOutputs]:
-        """What every teacher said about the crops of a batch; zero at padded steps and points."""
+        """The outputs of every teacher for the crops of a batch; zero at padded steps and points."""
         return [self._batch(batch, *of) for of in zip(self.teachers, self.folders, self.requests, strict=True)]
 
     def _batch(self, batch: Batch, teacher: Teacher, folder: Path, request: Request) -> TeacherOutputs:
@@ -160,7 +161,7 @@ def _key(config: Config, teacher: Teacher, request: Request) -> str:
     digest = hashlib.sha256()
     for name, value in teacher.checkpoint.select(teacher.weights).items():
         digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())  # as bytes: numpy has no bfloat16
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # as bytes: numpy has no bfloat16
     data = to_dict(config)["dataset"]
     paths = {k: data[k] for k in ("feat_folder", "file_prefix", "file_ext", "modalities", "feat_stride", "downsample_rate",
                                   "force_upsampling", "max_seq_len")}

@@ -1,6 +1,6 @@
 """Teachers of a distillation run: loaded, checked against the student, frozen; their outputs for a batch.
 
-A teacher is no part of the objective's parameters: it gets no gradient, no optimizer state, no average, and leaves nothing in the
+A teacher is no part of the objective's parameters: it gets no gradient, no optimizer state and no EMA, and leaves nothing in the
 student's checkpoint.
 """
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 from libs.core.checks import teacher_names
 from libs.core.config import load_config
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, DistillConfig, FolderModality, TeacherConfig
+from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import load_annotations
 from libs.datasets.loader import Batch, padding_of
 from libs.datasets.presets import get_preset
+from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
 from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.blocks.transformer import AffineDropPath
@@ -30,12 +31,11 @@ RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run
 
 # keys of which teacher and student need the same value: their points must be the same points in time, their classes the same
 GRID_KEYS = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "force_upsampling")
-ALL = "all channels"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in evaluation mode and what it reads: streams by name (None: all channels) and then hallucinates."""
+    """A frozen network in evaluation mode, its configuration and the checkpoint that it was loaded from."""
 
     name: str
     config: Config
@@ -43,16 +43,6 @@ class Teacher:
     weights: str
     model: LocPointTransformer
     spec: TeacherSpec
-
-    @property
-    def reads(self) -> tuple[str, ...] | None:
-        """Modalities that its files must provide; None: all channels."""
-        return self.config.model.modalities
-
-    @property
-    def sees(self) -> tuple[str, ...] | None:
-        """Modalities in the order of its backbone's input channels; None: all channels."""
-        return None if self.reads is None else self.reads + self.config.model.hallucinated
 
 
 def with_run_name(config: Config, run: str) -> Config:
@@ -90,7 +80,7 @@ def _load(student: Config, settings: DistillConfig, entry: TeacherConfig, name: 
         for module in model.modules():
             if isinstance(module, AffineDropPath):
                 module.train()
-    spec = TeacherSpec(name, entry.terms, model.backbone.width, config.model.fpn_dim)
+    spec = TeacherSpec(name, entry.terms or {}, model.backbone.width, config.model.fpn_dim)
     return Teacher(name, config, checkpoint, entry.weights, model, spec)
 
 
@@ -129,18 +119,9 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
         same(f"dataset.modalities.{name}", f"{student.modality_dim(name)} channels", f"{teacher.modality_dim(name)} channels",
              "one modality has one width")
     for name in moved_channels(student, teacher, teacher.model.modalities or ()):
-        same(f"dataset.modalities.{name}", list(student.dataset.modalities[name]), list(teacher.dataset.modalities[name]),
+        same(f"dataset.modalities.{name}", list(channel_ranges(student)[name]), list(channel_ranges(teacher)[name]),
              f"both read {student.dataset.feat_folder}; correct the wrong one, or name the teacher's channels in a configuration "
              "of its own (config)")
-
-
-def moved_channels(first: Config, second: Config, names: Sequence[str]) -> list[str]:
-    """Those of `names` that two configurations find at different channels of the same dataset.feat_folder."""
-    if first.dataset.feat_folder != second.dataset.feat_folder:
-        return []
-    ranges = [{n: m for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality)}
-              for config in (first, second)]
-    return [name for name in names if all(name in r for r in ranges) and ranges[0][name] != ranges[1][name]]
 
 
 def _check_gate(student: Config, teacher: Config, where: str) -> None:
@@ -176,84 +157,30 @@ def _check_classes(student: Config, teacher: Config, where: str) -> None:
                         "label ids")
 
 
-def streams_to_read(config: Config, teachers: Sequence[Teacher]) -> tuple[str, ...] | None:
-    """Modalities that a batch must hold for student and teachers, the student's first; None: all channels as stored."""
-    wanted = [config.model.modalities, *(t.reads for t in teachers)]
-    if all(names is None for names in wanted):
-        return None
-    wanted = [all_streams(config) if names is None else names for names in wanted]
-    return tuple(dict.fromkeys(name for names in wanted for name in names))
-
-
-def all_streams(config: Config) -> tuple[str, ...]:
-    """The declared channel ranges that make up all channels of the files, in channel order; UserError if they do not."""
-    ranges = sorted((m, n) for n, m in (config.dataset.modalities or {}).items() if not isinstance(m, FolderModality))
-    borders = [0, *(m[1] for m, _ in ranges)]
-    if [m[0] for m, _ in ranges] != borders[:-1] or borders[-1] != config.file_channels:
-        raise UserError(f"{config.source}: dataset.modalities: a model that reads all channels learns from, or teaches, one that "
-                        f"reads some, so the ranges must make up all {config.file_channels} channels without gaps; declare them")
-    return tuple(name for _, name in ranges)
-
-
-class Columns:
-    """Picks the channels of some modalities out of a batch that holds the streams `read`."""
-
-    def __init__(self, config: Config, read: tuple[str, ...] | None, wanted: tuple[str, ...] | None):
-        names = None if read is None else all_streams(config) if wanted is None else wanted
-        self.slices: list[slice] = []
-        if names is None or names == read:
-            return
-        starts, total = {}, 0
-        for name in read:
-            starts[name], total = total, total + config.modality_dim(name)
-        self.slices = [slice(starts[n], starts[n] + config.modality_dim(n)) for n in names]
-
-    def __call__(self, feats_BTC: Tensor) -> Tensor:
-        """(B, T, channels of the batch) -> (B, T, channels wanted), contiguous."""
-        if not self.slices:
-            return feats_BTC
-        return torch.cat([feats_BTC[..., s] for s in self.slices], dim=-1)
-
-
-class InputOrder:
-    """Brings a teacher's backbone input into the channel order of the student's."""
-
-    def __init__(self, student: Config, teacher: Teacher):
-        own = student.model.modalities
-        seen = None if own is None else own + student.model.hallucinated
-        its = teacher.sees
-        self.columns: Columns | None = None
-        if seen is None and its is None:
-            return
-        seen, its = (all_streams(student) if names is None else names for names in (seen, its))
-        if absent := [n for n in seen if n not in its]:
-            raise UserError(f"{student.source}: distill.inputs: the student's backbone sees {absent[0]!r}, the backbone of "
-                            f"{teacher.name} does not; set the factor of inputs to 0 for this teacher, or choose one that does")
-        self.columns = Columns(student, its, seen)
-
-    def __call__(self, inputs_BTC: Tensor) -> Tensor:
-        """(B, T, teacher's channels) -> (B, T, student's channels)."""
-        return inputs_BTC if self.columns is None else self.columns(inputs_BTC)
-
-
 class OnlineTeachers:
-    """Teachers that run on every batch; `used`: (teacher's name, term) of every term that counts."""
+    """Teachers that run on every batch.
 
-    def __init__(self, config: Config, teachers: Sequence[Teacher], read: tuple[str, ...] | None,
+    `streams`: the modalities that a batch holds (None: all channels); `used`: (teacher's name, term) of every term that counts.
+    """
+
+    def __init__(self, config: Config, teachers: Sequence[Teacher], streams: tuple[str, ...] | None,
                  used: Collection[tuple[str, str]]):
         self.teachers = tuple(teachers)
-        self._columns = [Columns(config, read, t.reads) for t in teachers]
-        self._orders = [InputOrder(config, t) if (t.name, "inputs") in used else None for t in teachers]
+        self._columns = [Columns(config, streams, t.config.model.modalities) for t in teachers]
+        self._orders = [input_columns(config, t.config, t.name) if (t.name, "inputs") in used else None for t in teachers]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[TeacherOutputs]:
-        """What every teacher says about a batch that holds its streams."""
-        return [say(teacher, columns(batch.feats), batch.mask, order)
+        """The outputs of every teacher for a batch that holds its streams."""
+        return [run_teacher(teacher, columns(batch.feats), batch.mask, order)
                 for teacher, columns, order in zip(self.teachers, self._columns, self._orders, strict=True)]
 
 
-def say(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: InputOrder | None) -> TeacherOutputs:
-    """The outputs of a teacher for features of its own streams; `order` None: without the backbone's input."""
+def run_teacher(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: Columns | None) -> TeacherOutputs:
+    """The outputs of a teacher for features of its own streams.
+
+    `order` brings its backbone's input into the student's channel order; None: without that input.
+    """
     with matmul_precision(teacher.config.test_cfg.precision):
         outputs, features = teacher.model.trace(feats_BTC, mask_BT)
     return TeacherOutputs(outputs.logits, outputs.offsets, features.stem, torch.cat(features.levels, dim=1),

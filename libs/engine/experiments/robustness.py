@@ -26,7 +26,7 @@ from libs.core.schema import Config
 from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, read_once, streams_of
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.engine.distill.teachers import moved_channels
+from libs.engine.distill.streams import moved_channels
 from libs.engine.inference.predict import predict, score
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.precision import check_precision

@@ -19,8 +19,9 @@ from libs.core.checks import TERMS
 from libs.core.errors import UserError
 from libs.core.schema import Config, DistillConfig
 from libs.datasets.loader import Batch
+from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
-from libs.engine.distill.teachers import Columns, OnlineTeachers, Teacher
+from libs.engine.distill.teachers import OnlineTeachers, Teacher
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
 from libs.modeling.losses import Denominators, DetectionLoss, Losses
 from libs.modeling.model import LocPointTransformer

@@ -13,8 +13,9 @@ from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import EpochSampler, close, training_loader
+from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
-from libs.engine.distill.teachers import Teacher, load_teachers, streams_to_read
+from libs.engine.distill.teachers import Teacher, load_teachers
 from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
 from libs.engine.runs.environment import record_start
 from libs.engine.runs.lock import FolderLock
@@ -76,7 +77,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     settings = resolve(config)
     teachers = load_teachers(config, settings, device)
     cached = settings.outputs == "cache" and bool(teachers)
-    streams = config.model.modalities if cached else streams_to_read(config, teachers)
+    streams = config.model.modalities if cached else streams_to_read(config, [t.config for t in teachers])
     train_set = TalDataset(config, config.train_split, training=True, modalities=streams)
     val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
     if val_set is not None:

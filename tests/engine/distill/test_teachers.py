@@ -17,8 +17,8 @@ from libs.core.config import dump_yaml
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
+from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
-from libs.engine.distill.teachers import Columns
 from libs.engine.inference.predict import predict
 from libs.engine.runs.checkpoint import load_checkpoint
 from libs.engine.training.fit import FitOptions, fit

@@ -13,7 +13,8 @@ from test_resume import identical, unplaced
 
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import make_batch
-from libs.engine.distill.teachers import load_teachers, streams_to_read
+from libs.engine.distill.streams import streams_to_read
+from libs.engine.distill.teachers import load_teachers
 from libs.engine.training.fit import FitOptions, fit
 from libs.engine.training.objective import DistillationObjective
 from libs.modeling.distill_losses import resolve
@@ -57,7 +58,7 @@ class Setup:
         torch.manual_seed(0)
         settings = resolve(config)
         self.config, self.teachers = config, load_teachers(config, settings, CPU)
-        read = streams_to_read(config, self.teachers)
+        read = streams_to_read(config, [t.config for t in self.teachers])
         self.dataset = TalDataset(config, config.train_split, True, read)
         self.model = show_every_term(build_model(config), 5)
         self.objective = DistillationObjective(self.model, config, settings, self.teachers, read).eval()
