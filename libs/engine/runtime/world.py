@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,11 +26,12 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from libs.core.devices import resolve_device
-from libs.core.errors import UserError, failure
+from libs.core.errors import Stopped, UserError, failure
 from libs.core.schema import Config
 from libs.engine.runtime.lifeline import Lifeline
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MEETING = datetime.timedelta(minutes=10)  # for all processes to start
 PATIENCE = datetime.timedelta(hours=2)  # for a collective operation: a dead process is noticed otherwise, a slow disk is not dead
 Value = TypeVar("Value")
 
@@ -129,7 +129,7 @@ def launched() -> Iterator[World]:
     """The processes that torchrun has started, or ALONE.
 
     Processes other than the first print nothing meanwhile.  An exception of any of them ends all, with the exit code that it has
-    in one process.  UserError if the variables that torchrun sets are there in part.
+    in one process, and is shown once.  UserError if the variables that torchrun sets are there in part, or a process is missing.
     """
     size = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if size == 1:
@@ -139,9 +139,9 @@ def launched() -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is {size}, so this is one of {size} processes, but {', '.join(lacking)} is not set; start "
                         "them with torchrun, or unset WORLD_SIZE")
     rank, local_rank, local_size = map(_number, ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=PATIENCE))
+    store = _meet(rank, size)
     shown = sys.stdout, sys.stderr
-    lifeline = Lifeline(rank, size, store, os.environ["MASTER_ADDR"], sys.stderr)
+    lifeline = Lifeline(rank, size, sys.stderr)
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             if rank > 0:
@@ -150,18 +150,29 @@ def launched() -> Iterator[World]:
             lifeline.close()
     except BaseException as error:
         code, text = failure(error)
-        if code == 0:
+        if code == 0 or isinstance(error, Stopped):  # of all processes alike
             lifeline.close()
-            raise
-        if not text:
-            time.sleep(1.0)  # an operation may have failed because another process has: then that one's error is coming
+            raise error if rank == 0 else SystemExit(code) from None
+        doubtful = text is None  # an operation fails where another process has ended
         if text is None:
             text = f"process {rank} of {size}:\n{''.join(traceback.format_exception(error))}".rstrip()
-        lifeline.fail(code, text)
+        lifeline.fail(code, text, doubtful)
     finally:
         sys.stdout, sys.stderr = shown
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int) -> dist.Store:
+    """The store of all processes.  UserError if they do not come within MEETING."""
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
+    except RuntimeError as error:
+        raise UserError(f"process {rank} of {size} has waited {MEETING} for the others at {os.environ['MASTER_ADDR']}, port "
+                        f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); are all started, and is that port open "
+                        "between the machines?") from error
+    store.set_timeout(PATIENCE)
+    return store
 
 
 def _number(name: str) -> int:
