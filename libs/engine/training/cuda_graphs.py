@@ -1,8 +1,8 @@
 """Training steps replayed as CUDA graphs.
 
-A GPU works off a training step of a small batch faster than Python can ask for its kernels one by one.  A CUDA graph asks for all
-kernels of a forward and backward pass at once; it belongs to the shapes that it was recorded with, so there is one per shape of
-batch (`loader.pad_multiple` keeps them few).
+A GPU computes a training step of a small batch faster than Python can launch its kernels one by one.  A CUDA graph launches all
+kernels of a forward and backward pass at once.  A graph is valid for the shapes it was recorded with, so there is one per batch
+shape (`loader.pad_multiple` keeps them few).
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from libs.datasets.loader import Batch
 from libs.modeling.losses import Losses
 
 TENSORS = ("feats", "mask", "segments", "labels", "present")
-FEWEST_SEGMENTS = 8  # lists of ground truth are filled up to this, or a power of two, so that batches have few shapes
-TRIALS = 3  # passes before recording: libraries choose their kernels and allocate their workspaces in the first ones
+FEWEST_SEGMENTS = 8  # ground truth is padded to this or a larger power of two, so that batches have few shapes
+WARMUP = 3  # passes before recording, in which libraries choose their kernels and allocate their workspaces
 
 Work = Callable[[], Losses]
 Record = Callable[[Work], tuple[Callable[[], None], Losses]]
@@ -37,26 +37,20 @@ def check_graphs(config: Config, device: torch.device, processes: int) -> None:
     if processes > 1 or config.opt.accumulation_steps > 1:
         raise UserError(f"{config.source}: train_cfg.cuda_graphs: true records steps of one process and one batch; set it to "
                         "false, or train in one process with opt.accumulation_steps: 1")
-    if config.distill.teachers:
-        changing = {"distill.outputs: cache": config.distill.outputs == "cache", "distill.mixup": config.distill.mixup > 0,
-                    "unlabelled_split": bool(config.unlabelled_split)}
-        for key in (key for key, used in changing.items() if used):
-            raise UserError(f"{config.source}: train_cfg.cuda_graphs: true replays what the first step of a shape has read, but "
-                            f"with {key} the processor decides something anew in every step; set cuda_graphs to false")
 
 
 class _Recorded(NamedTuple):
-    batch: Batch  # what the recorded work reads
+    batch: Batch  # the graph reads this one
     replay: Callable[[], None]
-    losses: Losses  # what it writes
+    losses: Losses  # the graph writes these
     gradients: tuple[Tensor | None, ...]
 
 
 class StepGraphs:
-    """Losses and gradients of a batch, as `work` gives them, recorded once per shape and replayed from then on.
+    """Computes the losses and gradients of a batch: recorded once per batch shape, replayed from then on.
 
-    work(batch): losses without a graph, gradients in the `parameters`; it may read nothing back from the device.  `state`: what
-    else it moves (the loss normaliser); recording leaves that as it was.
+    work(batch) returns losses without an autograd graph and leaves gradients in the `parameters`; it must not read anything back
+    from the device.  `state`: other tensors that it updates (the loss normalizer); recording leaves their values unchanged.
     """
 
     def __init__(self, work: Callable[[Batch], Losses], parameters: Sequence[nn.Parameter], state: Sequence[Tensor],
@@ -69,8 +63,8 @@ class StepGraphs:
         return len(self._recorded)
 
     def __call__(self, batch: Batch) -> Losses:
-        """Losses on the device; every parameter's `grad` is that of this batch until the next call."""
-        batch = filled_up(batch)
+        """Losses of the batch on the device; every parameter's `grad` holds its gradient until the next call."""
+        batch = pad_ground_truth(batch)
         key = tuple(getattr(batch, name).shape for name in TENSORS)
         known = self._recorded.get(key)
         if known is None:
@@ -88,7 +82,7 @@ class StepGraphs:
 
         def work() -> Losses:
             for parameter in self._parameters:
-                parameter.grad = None  # so that the backward pass makes new ones, which the recording owns
+                parameter.grad = None  # so that the backward pass allocates new ones, which belong to the recording
             return self._work(own)
         before = [value.clone() for value in self._state]
         replay, losses = self._record(work)
@@ -98,17 +92,17 @@ class StepGraphs:
 
 
 class CudaRecorder:
-    """Records work as CUDA graphs that share their memory: only one of them is ever at work."""
+    """Records work as CUDA graphs that share one memory pool, since only one of them runs at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], Losses]:
-        """(replay, what it writes its losses to)."""
+        """(replay, the losses that it overwrites)."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(TRIALS):
+            for _ in range(WARMUP):
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -117,8 +111,8 @@ class CudaRecorder:
         return graph.replay, losses
 
 
-def filled_up(batch: Batch) -> Batch:
-    """The batch with its ground truth filled up to a power of two, at least FEWEST_SEGMENTS; `present` is False there."""
+def pad_ground_truth(batch: Batch) -> Batch:
+    """The batch with its ground truth padded to a power of two, at least FEWEST_SEGMENTS; `present` is False at the padding."""
     count = batch.labels.shape[1]
     more = max(FEWEST_SEGMENTS, 1 << max(count - 1, 0).bit_length()) - count
     if more == 0:

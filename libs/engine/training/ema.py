@@ -1,12 +1,12 @@
-"""Exponential moving average of weights."""
+"""Exponential moving average (EMA) of the weights."""
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 
-class WeightAverage:
-    """`average <- decay * average + (1 - decay) * weights` over every entry of a model's state dict.
+class EMA:
+    """`ema <- decay * ema + (1 - decay) * weights` over every entry of a model's state dict.
 
     With `warmup` the decay of update i (from 0) is min(decay, (1 + i) / (10 + i)), so that a short run does not keep its
     initial weights.  Without it the arithmetic is the published one, from the first step on.
@@ -26,12 +26,12 @@ class WeightAverage:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's names (not copies)."""
+        """The EMA weights under the model's names (not copies)."""
         return dict(zip(self._names, self._values, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        """Continue from averaged weights and the number of updates they have seen."""
+        """Continue from EMA weights after `updates` updates."""
         for name, value in zip(self._names, self._values, strict=True):
             value.copy_(state[name])
         self.updates = updates

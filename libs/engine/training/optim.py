@@ -1,4 +1,4 @@
-"""Optimizer: which parameters decay (SPEC item 35), and the fused update that a non-finite loss cannot pass."""
+"""Optimizer: parameter groups for weight decay (SPEC item 35), and a fused update that is skipped where a loss is not finite."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,8 @@ Named = list[tuple[str, nn.Parameter]]
 def parameter_groups(model: nn.Module) -> tuple[Named, Named]:
     """(decay, no decay): weights of convolutions and linear layers decay; biases, norms, scales and rel_pe do not.
 
-    Each list is sorted by name, the order that published optimizer states have.  A parameter of an unknown kind raises
-    TypeError: decide where it belongs.
+    Each list is sorted by name, which is the order of published optimizer states.  TypeError for a parameter of an unknown kind:
+    decide whether it decays.
     """
     decay, no_decay = [], []
     for prefix, module in model.named_modules():
@@ -43,14 +43,14 @@ def make_optimizer(modules: nn.Module | Sequence[nn.Module], opt: OptConfig) -> 
               {"params": [p for _, p in no_decay], "weight_decay": 0.0}]
     if opt.type == "SGD":
         optimizer = torch.optim.SGD(groups, lr=opt.learning_rate, momentum=opt.momentum, fused=True)
-        for _, parameter in (*decay, *no_decay):  # zeros act as no momentum; a gated first step would leave it uninitialised
+        for _, parameter in (*decay, *no_decay):  # zeros act as no momentum; a skipped first step would leave it uninitialized
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=opt.learning_rate, fused=True)
 
 
 def gate(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Let the next step change nothing unless `finite` (a bool scalar on the device) holds; no read-back."""
+    """Make the next optimizer step a no-op unless `finite` (a bool scalar on the device) is true; nothing is read back."""
     vars(optimizer).update(grad_scale=None, found_inf=(~finite).to(torch.float32))  # read by fused optimizers, as GradScaler does
 
 

@@ -17,7 +17,7 @@ from libs.engine.runs.checkpoint import Checkpoint
 from libs.engine.runtime.precision import matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.engine.training.cuda_graphs import Record, StepGraphs, check_graphs
-from libs.engine.training.ema import WeightAverage
+from libs.engine.training.ema import EMA
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.engine.training.schedule import make_schedule, rate_factor
@@ -46,7 +46,7 @@ class Trainer:
         self.optimizer = make_optimizer(objective.trainable_modules, config.opt)
         self.videos_per_step = config.videos_per_step(world.size)
         self.schedule = make_schedule(config.opt, iters_per_epoch, rate_factor(config.opt, self.videos_per_step))
-        self.ema = WeightAverage(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
+        self.ema = EMA(self.model, config.train_cfg.ema_decay, config.train_cfg.ema_warmup)
         self.iters_per_epoch = iters_per_epoch
         self.iteration = 0  # steps done
         self.epoch = 0  # epochs done, warm-up and evaluation included

@@ -8,7 +8,7 @@ from helpers import padded_batch, tiny_config
 from libs.core.errors import UserError
 from libs.datasets.loader import Batch, Padding, padding_of
 from libs.engine.runtime.determinism import seed_everything
-from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, filled_up
+from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, pad_ground_truth
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
 from libs.modeling.losses import Losses
@@ -103,9 +103,9 @@ def test_gradients_of_one_shape_survive_another():
     assert len(graphs) == 3
 
 
-def test_ground_truth_is_filled_up():
+def test_ground_truth_is_pad_ground_truth():
     for batch, wanted in zip(batches(tiny_config()), (8, 8, 16, 8, 8, 16), strict=True):
-        filled = filled_up(batch)
+        filled = pad_ground_truth(batch)
         count = batch.labels.shape[1]
         assert filled.segments.shape == (2, wanted, 2)
         assert torch.equal(filled.present[:, :count], batch.present)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from libs.engine.training.ema import WeightAverage
+from libs.engine.training.ema import EMA
 
 
 def model(value=1.0):
@@ -18,7 +18,7 @@ def model(value=1.0):
 
 def test_published_arithmetic_from_the_first_step_on():
     module = model()
-    average = WeightAverage(module, 0.9)
+    average = EMA(module, 0.9)
     want = 1.0
     for step in range(5):
         nn.init.constant_(module[0].weight, float(step))
@@ -31,7 +31,7 @@ def test_published_arithmetic_from_the_first_step_on():
 
 def test_warm_up_follows_the_weights_at_once():
     module = model()
-    average = WeightAverage(module, 0.999, warmup=True)
+    average = EMA(module, 0.999, warmup=True)
     want = 1.0
     for step in range(200):
         nn.init.constant_(module[0].weight, 5.0 + step)
@@ -39,13 +39,13 @@ def test_warm_up_follows_the_weights_at_once():
         decay = min(0.999, (1 + step) / (10 + step))
         want = decay * want + (1 - decay) * (5.0 + step)
     assert average.state_dict()["0.weight"].item() == pytest.approx(want, rel=1e-5)
-    plain = WeightAverage(model(), 0.999)
+    plain = EMA(model(), 0.999)
     assert abs(want - 204) < 60 < abs(plain.state_dict()["0.weight"].item() - 204)
 
 
 def test_warm_up_never_exceeds_the_decay():
     module = model()
-    average = WeightAverage(module, 0.5, warmup=True)
+    average = EMA(module, 0.5, warmup=True)
     average.load_state_dict(average.state_dict(), 1000)
     nn.init.constant_(module[0].weight, 3.0)
     average.update()
@@ -54,7 +54,7 @@ def test_warm_up_never_exceeds_the_decay():
 
 def test_the_average_is_no_view_of_the_weights_and_covers_buffers():
     module = model()
-    average = WeightAverage(module, 0.5)
+    average = EMA(module, 0.5)
     module[1].running_mean.fill_(4.0)
     nn.init.constant_(module[0].weight, 7.0)
     assert average.state_dict()["0.weight"].item() == 1.0
@@ -65,11 +65,11 @@ def test_the_average_is_no_view_of_the_weights_and_covers_buffers():
 
 def test_continuing_is_exact():
     one, two = model(), model()
-    first, second = WeightAverage(one, 0.99, warmup=True), WeightAverage(two, 0.99, warmup=True)
+    first, second = EMA(one, 0.99, warmup=True), EMA(two, 0.99, warmup=True)
     for step in range(6):
         if step == 3:
             saved = {k: v.clone() for k, v in second.state_dict().items()}
-            second = WeightAverage(two, 0.99, warmup=True)
+            second = EMA(two, 0.99, warmup=True)
             second.load_state_dict(saved, 3)
         for module, average in ((one, first), (two, second)):
             nn.init.constant_(module[0].weight, float(step))
