@@ -1,15 +1,20 @@
 """What every benchmark shares: the machine line, the unit G, timing, peak memory, tables and JSON.
 
-    parser = arguments(__doc__)                                  --device, --json, --g-runs, and what the script adds
+    parser = arguments(__doc__)                                  --device, --json, --record, --g-runs, and what the script adds
     row = {"case": "typical", **timing(seconds_of(call, device, 7), g, reference_g=8.3)}
     report("network", [row], args, g_seconds=g)      prints a markdown table, writes {"machine", "title", "rows", ...}
+
+`--record NAME` writes benchmarks/results/NAME.json, from which make_results.py makes RESULTS.md.
 """
 from __future__ import annotations
 
 import argparse
 import ctypes
+import math
 import multiprocessing
+import re
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -19,12 +24,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import make_results
 import numpy as np
 import torch
 
 from libs.core.errors import UserError
 from libs.engine.runtime.machine import this_machine
-from libs.utils.files.io import write_json_atomic
+from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 Result = TypeVar("Result")
 G_FLOPS = 2 * 2304 * 2048 * 2048  # FLOPs of one G
@@ -36,12 +42,18 @@ def machine() -> str:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of every benchmark: --device, --json, --g-runs."""
+    """A parser with the options of every benchmark: --device, --json, --record, --g-runs."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write all numbers here")
+    add_record(parser)
     parser.add_argument("--g-runs", type=int, default=10, metavar="N", help="products that measure G (10)")
     return parser
+
+
+def add_record(parser: argparse.ArgumentParser) -> None:
+    """The option --record, for `save`."""
+    parser.add_argument("--record", default=None, metavar="NAME", help="write or renew benchmarks/results/NAME.json")
 
 
 def device_of(name: str) -> torch.device:
@@ -114,9 +126,68 @@ def _cell(value: Any) -> str:
 
 
 def save(args: argparse.Namespace, title: str, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """With --json: write machine, title, device, rows and `more`.  UserError where the file cannot be written."""
+    """With --json: write machine, title, device, rows and `more`; with --record: a result.  UserError: not writable."""
     if args.json:
         write_json_atomic(args.json, {"machine": machine(), "title": title, "device": args.device, "rows": list(rows), **more})
+    if args.record:
+        path = write_result(args.record, title, rows, args.device)
+        print(f"{path} written; complete its texts, then run python benchmarks/make_results.py", flush=True)
+
+
+def write_result(name: str, title: str, rows: Sequence[dict[str, Any]], device: str = "cpu",
+                 folder: Path = make_results.FOLDER) -> Path:
+    """Write the measured rows as `folder`/NAME.json with command, date and environment (format: make_results.py).
+
+    An older file of that name gives section, texts, and titles and units of columns that stay; its rows are replaced.
+    None and values that are not finite are left out.  Raises UserError for rows that cannot be told apart and for a name
+    that is no file name.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UserError(f"--record {name}: use lower-case letters, digits and _")
+    path = folder / f"{name}.json"
+    old = make_results.read(path) if path.exists() else {"columns": {}}
+    named = dict(zip(row_names(rows), map(_measured, rows), strict=True))
+    keys = dict.fromkeys(key for row in named.values() for key in row)
+    columns = {key: old["columns"].get(key) or {"title": key, "unit": _unit(key)} for key in keys}
+    result = {
+        "section": old.get("section", "Speed and memory"), "title": old.get("title", title),
+        "question": old.get("question", f"{title}: what is measured?"), "answer": old.get("answer", "See the table."),
+        "commands": [shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])],
+        "date": time.strftime("%Y-%m-%d"), "environment": this_machine(device)._asdict(),
+        "runs": next((row["runs"] for row in rows if "runs" in row), 1),
+        "columns": columns, "rows": named, "notes": old.get("notes", [])}
+    if "shown" in old:
+        result["shown"] = [row for row in old["shown"] if row in named]
+    if problems := make_results.problems_of(result):
+        raise UserError(f"{path}: {'; '.join(problems)}")
+    write_text_atomic(path, make_results.json_text(result))
+    return path
+
+
+def row_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A name of each row: its texts, and as many of its whole numbers as tell the rows apart; UserError if none do."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    texts = [key for key in keys if all(isinstance(row.get(key, ""), str) for row in rows)]
+    counts = [key for key in keys if key not in texts and all(isinstance(row.get(key, 0), int) for row in rows)]
+    for extra in range(len(counts) + 1):
+        names = [_name(row, texts + counts[:extra]) for row in rows]
+        if all(names) and len(set(names)) == len(rows):
+            return names
+    raise UserError("--record: no texts and whole numbers tell the rows apart; measure each case once")
+
+
+def _name(row: dict[str, Any], keys: Sequence[str]) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", " ".join(str(row[key]) for key in keys if key in row).lower()).strip("_")
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: x for key, x in row.items() if x is not None and not (isinstance(x, float) and not math.isfinite(x))}
+
+
+def _unit(column: str) -> str:
+    """The unit at the end of a column's name, as in median_s; none: empty."""
+    ending = column.rpartition("_")[2]
+    return ending if ending in ("s", "ms", "GB", "GiB", "MB", "MiB", "%") else ""
 
 
 def report(title: str, rows: Sequence[dict[str, Any]], args: argparse.Namespace, **more: Any) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimizer's first step and a run import these two: here, once for all forked processes
 import torch.utils.tensorboard
-from common import report
+from common import add_record, report
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from libs.core.config import load_config
@@ -310,6 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pace", type=float, default=0.003, metavar="S", help="longest pause around a system call (0.003 s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write all numbers here")
+    add_record(parser)
     return parser.parse_args()
 
 

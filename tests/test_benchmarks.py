@@ -21,7 +21,7 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-CPU_ONLY = ("bench_map.py", "identical_loss.py", "kill_resume.py")
+CPU_ONLY = ("bench_map.py", "identical_loss.py", "kill_resume.py", "make_results.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
@@ -203,6 +203,66 @@ def test_untrained_network_answers_with_many_candidates():
     found = answer_like_trained(model, config, torch.device("cpu"), 64)
     assert found == pytest.approx(ABOVE * (64 + 32 + 16) * CLASSES, rel=0.15)  # some have no length
     assert model.training
+
+
+def test_results_are_whole_and_the_page_shows_them():
+    import make_results
+    results = make_results.read_all()  # raises for a field, a row or a number that is wrong
+    assert make_results.PAGE.read_text(encoding="utf-8") == make_results.page(results), "run python benchmarks/make_results.py"
+    assert make_results.PAGE.read_text(encoding="utf-8").count("\n") < 250
+    for name, result in results.items():
+        assert make_results.json_text(result) == (make_results.FOLDER / f"{name}.json").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize(("key", "number"), [
+    ("hapt/hapt_ema/mean", 90.11), ("hapt/reference_raw/seeds", [88.43, 89.34, 88.32]), ("planted/two_stream/ema", 51.94),
+    ("distill_planted/student/mean", 39.27), ("train_step/bf16/mean_s", 0.532)])
+def test_a_number_keeps_its_key(key, number):
+    import make_results
+    assert make_results.value(key) == number
+
+
+def test_a_key_that_is_not_there_is_one_error():
+    import make_results
+    with pytest.raises(UserError, match=r"hapt\.json has no row hapt_ema with a column median"):
+        make_results.value("hapt/hapt_ema/median")
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({"section": "Elsewhere"}, "section"), ({"date": "yesterday"}, "date"), ({"answer": ""}, "answer"), ({"rows": {}}, "rows"),
+    ({"rows": {"a": {"x": float("nan")}}}, "rows.a.x"), ({"rows": {"a": {"x": 1, "y": 2}}}, "differ in y"),
+    ({"rows": {"A b": {"x": 1}}}, "rows.A b"), ({"columns": {"x": {"title": "x"}}}, "columns.x"), ({"shown": ["b"]}, "no row b"),
+    ({"environment": {"cores": 2}}, "environment lacks gpu")])
+def test_a_wrong_result_is_refused(change, problem):
+    import make_results
+    result = {"section": "Accuracy", "title": "t", "question": "q?", "answer": "a.", "commands": [], "date": "2026-01-01",
+              "runs": 1, "environment": dict.fromkeys(make_results.ENVIRONMENT), "columns": {"x": {"title": "x", "unit": "s"}},
+              "rows": {"a": {"x": 1}}, "notes": []}
+    assert make_results.problems_of(result) == []
+    assert any(problem in found for found in make_results.problems_of(result | change))
+    assert "notes" in make_results.problems_of({key: result[key] for key in result if key != "notes"})[0]
+
+
+def test_a_recorded_result_keeps_the_texts_of_the_old_one(tmp_path, monkeypatch):
+    import make_results
+    from common import write_result
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bench_forward.py", "--record", "speed"])
+    rows = [{"precision": "fp32", "steps": 64, "median_s": 0.5, "ratio": None, "runs": 3},
+            {"precision": "fp32", "steps": 128, "median_s": 0.75, "ratio": float("inf"), "runs": 3}]
+    path = write_result("speed", "network", rows, folder=tmp_path)
+    result = make_results.read(path)
+    assert result["rows"]["fp32_128"] == {"precision": "fp32", "steps": 128, "median_s": 0.75, "runs": 3}
+    assert result["columns"]["median_s"] == {"title": "median_s", "unit": "s"}
+    assert (result["commands"], result["runs"]) == (["python benchmarks/bench_forward.py --record speed"], 3)
+    assert result["environment"]["torch"] == torch.__version__
+    result |= {"answer": "Half a second.", "shown": ["fp32_64"]}
+    path.write_text(json.dumps(result), encoding="utf-8")
+    again = make_results.read(write_result("speed", "network", [rows[0] | {"median_s": 0.25}], folder=tmp_path))
+    assert (again["answer"], again["shown"], again["rows"]["fp32_64"]["median_s"]) == ("Half a second.", ["fp32_64"], 0.25)
+    with pytest.raises(UserError, match="tell the rows apart"):
+        write_result("speed", "network", [rows[0], rows[0]], folder=tmp_path)
+    with pytest.raises(UserError, match="lower-case"):
+        write_result("../speed", "network", rows, folder=tmp_path)
 
 
 def test_table_and_timing():
