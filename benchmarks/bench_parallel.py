@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, device_of, report
+from common import arguments, device_of, markdown, report
 
 from libs.core.config import dump_yaml, load_config, to_dict
 from libs.core.errors import UserError, run_main
@@ -221,7 +221,7 @@ def main() -> None:
         ends = [seconds_to_end(work, next(iter(chosen.values())), rank, 3) for rank in args.kill]
     report("Differences from one process with the whole batch", rows, args, ends=ends)
     if ends:
-        report("A process killed", ends, args, differences=rows)
+        print(markdown("A process killed", ends), flush=True)
 
 
 if __name__ == "__main__":

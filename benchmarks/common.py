@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import math
 import multiprocessing
 import re
@@ -125,28 +126,29 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def save(args: argparse.Namespace, title: str, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+def save(args: argparse.Namespace, title: str, rows: Sequence[dict[str, Any]], key: Sequence[str] | None = None,
+         **more: Any) -> None:
     """With --json: write machine, title, device, rows and `more`; with --record: a result.  UserError: not writable."""
     if args.json:
         write_json_atomic(args.json, {"machine": machine(), "title": title, "device": args.device, "rows": list(rows), **more})
     if args.record:
-        path = write_result(args.record, title, rows, args.device)
+        path = write_result(args.record, title, rows, args.device, key)
         print(f"{path} written; complete its texts, then run python benchmarks/make_results.py", flush=True)
 
 
 def write_result(name: str, title: str, rows: Sequence[dict[str, Any]], device: str = "cpu",
-                 folder: Path = make_results.FOLDER) -> Path:
+                 key: Sequence[str] | None = None, folder: Path = make_results.FOLDER) -> Path:
     """Write the measured rows as `folder`/NAME.json with command, date and environment (format: make_results.py).
 
     An older file of that name gives section, texts, and titles and units of columns that stay; its rows are replaced.
-    None and values that are not finite are left out.  Raises UserError for rows that cannot be told apart and for a name
-    that is no file name.
+    Rows are named by the columns of `key` (see `row_names`).  None and values that are not finite are left out.  Raises
+    UserError for rows that cannot be told apart and for a name that is no file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UserError(f"--record {name}: use lower-case letters, digits and _")
     path = folder / f"{name}.json"
     old = make_results.read(path) if path.exists() else {"columns": {}}
-    named = dict(zip(row_names(rows), map(_measured, rows), strict=True))
+    named = dict(zip(row_names(rows, key), map(_measured, rows), strict=True))
     keys = dict.fromkeys(key for row in named.values() for key in row)
     columns = {key: old["columns"].get(key) or {"title": key, "unit": _unit(key)} for key in keys}
     result = {
@@ -164,20 +166,15 @@ def write_result(name: str, title: str, rows: Sequence[dict[str, Any]], device: 
     return path
 
 
-def row_names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A name of each row: its texts, and as many of its whole numbers as tell the rows apart; UserError if none do."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    texts = [key for key in keys if all(isinstance(row.get(key, ""), str) for row in rows)]
-    counts = [key for key in keys if key not in texts and all(isinstance(row.get(key, 0), int) for row in rows)]
-    for extra in range(len(counts) + 1):
-        names = [_name(row, texts + counts[:extra]) for row in rows]
-        if all(names) and len(set(names)) == len(rows):
-            return names
-    raise UserError("--record: no texts and whole numbers tell the rows apart; measure each case once")
-
-
-def _name(row: dict[str, Any], keys: Sequence[str]) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", " ".join(str(row[key]) for key in keys if key in row).lower()).strip("_")
+def row_names(rows: Sequence[dict[str, Any]], key: Sequence[str] | None = None) -> list[str]:
+    """A name of each row: the columns of `key`, by default all before the first number that is not whole; UserError if equal."""
+    names = []
+    for row in rows:
+        keys = key or list(itertools.takewhile(lambda name, row=row: isinstance(row[name], (str, int)), row))
+        names.append(re.sub(r"[^a-z0-9]+", "_", " ".join(str(row[name]) for name in keys).lower()).strip("_"))
+    if not all(names) or len(set(names)) < len(rows):
+        raise UserError(f"--record: {', '.join(names)} do not tell the rows apart; measure each case once")
+    return names
 
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +188,7 @@ def _unit(column: str) -> str:
 
 
 def report(title: str, rows: Sequence[dict[str, Any]], args: argparse.Namespace, **more: Any) -> None:
-    """Print the rows as a markdown table and, with --json, write them."""
+    """Print the rows as a markdown table and `save` them, with a `key` for --record if given."""
     print(markdown(title, rows), flush=True)
     save(args, title, rows, **more)
 

@@ -325,7 +325,7 @@ def main() -> int:
     rows += [{"what": f"newest checkpoint then damaged: {kind}", "times": n} for kind, n in sorted(result["damage"].items())]
     rows += [{"what": "starts", "times": result["starts"]}, {"what": "finished runs, compared", "times": result["runs"]},
              {"what": "losses", "times": len(result["losses"])}]
-    report("killed and resumed", rows, args, losses=result["losses"], fallbacks=result["fallbacks"])
+    report("killed and resumed", rows, args, key=("what",), losses=result["losses"], fallbacks=result["fallbacks"])
     for loss in result["losses"]:
         print(loss)
     return 1 if result["losses"] else 0
