@@ -20,9 +20,9 @@ from planted_thumos import THUMOS, answer_like_trained
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
+from libs.datasets.batch import Batch, make_batch
 from libs.datasets.dataset import Sample
 from libs.datasets.grid import regular_grid
-from libs.datasets.loader import Batch, make_batch
 from libs.engine.inference.predict import detections_of_batch
 from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision
 from libs.engine.training.objective import DetectionObjective

@@ -1,4 +1,4 @@
-"""Padding, batches and the order of an epoch."""
+"""Data loaders: workers, errors, whole videos in inference."""
 from __future__ import annotations
 
 import os
@@ -8,124 +8,11 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import TRAINING, data_config, padded_batch, show_every_term, tiny_config, write_data
+from helpers import TRAINING, data_config, write_data
 
 from libs.core.errors import UserError
-from libs.datasets.dataset import Sample, TalDataset
-from libs.datasets.grid import Grid
-from libs.datasets.loader import (
-    EpochSampler,
-    Padding,
-    batches,
-    close,
-    group_for_inference,
-    inference_loader,
-    make_batch,
-    padding_of,
-    training_loader,
-)
-from libs.modeling.model import build_model
-
-
-def test_published_lengths():
-    thumos = {"dataset": {"max_seq_len": 2304}, "model": {"n_mha_win_size": 19, "backbone_arch": [2, 2, 5], "regression_range": [
-        [0, 4], [4, 8], [8, 16], [16, 32], [32, 64], [64, 10000]]}}
-    padding = padding_of(tiny_config(**thumos))
-    assert (padding.factor, padding.stride, padding.margin) == (576, 32, 32)
-    assert [padding.published(n) for n in (1, 2304, 2305, 2880, 2881)] == [2304, 2304, 2880, 2880, 3456]
-    assert [padding.shortest(n) for n in (1, 100, 2272, 2273, 2304, 2305)] == [64, 160, 2304, 2304, 2304, 2368]
-
-
-def test_mixed_windows_use_the_least_common_multiple():
-    config = tiny_config(dataset={"max_seq_len": 160}, model={
-        "n_mha_win_size": [11, 11, 11, 11, -1, -1], "backbone_arch": [2, 2, 5],
-        "regression_range": [[0, 4], [4, 8], [8, 16], [16, 32], [32, 64], [64, 10000]]})
-    padding = padding_of(config)
-    assert padding.factor == 160  # the published maximum of 80 is no multiple of the stride 32
-    assert padding.published(191) == 320
-
-
-def test_the_conv_backbone_has_no_windows():
-    assert padding_of(tiny_config(model={"backbone_type": "conv", "n_mha_win_size": 19})).factor == 4
-
-
-def test_exact_lengths_are_refused_in_one_batch():
-    padding = Padding(48, 16, 4, 4)
-    assert padding.exact_only(47)
-    assert not padding.exact_only(44)
-    assert padding.of_batch([47, 20]) == 48
-    with pytest.raises(ValueError, match="a video of 47 steps needs 48, not 56: batch it apart"):
-        padding.of_batch([47, 50])
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("batch_size", "stretched"), [(2, False), (4, False), (3, True), (100, True)])
-def test_groups_cover_every_video_once_and_each_can_be_padded(seed, batch_size, stretched):
-    rng = random.Random(seed)
-    padding = Padding(48, 16, 4, 4, stretched)
-    lengths = [rng.randint(1, 130) for _ in range(60)] + [48, 47, 49, 64, 63, 1]
-    groups = group_for_inference(lengths, padding, batch_size)
-    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    assert max(map(len, groups)) <= batch_size
-    for group in groups:
-        total = padding.of_batch([lengths[i] for i in group])
-        for i in group:
-            assert total >= padding.shortest(lengths[i])
-            assert total == padding.published(lengths[i]) or not padding.exact_only(lengths[i])
-            assert not stretched or total <= 48 or lengths[i] > 48
-    assert group_for_inference(lengths, padding, 1) == [[i] for i in range(len(lengths))]
-
-
-@pytest.mark.parametrize("lengths", [
-    [5, 20, 40, 44, 45, 47, 48, 49, 58, 60, 64, 70, 76, 80], [64, 20, 30], [100, 49, 48, 44, 3, 2]])
-@pytest.mark.parametrize("model", [{}, {"use_abs_pe": True}, {"backbone_type": "conv"}, {"fpn_type": "fpn"}])
-def test_every_group_has_the_outputs_of_each_video_alone(model, lengths):
-    """Lengths around max_seq_len and its multiples, with weights that make padding and positions visible."""
-    config = tiny_config(model=model)
-    network, padding = show_every_term(build_model(config)).eval(), padding_of(config)
-    groups = group_for_inference(lengths, padding, 4)
-    assert len(groups) < len(lengths)
-    with torch.no_grad():
-        for group in groups:
-            steps = [lengths[i] for i in group]
-            out = network(*padded_batch(steps, padding.of_batch(steps)))
-            for b, n in enumerate(steps):
-                alone = network(*padded_batch([n], padding.published(n)))
-                assert (out.logits[b][out.mask[b]] - alone.logits[alone.mask]).abs().max() < 2e-5, steps
-                assert (out.offsets[b][out.mask[b]] - alone.offsets[alone.mask]).abs().max() < 2e-5, steps
-
-
-def sample(vid, steps, segments):
-    n = len(segments)
-    return Sample(vid, torch.full((steps, 2), float(steps)), Grid(1.0, 1.0, 0.5, 1.0), 10.0,
-                  torch.tensor(segments, dtype=torch.float32).reshape(n, 2), torch.arange(n), steps)
-
-
-def test_batches_are_padded_with_zeros():
-    batch = make_batch([sample("a", 3, [[0, 1], [1, 2]]), sample("b", 5, [])], 8)
-    assert (batch.feats.shape, batch.segments.shape, batch.video_ids) == ((2, 8, 2), (2, 2, 2), ("a", "b"))
-    assert batch.mask.tolist() == [[True] * 3 + [False] * 5, [True] * 5 + [False] * 3]
-    assert not batch.feats[~batch.mask].any()
-    assert batch.present.tolist() == [[True, True], [False, False]]
-    assert batch.samples[0].feats.shape == (0, 2)
-    with pytest.raises(ValueError, match="b: 5 steps do not fit into 4"):
-        make_batch([sample("b", 5, [])], 4)
-
-
-def test_the_order_depends_on_seed_and_epoch_only():
-    one, two = EpochSampler(11, 3, 5), EpochSampler(11, 3, 5)
-    orders = []
-    for epoch in range(4):
-        one.epoch = two.epoch = epoch
-        np.random.seed(epoch)
-        batches_of_epoch = list(one)
-        assert batches_of_epoch == list(two)
-        assert (len(batches_of_epoch), len(one)) == (3, 3)  # the last part batch is dropped
-        flat = [i for b in batches_of_epoch for e, i in b if e == epoch]
-        assert len(set(flat)) == 9
-        orders.append(flat)
-    assert len({tuple(o) for o in orders}) == 4
-    assert list(EpochSampler(11, 3, 6)) != list(EpochSampler(11, 3, 5))
+from libs.datasets.dataset import TalDataset
+from libs.datasets.loader import batches, close, inference_loader, training_loader
 
 
 def epochs(dataset, config, count=2):
@@ -172,14 +59,6 @@ def test_a_bad_feature_file_is_named_also_from_a_worker(data, tmp_path, workers)
     dataset = TalDataset(config, config.train_split, training=True)
     with pytest.raises(UserError, match=r"t3\.npy: .*NaN"):
         list(epochs(dataset, config))
-
-
-def test_an_epoch_goes_on_behind_the_batches_that_were_seen():
-    for bucket in (0, 2):
-        sampler = EpochSampler(11, 2, seed=5, bucket=bucket, padded=lambda epoch, i: i % 3)
-        whole = list(sampler)
-        for sampler.skip in range(6):
-            assert list(sampler) == whole[sampler.skip:]
 
 
 def test_reading_processes_ignore_what_a_terminal_sends_to_all_and_end_when_told(data, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from helpers import padded_batch, show_every_term, tiny_config
 
 from libs.core.config import from_dict, to_dict
-from libs.datasets.loader import padding_of
+from libs.datasets.padding import padding_of
 from libs.modeling.model import build_model
 
 STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from libs.datasets.loader import Batch
+from libs.datasets.batch import Batch
 from libs.engine.training.objective import DetectionObjective
 from libs.modeling.losses import DetectionLoss, Losses
 from libs.modeling.model import LevelOutputs

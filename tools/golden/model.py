@@ -12,8 +12,8 @@ import torch
 from golden.common import Check, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
+from libs.datasets.batch import Batch
 from libs.datasets.grid import Grid
-from libs.datasets.loader import Batch
 from libs.engine.inference.predict import VideoDetections, detections_of_batch
 from libs.engine.runs.checkpoint import strip_prefix
 from libs.engine.training.objective import DetectionObjective

@@ -12,7 +12,7 @@ from torch import Tensor
 from golden.common import Check, compare, load, text
 from golden.model import batch_of, fixture_model, model_config
 from libs.core.config import from_dict
-from libs.datasets.loader import Batch
+from libs.datasets.batch import Batch
 from libs.engine.runs.checkpoint import add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import make_optimizer

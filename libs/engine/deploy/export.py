@@ -8,7 +8,7 @@ and gives, for the P points of all FPN levels, fine to coarse, T / stride of eac
     logits (B, P, K), offsets (B, P, 2) in strides, valid (B, P); or, with decoding,
     scores (B, P, K), 0 at padded points, segments (B, P, 2) in units of the feature grid
 Choosing candidates, NMS and seconds stay outside (examples/onnx_inference.py).  How far to pad is part of the published
-arithmetic (`libs.datasets.loader.Padding`); the rule, the class names and the settings travel in the file as JSON, named `tal`.
+arithmetic (`libs.datasets.padding.Padding`); the rule, the class names and the settings travel in the file as JSON, named `tal`.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.loader import padding_of
+from libs.datasets.padding import padding_of
 from libs.modeling.kernels.band_attention import BLOCK
 from libs.modeling.model import LocPointTransformer
 from libs.utils.files.io import write_atomic

@@ -19,8 +19,9 @@ import torch
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
+from libs.datasets.batch import read_batch
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset, Window
-from libs.datasets.loader import padding_of, read_batch
+from libs.datasets.padding import padding_of
 from libs.engine.inference.predict import suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.machine import this_machine

@@ -26,8 +26,9 @@ from torch import Tensor
 from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.core.schema import Config
+from libs.datasets.batch import Batch
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import Batch, batches, inference_loader
+from libs.datasets.loader import batches, inference_loader
 from libs.engine.distill.streams import Columns, input_columns
 from libs.engine.distill.teachers import Teacher, run_teacher
 from libs.engine.runtime.world import ALONE, World

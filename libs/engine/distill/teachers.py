@@ -18,7 +18,8 @@ from libs.core.config import load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import load_annotations
-from libs.datasets.loader import Batch, padding_of
+from libs.datasets.batch import Batch
+from libs.datasets.padding import padding_of
 from libs.datasets.presets import get_preset
 from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
+from libs.datasets.batch import Batch
 from libs.datasets.dataset import Sample, TalDataset
 from libs.datasets.feature_videos import FeatureVideos
 from libs.datasets.grid import Grid
-from libs.datasets.loader import Batch, batches, close, inference_loader
+from libs.datasets.loader import batches, close, inference_loader
 from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.decode import BatchCandidates, decode_batch

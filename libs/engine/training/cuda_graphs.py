@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.loader import Batch
+from libs.datasets.batch import Batch
 from libs.modeling.losses import Losses
 
 TENSORS = ("feats", "mask", "segments", "labels", "present")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from libs.core.checks import TERMS
 from libs.core.errors import UserError
 from libs.core.schema import Config, DistillConfig
-from libs.datasets.loader import Batch
+from libs.datasets.batch import Batch
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import EpochSampler, close, training_loader
+from libs.datasets.loader import close, training_loader
+from libs.datasets.samplers import EpochSampler
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Teacher, load_teachers

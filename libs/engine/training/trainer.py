@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from libs.core.checks import check_trainable
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.loader import Batch
+from libs.datasets.batch import Batch
 from libs.engine.runs.checkpoint import Checkpoint
 from libs.engine.runtime.precision import matmul_precision
 from libs.engine.runtime.world import ALONE, World

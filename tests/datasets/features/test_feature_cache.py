@@ -12,12 +12,13 @@ import torch
 from helpers import CHANNELS, TRAINING, data_config, write_data
 
 from libs.core.errors import UserError
+from libs.datasets.batch import Batch, make_batch, read_batch
 from libs.datasets.corruptions import read_once
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features import cache as feature_cache
 from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.loader import Batch, batches, inference_loader, make_batch, read_batch, training_loader
+from libs.datasets.loader import batches, inference_loader, training_loader
 
 CPU = torch.device("cpu")
 TENSORS = ("feats", "mask", "segments", "labels", "present")

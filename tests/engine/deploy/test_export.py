@@ -15,7 +15,7 @@ from helpers import CHANNELS, one_error, padded_batch, run_script, show_every_te
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
-from libs.datasets.loader import padding_of
+from libs.datasets.padding import padding_of
 from libs.engine.api import load_model
 from libs.engine.deploy import export as exporting
 from libs.engine.deploy.export import DecodingNetwork, Network, check_lengths, describe, export, load_program

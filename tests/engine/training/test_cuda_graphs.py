@@ -6,7 +6,8 @@ import torch
 from helpers import padded_batch, tiny_config
 
 from libs.core.errors import UserError
-from libs.datasets.loader import Batch, Padding, padding_of
+from libs.datasets.batch import Batch
+from libs.datasets.padding import Padding, padding_of
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, pad_ground_truth
 from libs.engine.training.objective import DetectionObjective

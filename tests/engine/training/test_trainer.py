@@ -9,8 +9,9 @@ from helpers import padded_batch, tiny_config
 from torch import nn
 
 from libs.core.errors import UserError
+from libs.datasets.batch import Batch
+from libs.datasets.dataset import Sample
 from libs.datasets.grid import Grid
-from libs.datasets.loader import Batch, Sample
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, make_optimizer, parameter_groups

@@ -11,8 +11,8 @@ from helpers import Data, show_every_term, write_data
 from steps import detection_losses, losses_of
 from test_resume import identical, unplaced
 
+from libs.datasets.batch import make_batch
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import make_batch
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import load_teachers
 from libs.engine.training.fit import FitOptions, fit

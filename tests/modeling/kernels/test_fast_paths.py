@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import padded_batch, tiny_config
 from torch import nn
 
-from libs.datasets.loader import BF16_MULTIPLE, padding_of
+from libs.datasets.padding import BF16_MULTIPLE, padding_of
 from libs.engine.runtime import machine
 from libs.engine.runtime.precision import low_weights
 from libs.modeling.blocks.transformer import AffineDropPath, MaskedConv1D, add_branch, conv_time, gelu

@@ -1,0 +1,86 @@
+"""How far a batch is padded, and the network that needs it.
+
+The published network lets padding leak into the last points of a video (SPEC items 12 and 15), so padding is part of its
+arithmetic.  `Padding` gives the shortest length whose valid outputs equal those of the published padded length.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from libs.core.checks import TERMS, max_div_factor
+from libs.core.schema import Config
+
+BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are made anew for every length, which takes longer than the padding
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
+    margin that a video's end needs to see padding at every level, whether a position table is stretched to the length,
+    whether to pad as far as the published program whatever the outputs need, whether the parts of a batch are padded alike
+    (losses that run over padding depend on it), and a multiple that batches are padded to as far as their outputs allow."""
+
+    max_seq_len: int
+    factor: int
+    stride: int
+    margin: int
+    stretched_positions: bool = False
+    always: bool = False
+    alike: bool = False
+    multiple: int = 1
+
+    def published(self, length: int) -> int:
+        """The length that the published program pads a video of `length` steps to."""
+        return self.max_seq_len if length <= self.max_seq_len else _round_up(length, self.factor)
+
+    def exact_only(self, length: int) -> bool:
+        """Whether only the published length gives the published outputs (no room for the margin, or positions stretched)."""
+        stretched = self.stretched_positions and length > self.max_seq_len
+        return self.always or stretched or self.published(length) - length < self.margin
+
+    def shortest(self, length: int) -> int:
+        """The shortest padded length with the outputs of the published one."""
+        if self.exact_only(length):
+            return self.published(length)
+        return min(self.published(length), _round_up(length + self.margin, self.stride))
+
+    def allows(self, length: int, padded: int) -> bool:
+        """Whether a video of `length` steps has the published outputs in a batch of `padded` steps (at least `shortest`)."""
+        if self.exact_only(length):
+            return padded == self.published(length)
+        return padded <= self.max_seq_len or not self.stretched_positions  # a longer batch would stretch its positions too
+
+    def of_batch(self, lengths: Sequence[int]) -> int:
+        """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
+        padded = max(self.shortest(n) for n in lengths)
+        wider = _round_up(padded, math.lcm(self.multiple, self.stride))
+        if padded <= self.max_seq_len < wider:
+            wider = self.max_seq_len
+        if all(self.allows(n, wider) for n in lengths):
+            return wider
+        for n in lengths:
+            if not self.allows(n, padded):
+                raise ValueError(f"a video of {n} steps needs {self.published(n)}, not {padded}: batch it apart")
+        return padded
+
+
+def padding_of(config: Config, training: bool = False) -> Padding:
+    """The padding rule of a configuration (SPEC section 11, rows 12 and 13; section 12 for the losses of preset c2ms)."""
+    model, distill = config.model, config.distill
+    coarsest = model.scale_factor ** model.backbone_arch[2]
+    half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
+    # the published hallucinator and its time gate let padding through: two convolutions deep, and as a whole
+    margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)
+    unmasked = bool(distill.teachers) and distill.preset == "c2ms"
+    always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
+    alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
+    low = config.test_cfg.precision == "bf16"
+    multiple = config.loader.pad_multiple if training else BF16_MULTIPLE if low else 1
+    return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
+                   model.use_abs_pe and model.backbone_type == "convTransformer", always, alike, multiple)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

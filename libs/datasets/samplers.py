@@ -1,0 +1,105 @@
+"""Which videos share a batch, and the order of an epoch.
+
+`group_for_inference` puts only videos into one batch for which a padded length with the published outputs exists.
+"""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from libs.datasets.padding import Padding
+
+
+def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
+    """Indices of videos, in batches whose outputs equal those of each video alone.
+
+    With a batch size of 1: data set order.  Otherwise videos of similar length go together, the longest first (so that a
+    lack of memory shows at once).
+    """
+    if batch_size == 1:
+        return [[i] for i in range(len(lengths))]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(groups[-1]) < batch_size and _fits(padding, [lengths[j] for j in groups[-1]] + [lengths[i]]):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+class EpochSampler(Sampler):
+    """Batches of (epoch, index) for training: a permutation that depends on (seed, epoch) alone, the last part batch dropped.
+
+    bucket > 0: batches of videos of similar length.  Of each `bucket` batches in a row of that permutation, the videos are sorted
+    by padded(epoch, index), the length that their crop needs (a tie keeps its order); every `batch_size` neighbours are a batch,
+    and these batches are shuffled.  The videos that an epoch sees are the same as without.
+
+    Set `epoch` before each epoch, and `skip` to the batches of it that were seen before (a run that goes on in its middle).
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, bucket: int = 0,
+                 padded: Callable[[int, int], int] = lambda epoch, index: 0):
+        self.size, self.batch_size, self.seed, self.epoch, self.skip = size, batch_size, seed, 0, 0
+        self.bucket, self.padded = bucket, padded
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch (0-based)."""
+        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._batches(self.epoch), self.skip, None)
+
+    def _batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
+        videos = [(epoch, int(i)) for i in self.order(epoch)[:len(self) * self.batch_size]]
+        if not self.bucket:
+            yield from self._cut(videos)
+            return
+        pool = self.bucket * self.batch_size
+        for first in range(0, len(videos), pool):
+            found = self._cut(sorted(videos[first:first + pool], key=lambda video: self.padded(*video)))
+            # + 1: a trailing 0 in the key would give the numbers of the permutation again
+            for b in np.random.Generator(np.random.PCG64([self.seed, epoch, first + 1])).permutation(len(found)):
+                yield found[b]
+
+    def _cut(self, videos: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        return _cut(videos, self.batch_size)
+
+
+class Part(NamedTuple):
+    """Videos of one forward pass, (epoch, index) each, and those of the whole batch that the step is made of."""
+
+    own: list[tuple[int, int]]
+    whole: list[tuple[int, int]]
+
+
+class PartSampler(Sampler):
+    """The parts of a sampler's batches that process `rank` of `ranks` computes, `size` videos each: of every batch the parts
+    rank, rank + ranks, ..., so that neighbours, which are of similar length in bucketed batches, run side by side."""
+
+    def __init__(self, sampler: EpochSampler, size: int, rank: int, ranks: int):
+        self.sampler, self.size, self.rank, self.ranks = sampler, size, rank, ranks
+
+    def __len__(self) -> int:
+        return len(self.sampler) * (self.sampler.batch_size // (self.size * self.ranks))
+
+    def __iter__(self) -> Iterator[Part]:
+        for batch in self.sampler:
+            for own in _cut(batch, self.size)[self.rank::self.ranks]:
+                yield Part(own, batch)
+
+
+def _cut(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[first:first + size] for first in range(0, len(items), size)]
+
+
+def _fits(padding: Padding, lengths: Sequence[int]) -> bool:
+    padded = max(padding.shortest(n) for n in lengths)
+    return all(padding.allows(n, padded) for n in lengths)
