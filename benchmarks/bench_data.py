@@ -8,6 +8,7 @@ padding.  Prints the machine, markdown tables (seconds, G as in benchmarks/commo
 """
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -101,14 +102,14 @@ def one_video(settings: list[str], device: torch.device, runs: int) -> dict[str,
     on_device.keep(device)
     calls: dict[str, Callable[[], object]] = {}
     for i, steps in enumerate((TYPICAL, LONG)):
-        window, path = dataset.window(i), Path(dataset.config.dataset.feat_folder) / f"{dataset.videos[i].id}.npy"
+        sample, path = dataset.sample(i), Path(dataset.config.dataset.feat_folder) / f"{dataset.videos[i].id}.npy"
         out, there = torch.empty(steps, dataset.channels), torch.empty(steps, dataset.channels, device=device)
         calls[f"{steps} steps: np.load and transpose, as the reference"] = lambda path=path: torch.from_numpy(
             np.ascontiguousarray(np.load(path).astype(np.float32).T))
-        calls[f"{steps} steps: from the file"] = lambda w=window, out=out: dataset.read(w, out)
-        calls[f"{steps} steps: from ram"] = lambda w=window, out=out: kept.read(w, out)
-        calls[f"{steps} steps: from {device}"] = lambda w=window, out=there: on_device.read(w, out)
-    part = window._replace(steps=2304)
+        calls[f"{steps} steps: from the file"] = lambda s=sample, out=out: dataset.read(s, out)
+        calls[f"{steps} steps: from ram"] = lambda s=sample, out=out: kept.read(s, out)
+        calls[f"{steps} steps: from {device}"] = lambda s=sample, out=there: on_device.read(s, out)
+    part = dataclasses.replace(sample, steps=2304)
     calls[f"2304 of {LONG} steps: from the file"] = lambda: dataset.read(part, out[:2304])
     return alternated(calls, runs)
 
@@ -167,7 +168,7 @@ def padding(settings: list[str], epochs: int) -> list[dict[str, Any]]:
         for epoch in range(epochs):
             sampler.epoch = epoch
             for batch in sampler:
-                steps = [dataset.window(i).steps for i in batch]
+                steps = [dataset.sample(i).steps for i in batch]
                 used += sum(steps)
                 computed += len(steps) * padding_of(config, training=True).of_batch(steps)
         rows.append({"rule": rule.replace("=", ": "), "videos": len(dataset), "padding": 1 - used / computed,

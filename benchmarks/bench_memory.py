@@ -20,9 +20,9 @@ from planted_thumos import THUMOS, answer_like_trained
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
-from libs.datasets.batch import Batch, make_batch
-from libs.datasets.dataset import Sample
+from libs.datasets.batch import Batch
 from libs.datasets.grid import regular_grid
+from libs.datasets.sample import Sample
 from libs.engine.inference.predict import detections_of_batch
 from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision
 from libs.engine.training.objective import DetectionObjective
@@ -36,19 +36,20 @@ WARM_STEPS = 288  # of the sequence before the peak is reset, rounded to what th
 REFERENCE_GB = {("inference", 2304): 0.95, ("inference", 12535): 1.30, ("training", 2304): 3.4}
 
 
-def samples(config: Config, steps: int, videos: int) -> list[Sample]:
-    """Videos of noise, (steps, input_dim) each, with a segment in about every hundred steps."""
-    data, width, random = config.dataset, config.file_channels, torch.Generator().manual_seed(0)
-    grid, count = regular_grid(data.feat_stride, data.num_frames, 30.0), max(steps // 100, 1)
-    starts = torch.rand(videos, count, generator=random) * 0.9 * steps
-    return [Sample(f"v{i}", torch.randn(steps, width, generator=random), grid, 1e8, torch.stack([t, t + 0.05 * steps], dim=1),
-                   torch.arange(count) % data.num_classes, steps) for i, t in enumerate(starts)]
-
-
 def padded(config: Config, steps: int, videos: int, device: torch.device) -> Batch:
-    """A batch whose videos have `steps` valid steps, padded to a multiple of the coarsest stride."""
-    stride = config.model.scale_factor ** config.model.backbone_arch[2]
-    return make_batch(samples(config, steps, videos), -(-steps // stride) * stride).to(device)
+    """A batch of noise: videos of `steps` valid steps, padded to a multiple of the coarsest stride, with a segment in about every
+    hundred steps."""
+    data, random = config.dataset, torch.Generator().manual_seed(0)
+    stride, count = config.model.scale_factor ** config.model.backbone_arch[2], max(steps // 100, 1)
+    length = -(-steps // stride) * stride
+    starts = torch.rand(videos, count, generator=random) * 0.9 * steps
+    segments, labels = torch.stack([starts, starts + 0.05 * steps], dim=2), (torch.arange(count) % data.num_classes)
+    feats = torch.zeros(videos, length, config.file_channels)
+    feats[:, :steps] = torch.randn(videos, steps, config.file_channels, generator=random)
+    grid = regular_grid(data.feat_stride, data.num_frames, 30.0)
+    samples = tuple(Sample(i, f"v{i}", grid, 1e8, steps, steps, segments[i], labels) for i in range(videos))
+    return Batch(feats, (torch.arange(length) < steps).repeat(videos, 1), segments, labels.repeat(videos, 1),
+                 torch.ones(videos, count, dtype=torch.bool), samples).to(device)
 
 
 def inference(config: Config, steps: int, device: torch.device) -> tuple[Memory, int]:

@@ -15,12 +15,12 @@ ROOMS = {
     "utils": [("files",), ("nms",), ("evaluation",), ("diagnosis",)],
     "engine": [("runtime",), ("runs",), ("distill", "inference", "check"), ("training", "deploy"), ("experiments",)],
     "datasets": [("annotations", "grid", "transforms", "presets"), ("labels",), ("features",),
-                 ("prepare", "convert", "survey", "video"), ("synthetic",), ("dataset",),
+                 ("prepare", "convert", "survey", "video"), ("synthetic",), ("sample",), ("dataset",),
                  ("feature_videos", "corruptions", "ground_truth"), ("padding", "batch"), ("samplers",), ("loader",)],
     "modeling": [("kernels",), ("blocks",), ("points", "targets"), ("backbones", "necks", "heads", "hallucination"), ("model",),
                  ("losses", "decode"), ("distill_losses",)],
 }
-OVERRIDES = ("forward", "backward", "make_block", "embed")  # of documented classes
+OVERRIDES = ("forward", "backward", "make_block", "embed", "lengths", "sample", "read")  # of documented classes
 MODULES = sorted((ROOT / "libs").rglob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "tools").glob("*.py"))]
 

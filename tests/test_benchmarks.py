@@ -172,7 +172,7 @@ def test_prepared_data_can_be_read(tmp_path, tiny):
     config = load_config(path, overrides)
     training, test = TalDataset(config, config.train_split, training=True), TalDataset(config, config.val_split, training=False)
     assert (len(training), len(test)) == (3, 2)
-    assert test[0].feats.shape == (test.lengths()[0], CHANNELS)
+    assert test.features(test.sample(0)).shape == (test.lengths()[0], CHANNELS)
 
 
 def test_chosen_videos_of_an_annotation_file(tmp_path, tiny):

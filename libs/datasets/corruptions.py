@@ -2,7 +2,7 @@
 
     streams = streams_of(config)                                             modality -> the columns of feats that are its own
     feats = corrupt(feats, streams, "noise", 3, seed=0, video_id="v1")       the same for every model that is measured
-    dataset = CorruptedDataset(clean, samples, streams, "noise", 3, seed=0)  a data set to run the inference loop on
+    dataset = CorruptedDataset(clean, feats, streams, "noise", 3, seed=0)      a dataset to run the inference loop on
 
 What is drawn depends on (seed, video, corruption, severity) alone; `noise` and `channels` draw for each modality apart, by its
 name, `windows` and `jitter` draw once for a video and treat its modalities alike.  So a modality is corrupted in the same way
@@ -10,7 +10,6 @@ whichever model reads it, and whatever else that model reads.  Severities run fr
 """
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import PCG64, Generator
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from libs.core.schema import Config, FolderModality
 from libs.datasets.annotations import Video
-from libs.datasets.dataset import Sample, TalDataset
+from libs.datasets.dataset import TalDataset
+from libs.datasets.sample import Sample, VideoDataset
 
 SEVERITIES = (1, 2, 3, 4, 5)
 WINDOW = 8  # grid steps of one dropped window
-MEMORY_LIMIT = 1 << 30  # bytes of features that `read_once` keeps
+MEMORY_LIMIT = 1 << 30  # bytes of features that `features_in_memory` keeps
 WHOLE, UNNAMED = "all", "unnamed"  # channels where dataset.modalities declares nothing, and those that it does not mention
 Columns = np.ndarray  # (n,) int64
 
@@ -138,54 +138,47 @@ def streams_of(config: Config) -> dict[str, Columns]:
     return streams | ({UNNAMED: rest} if len(rest) else {})
 
 
-def read_once(dataset: TalDataset, limit: int = MEMORY_LIMIT) -> Sequence[Sample]:
-    """All whole videos of a data set, in memory if they take at most `limit` bytes, else the data set, which reads each anew."""
-    width = dataset[0].feats.shape[1]
-    if int(dataset.lengths().sum()) * width * 4 > limit:
-        return dataset
-    return [dataset[i] for i in range(len(dataset))]
+def features_in_memory(dataset: VideoDataset, limit: int = MEMORY_LIMIT) -> list[Tensor] | None:
+    """The features of all whole videos, (T, C) float32 each; None if they take more than `limit` bytes."""
+    if int(dataset.lengths().sum()) * dataset.channels * 4 > limit:
+        return None
+    return [dataset.features(dataset.sample(i)) for i in range(len(dataset))]
 
 
-class CorruptedDataset(Dataset):
-    """The whole videos of a data set with corrupted features, and all else that `predict` and `score` ask of a data set.
+class CorruptedDataset(VideoDataset):
+    """The whole videos of a dataset with corrupted features, and all else that `predict` and `score` ask of a dataset.
 
-    dataset: the clean one; samples: its videos (`read_once`); streams: what to corrupt (`streams_of`, or some of it);
-    corruption None: the clean features.  A corrupted video is computed when it is asked for, and not kept.
+    dataset: the clean one; features: those of its videos (`features_in_memory`), None: they are read each time; streams: what
+    to corrupt (`streams_of`, or some of it); corruption None: the clean features.  Corrupted features are computed when they are
+    asked for, and not kept.
     """
 
-    def __init__(self, dataset: TalDataset, samples: Sequence[Sample], streams: Mapping[str, Columns], corruption: str | None,
-                 severity: int, seed: int):
-        self.dataset, self.samples, self.streams = dataset, samples, streams
+    def __init__(self, dataset: TalDataset, features: Sequence[Tensor] | None, streams: Mapping[str, Columns],
+                 corruption: str | None, severity: int, seed: int) -> None:
+        self.dataset, self.streams, self._features = dataset, streams, features
         self.corruption, self.severity, self.seed = corruption, severity, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.samples[index]
-        if self.corruption is None:
-            return sample
-        feats = corrupt(sample.feats.numpy(), self.streams, self.corruption, self.severity, self.seed, sample.video_id)
-        return dataclasses.replace(sample, feats=torch.from_numpy(feats))
+        self.videos: tuple[Video, ...] = dataset.videos
+        self.tious, self.label_names = dataset.tious, dataset.label_names
 
     @property
-    def videos(self) -> tuple[Video, ...]:
-        return self.dataset.videos
-
-    @property
-    def tious(self) -> tuple[float, ...]:
-        return self.dataset.tious
-
-    @property
-    def label_names(self) -> dict[int, str]:
-        return self.dataset.label_names
+    def channels(self) -> int:
+        return self.dataset.channels
 
     def lengths(self) -> np.ndarray:
-        """Grid steps per video, which no corruption changes."""
         return self.dataset.lengths()
 
+    def sample(self, index: int | tuple[int, int]) -> Sample:
+        return self.dataset.sample(index)
+
+    def read(self, sample: Sample, out: Tensor) -> None:
+        feats = self.dataset.features(sample) if self._features is None else self._features[sample.index]
+        if self.corruption is not None:
+            feats = torch.from_numpy(corrupt(feats.numpy(), self.streams, self.corruption, self.severity, self.seed,
+                                             sample.video_id))
+        out.copy_(feats)
+
     def ground_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As of the clean data set."""
+        """As of the clean dataset."""
         return self.dataset.ground_truth()
 
 

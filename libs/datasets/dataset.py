@@ -1,10 +1,9 @@
-"""The one data set class: annotations + feature files + config -> `Sample`.
+"""The dataset of annotated videos: annotations + feature files + config -> samples and their features.
 
     dataset = TalDataset(config, config.train_split, training=True)
-    sample = dataset[epoch, i]     # training: the crop that belongs to (seed, epoch, video), whoever asks for it
-    sample = dataset[i]            # evaluation: the whole video
-    window = dataset.window(i)     # the same in two steps: all but the features, then those, into memory of the caller
-    dataset.read(window, out)
+    sample = dataset.sample((epoch, i))   training: the crop that belongs to (seed, epoch, video), in every process
+    sample = dataset.sample(i)            evaluation: the whole video
+    feats = dataset.features(sample)      (T, C)
 
 All checks that need no feature values (missing files, widths, lengths, labels) happen once, when it is made.
 """
@@ -16,21 +15,20 @@ import math
 import random
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
 from libs.datasets.features.cache import FeatureCache, available_memory
+from libs.datasets.features.store import Keys
 from libs.datasets.features.streams import StreamReader
-from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
+from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
+from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import random_crop, trim_to_features
 
 UNKNOWN_DURATION_S = 1e8
@@ -38,39 +36,7 @@ AGNOSTIC = "action"  # the name of the one class of class-agnostic detections
 LISTED = 10
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One video, or one training window of it.
-
-    feats: (T, C) float32, contiguous; grid: of the whole video; start: grid index of feats[0] (0 in evaluation);
-    segments: (N, 2) float32, grid units relative to `start`; labels: (N,) int64; duration_s: 1e8 when unknown;
-    source_length: grid steps of the whole video; labelled: False where the annotations are not used (and segments are empty).
-    """
-
-    video_id: str
-    feats: torch.Tensor
-    grid: Grid
-    duration_s: float
-    segments: torch.Tensor
-    labels: torch.Tensor
-    source_length: int
-    start: int = 0
-    labelled: bool = True
-
-    def without_features(self) -> Sample:
-        """The same sample with feats of shape (0, C), which keeps no memory of the features."""
-        return dataclasses.replace(self, feats=self.feats.new_empty(0, self.feats.shape[1]))
-
-
-class Window(NamedTuple):
-    """A sample before its features are read: number of the video, grid steps T, and the sample with feats of shape (0, C)."""
-
-    index: int
-    steps: int
-    sample: Sample
-
-
-class TalDataset(Dataset):
+class TalDataset(VideoDataset):
     """Videos of some subsets with their features; see the module's docstring.
 
     config: the whole configuration; subset: names of annotation subsets (case does not matter); training: apply the rules
@@ -104,38 +70,25 @@ class TalDataset(Dataset):
         if not config.distill.teachers:
             self._annotated = tuple(v for v in self._annotated if v.id not in self.unlabelled_ids)
         self._reader = StreamReader(config, config.model.modalities if modalities is None else modalities)
-        self.videos, self.missing_ids = self._find_features()
-        self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in set(self.missing_ids))
-        self._report_missing()
-        self._measure(annotations.path)
+        missing = {v.id: where for v in self._annotated if (where := self._reader.missing(v.id)) is not None}
+        self.videos: tuple[Video, ...] = tuple(v for v in self._annotated if v.id not in missing)
+        self.missing_ids = tuple(missing)
+        self.unreachable_segments = sum(len(v.segments) for v in self._annotated if v.id in missing)
+        if missing:
+            self._report_missing(list(missing.values()))
+        self._extents = [self._measured(annotations.path, video) for video in self.videos]
+        self._check_memory()
+        self._warn_about_lengths()
         self._kept: FeatureCache | None = None
         self._reader.close()  # workers are forked later and open their own
 
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
-        """`i`: the whole video; `(epoch, i)`: the training window of that epoch.  UserError for unusable features."""
-        return self._filled(self.window(index))
-
-    def sample(self, index: int, rng: random.Random | None = None) -> Sample:
-        """Video number `index`, whole (rng None) or cropped with `rng` (SPEC 10).  UserError for unusable features."""
-        return self._filled(self._plan(index, rng))
-
-    def window(self, index: int | tuple[int, int]) -> Window:
-        """What `dataset[index]` will be, without reading features."""
+    def sample(self, index: int | tuple[int, int]) -> Sample:
+        """`i`: the whole video; `(epoch, i)`: the training crop of that epoch.  Features are not read."""
         if isinstance(index, tuple):
             epoch, i = index
-            return self._plan(i, crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
-        return self._plan(index, None)
-
-    def _filled(self, window: Window) -> Sample:
-        feats = torch.empty(window.steps, self._reader.channels)
-        self.read(window, feats)
-        return dataclasses.replace(window.sample, feats=feats)
-
-    def _plan(self, index: int, rng: random.Random | None) -> Window:
-        video, grid, length, data = self.videos[index], self._grids[index], self._lengths[index], self._data
+            return self.crop(self.sample(i), crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
+        video, extent, data = self.videos[index], self._extents[index], self._data
+        grid, length = extent.grid, extent.length
         segments, labels = grid.seconds_to_grid(video.segments), video.labels
         labelled = video.id not in self.unlabelled_ids
         if not labelled:
@@ -144,31 +97,30 @@ class TalDataset(Dataset):
             labels = np.zeros_like(labels)
         if self.training and self.preset.trim:
             segments, labels = trim_to_features(segments, labels, length + grid.offset, data.trunc_thresh)
-        start, steps = 0, length
-        if rng is not None:
-            start, steps, segments, labels = random_crop(
-                length, segments, labels, max_seq_len=data.max_seq_len, trunc_thresh=data.trunc_thresh, offset=grid.offset,
-                crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
-        sample = Sample(video.id, torch.empty(0, self._reader.channels), grid, self._duration(video),
-                        torch.from_numpy(np.array(segments, np.float32)), torch.from_numpy(np.array(labels, np.int64)),
-                        length, start, labelled)
-        return Window(index, steps, sample)
+        duration_s = video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
+        return Sample(index, video.id, grid, duration_s, length, length, torch.from_numpy(np.array(segments, np.float32)),
+                      torch.from_numpy(np.array(labels, np.int64)), labelled=labelled)
 
-    def read(self, window: Window, out: torch.Tensor) -> None:
-        """Write the features of a window into `out`, (T, C) float32 on `feature_device`, or on the CPU where nothing is kept.
+    def crop(self, whole: Sample, rng: random.Random) -> Sample:
+        """The training crop of a whole video that `rng` draws (SPEC item 10)."""
+        data = self._data
+        start, steps, segments, labels = random_crop(
+            whole.steps, whole.segments.numpy(), whole.labels.numpy(), max_seq_len=data.max_seq_len,
+            trunc_thresh=data.trunc_thresh, offset=whole.grid.offset, crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
+        return dataclasses.replace(whole, start=start, steps=steps, segments=torch.from_numpy(segments),
+                                   labels=torch.from_numpy(labels))
 
-        Raises UserError for unusable features.
-        """
-        start, stop = window.sample.start, window.sample.start + window.steps
+    def read(self, sample: Sample, out: torch.Tensor) -> None:
+        start, stop = sample.start, sample.start + sample.steps
         if self._kept is not None:
-            out.copy_(self._kept[window.index][start:stop], non_blocking=out.is_cuda)
+            out.copy_(self._kept[sample.index][start:stop], non_blocking=out.is_cuda)
         else:
-            self._read_file(window.index, start, stop, out)
+            self._read_file(sample.index, start, stop, out)
 
     def keep(self, device: torch.device | None = None) -> None:
         """Read every video now and keep it where loader.cache says: for data that is read repeatedly, before loaders are made.
 
-        device: of the training, for cache: device (None: what `devices` says).  A second call, or cache: none, does nothing.
+        device: of the training, for cache: device (None: what `devices` says).  A second call does nothing, nor does cache: none.
         Raises UserError for unusable features, and when they do not fit into the memory that is available.
         """
         loader = self.config.loader
@@ -177,23 +129,20 @@ class TalDataset(Dataset):
         place = torch.device("cpu")
         if loader.cache == "device":
             place = device or torch.device(resolve_device(self.config))
-        self._kept = FeatureCache(self._read_whole, self._lengths, self.channels, place,
+        self._kept = FeatureCache(self._read_whole, [e.length for e in self._extents], self.channels, place,
                                   f"{self._where}loader.cache: {loader.cache}", max(loader.num_workers, 1))
         self._reader.close()
 
     @property
     def feature_device(self) -> torch.device:
-        """Where `read` can write: a GPU if features are kept there, else the CPU."""
         return self._kept.device if self._kept is not None else torch.device("cpu")
 
     @property
     def kept(self) -> bool:
-        """Whether features are in memory (see `keep`)."""
         return self._kept is not None
 
     @property
     def channels(self) -> int:
-        """C, channels of the features."""
         return self._reader.channels
 
     @property
@@ -208,13 +157,8 @@ class TalDataset(Dataset):
             return {0: AGNOSTIC}
         return {number: name for name, number in self.label_ids.items()}
 
-    def grid_of(self, index: int) -> Grid:
-        """Feature grid of video number `index`."""
-        return self._grids[index]
-
     def lengths(self) -> np.ndarray:
-        """(len,) int64: grid steps of every whole video; no features are read."""
-        return np.array(self._lengths, np.int64)
+        return np.array([e.length for e in self._extents], np.int64)
 
     def ground_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(video ids, starts s, ends s, labels) of every segment of the subset, in file order, videos without features
@@ -225,13 +169,11 @@ class TalDataset(Dataset):
         return ground_truth_of(self._annotated, self.config)
 
     def _read_file(self, index: int, start: int, stop: int, out: torch.Tensor) -> None:
-        self._reader.read(self.videos[index].id, self._file_lengths[index], self._lengths[index], start, stop, out)
+        extent = self._extents[index]
+        self._reader.read(self.videos[index].id, extent.file_length, extent.length, start, stop, out)
 
     def _read_whole(self, index: int, out: torch.Tensor) -> None:
-        self._read_file(index, 0, self._lengths[index], out)
-
-    def _duration(self, video: Video) -> float:
-        return video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
+        self._read_file(index, 0, self._extents[index].length, out)
 
     def _check_labels(self, path: str) -> None:
         classes, found = self._data.num_classes, len(self.label_ids)
@@ -243,7 +185,7 @@ class TalDataset(Dataset):
                 raise UserError(f"{path}: label_id {number} ({name!r}) needs at least {number + 1} classes, but {key} is "
                                 f"{classes}; raise it, or correct the annotation")
         if self.preset.all_classes and found != classes:
-            raise UserError(f"{path}: names {found} classes, but {key} is {classes}; data set {self.preset.name!r} needs "
+            raise UserError(f"{path}: names {found} classes, but {key} is {classes}; dataset {self.preset.name!r} needs "
                             "them equal (dataset_name: generic accepts classes without annotations)")
 
     def _find_empty_classes(self, annotations: Annotations) -> tuple[int, ...]:
@@ -277,83 +219,56 @@ class TalDataset(Dataset):
         ids = sorted({v.id for v in self._annotated} - further, key=lambda i: hashlib.blake2b(i.encode(), digest_size=8).digest())
         return frozenset(further | set(ids[max(round(self.config.train_cfg.labelled_share * len(ids)), 1):]))
 
-    def _find_features(self) -> tuple[tuple[Video, ...], tuple[str, ...]]:
-        present, missing = [], []
-        for video in self._annotated:
-            if self._reader.missing(video.id) is None:
-                present.append(video)
-            else:
-                missing.append(video.id)
-        return tuple(present), tuple(missing)
-
-    def _report_missing(self) -> None:
-        if not self.missing_ids:
-            return
-        count = f"{len(self.missing_ids)} of {len(self._annotated)} videos of subset {', '.join(self.subset)}"
-        rest = f", ... ({len(self.missing_ids)} in all)" if len(self.missing_ids) > LISTED else ""
-        lacking = [self._reader.missing(v) for v in self.missing_ids[:LISTED]]
-        (path, (section, folder, _)), remedy = lacking[0], f"check {lacking[0][1].folder}, file_prefix and file_ext"
+    def _report_missing(self, missing: list[tuple[str, Keys]]) -> None:
+        """UserError, or a warning where dataset.missing says so; missing: path and configuration keys of each video."""
+        count = f"{len(missing)} of {len(self._annotated)} videos of subset {', '.join(self.subset)}"
+        rest = f", ... ({len(missing)} in all)" if len(missing) > LISTED else ""
+        path, keys = missing[0]
+        remedy = f"check {keys.folder}, file_prefix and file_ext"
         if self._data.missing != "skip":
-            paths = ", ".join(path for path, _ in lacking)
-            raise UserError(f"{self._where}{section}.{folder}: {count} have no features: {paths}{rest}; {remedy}, or set "
-                            "dataset.missing: skip to leave them out")
-        ids = ", ".join(self.missing_ids[:LISTED])
+            paths = ", ".join(path for path, _ in missing[:LISTED])
+            raise UserError(f"{self._where}{keys.section}.{keys.folder}: {count} have no features: {paths}{rest}; {remedy}, or "
+                            "set dataset.missing: skip to leave them out")
         if not self.videos:
-            raise UserError(f"{self._where}{section}.{folder}: none of the {count} has features (first: {path}); {remedy}")
+            raise UserError(f"{self._where}{keys.section}.{keys.folder}: none of the {count} has features (first: {path}); "
+                            f"{remedy}")
         warnings.warn(f"{count} have no features and are left out, with their {self.unreachable_segments} ground-truth segments: "
-                      f"{ids}{rest}", stacklevel=3)
+                      f"{', '.join(self.missing_ids[:LISTED])}{rest}", stacklevel=3)
 
-    def _measure(self, path: str) -> None:
-        """File lengths and grids of all videos, from headers only."""
-        data, odd = self._data, []
-        self._file_lengths, self._grids, self._lengths = [], [], []
-        for video in self.videos:
-            fps = data.default_fps if data.default_fps is not None else video.fps
-            if fps is None:
-                raise UserError(f"{path}: video {video.id!r}: fps is missing; add it, or set dataset.default_fps")
-            file_length = self._reader.length(video.id)
-            odd.extend(self._length_problem(path, video, file_length, fps))
-            grid, length = plan_grid(
-                file_length, fps, video.duration_s, feat_stride=data.feat_stride, num_frames=data.num_frames,
-                downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len, force_upsampling=data.force_upsampling)
-            if self._reader.resampled and length > data.max_seq_len:
-                raise UserError(f"{self._reader.path(video.id)}: has {length} feature vectors, but feat_stride <= 0 needs at "
-                                f"most dataset.max_seq_len = {data.max_seq_len}; raise it, or set dataset.force_upsampling: true")
-            self._file_lengths.append(file_length)
-            self._grids.append(grid)
-            self._lengths.append(length)
-        self._check_memory()
-        if odd:
-            warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
-                          f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
-        if self._reader.resampled and data.downsample_rate > 1:
-            warnings.warn(f"{self._where}dataset.downsample_rate: {data.downsample_rate} has no effect on resampled features",
-                          stacklevel=3)
+    def _measured(self, path: str, video: Video) -> Extent:
+        """Length and grid of a video, from headers only; `path`: of the annotations."""
+        data = self._data
+        fps = data.default_fps if data.default_fps is not None else video.fps
+        if fps is None:
+            raise UserError(f"{path}: video {video.id!r}: fps is missing; add it, or set dataset.default_fps")
+        extent = measure(self._reader.path(video.id), self._reader.length(video.id), fps, video.duration_s, data,
+                         "raise it, or set dataset.force_upsampling: true")
+        if extent.mismatch and not self.preset.trim:
+            raise UserError(f"{extent.mismatch}; check dataset.feat_stride ({data.feat_stride:g}), dataset.num_frames "
+                            f"({data.num_frames:g}), the fps (dataset.default_fps or the annotation's) and the video's duration "
+                            f"in {path}")
+        return extent
 
     def _check_memory(self) -> None:
         """UserError for a video that is to be read whole and does not fit into the memory that is available."""
-        whole = self._file_lengths if self._reader.resampled else [] if self.training else self._lengths
-        longest = max(whole, default=0)
-        needed, available = 4 * self.channels * longest, available_memory(torch.device("cpu"))
+        resampled = is_resampled(self._data)
+        if self.training and not resampled:
+            return
+        whole = [e.file_length if resampled else e.length for e in self._extents]
+        needed, available = 4 * self.channels * max(whole), available_memory(torch.device("cpu"))
         if needed > available:
-            video = self.videos[whole.index(longest)]
-            raise UserError(f"{self._reader.path(video.id)}: has {longest} feature vectors of {self.channels} channels, "
+            video = self.videos[whole.index(max(whole))]
+            raise UserError(f"{self._reader.path(video.id)}: has {max(whole)} feature vectors of {self.channels} channels, "
                             f"{needed / 2**30:.2f} GiB, but {available / 2**30:.2f} GiB of memory are available; split the video")
 
-    def _length_problem(self, path: str, video: Video, file_length: int, fps: float) -> list[str]:
-        """[] if the file's length fits the duration; else its description, or UserError where the preset demands a fit."""
-        data = self._data
-        if data.feat_stride <= 0 or not math.isfinite(video.duration_s):
-            return []
-        expected = expected_length(video.duration_s, fps, data.feat_stride, data.num_frames)
-        if not implausible_length(file_length, expected):
-            return []
-        message = (f"{self._reader.path(video.id)}: has {file_length} feature vectors, but {video.duration_s:g} s at {fps:g} fps "
-                   f"give about {expected}")
-        if self.preset.trim:
-            return [message]
-        raise UserError(f"{message}; check dataset.feat_stride ({data.feat_stride:g}), dataset.num_frames ({data.num_frames:g}), "
-                        f"the fps (dataset.default_fps or the annotation's) and the video's duration in {path}")
+    def _warn_about_lengths(self) -> None:
+        odd = [e.mismatch for e in self._extents if e.mismatch]
+        if odd:
+            warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
+                          f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
+        if is_resampled(self._data) and self._data.downsample_rate > 1:
+            warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
+                          "features", stacklevel=3)
 
 
 def is_single_class(config: Config) -> bool:

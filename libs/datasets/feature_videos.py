@@ -15,20 +15,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
 from libs.core.schema import Config, FolderModality
-from libs.datasets.dataset import Sample
 from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.features.streams import StreamReader
-from libs.datasets.grid import expected_length, implausible_length, plan_grid
+from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
+from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import resize
 from libs.utils.files.io import read_json
 
@@ -37,7 +37,7 @@ INFO_COLUMNS = ("video_id", "fps", "duration")
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Where one video's features are: folder/prefix + id + extension, or the data set prefix + id of an .h5 file `folder`."""
+    """Where one video's features are: folder/prefix + id + extension, or the dataset prefix + id of an .h5 file `folder`."""
 
     id: str
     folder: str
@@ -46,7 +46,7 @@ class FeatureFile:
 
     @property
     def path(self) -> str:
-        """The file, or the .h5 file and the data set in it."""
+        """The file, or the .h5 file and the dataset in it."""
         name = self.prefix + self.id
         bundled = not os.path.isdir(self.folder)
         return f"{self.folder}[{name}]" if bundled else os.path.join(self.folder, name + self.extension)
@@ -81,56 +81,70 @@ class Timing:
         return (self.fps if fps is None else fps), (self.duration_s if duration is None else duration)
 
 
-class FeatureVideos(Dataset):
-    """Videos without annotations, as `libs.engine.inference.predict.predict` takes them: item i is the `Sample` of video i.
+class _Measured(NamedTuple):
+    """One video from headers only; exact: its file holds just the channels that the model reads."""
+
+    extent: Extent
+    duration_s: float
+    exact: bool
+
+
+class FeatureVideos(VideoDataset):
+    """Videos without annotations, as `libs.engine.inference.predict.predict` takes them.
 
     videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
     their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.
     Files hold all channels of training (dataset.input_dim), or as far as the model reads, or just the channels that it reads.
     Raises UserError for no video, an id that comes twice, an unknown fps, and features of a wrong shape, from headers only;
-    reading an item, for damaged files and values that are not finite.
+    reading features, for damaged files and values that are not finite.
     """
 
     def __init__(self, videos: Sequence[FeatureFile | FeatureArray], config: Config, timing: Timing = Timing(),
                  streams: Mapping[str, str] | None = None, join: Sequence[str] = ()) -> None:
         if not videos:
             raise UserError("no features are given; name feature files, or a folder that holds some")
-        self.videos, self.config, self._data = tuple(videos), config, config.dataset
+        self.videos: tuple[FeatureFile | FeatureArray, ...] = tuple(videos)
+        self.config, self._data = config, config.dataset
+        self._modalities = config.dataset.modalities or {}
         self._streams, self._join = dict(streams or {}), tuple(join)
         self._check_streams()
         self._refuse_repeated_ids()
-        self._readers: dict[tuple, StreamReader] = {}
-        self._file_lengths, self._grids, self._lengths, self._durations, self._exact = [], [], [], [], []
-        for video in self.videos:
-            self._measure(video, timing)
+        self._readers: dict[tuple[str, str, str, bool], StreamReader] = {}
+        self._measured = [self._measure(video, timing) for video in self.videos]
         for reader in self._readers.values():
             reader.close()  # workers are forked later and open their own
 
-    def __len__(self) -> int:
-        return len(self.videos)
+    @property
+    def channels(self) -> int:
+        return self.config.model_channels
 
-    def __getitem__(self, index: int) -> Sample:
-        """The whole video number `index`, with no segments.  UserError for unusable features."""
-        video, length = self.videos[index], self._lengths[index]
+    def lengths(self) -> np.ndarray:
+        return np.array([m.extent.length for m in self._measured], np.int64)
+
+    def sample(self, index: int | tuple[int, int]) -> Sample:
+        """The whole video number `index`, with no segments."""
+        if isinstance(index, tuple):
+            raise TypeError("videos without annotations have no training crops")
+        measured = self._measured[index]
+        length = measured.extent.length
+        return Sample(index, self.videos[index].id, measured.extent.grid, measured.duration_s, length, length, torch.zeros(0, 2),
+                      torch.zeros(0, dtype=torch.int64))
+
+    def read(self, sample: Sample, out: torch.Tensor) -> None:
+        video, measured = self.videos[sample.index], self._measured[sample.index]
         if isinstance(video, FeatureArray):
-            feats = self._from_array(video, length)
+            out.copy_(self._from_array(video, sample.steps))
         else:
-            reader = self._reader(video, self._exact[index])
-            feats = reader.read(video.id, self._file_lengths[index], length, 0, length)
-        return Sample(video.id, feats, self._grids[index], self._durations[index], torch.zeros(0, 2),
-                      torch.zeros(0, dtype=torch.int64), length)
+            extent = measured.extent
+            self._reader(video, measured.exact).read(video.id, extent.file_length, extent.length, 0, extent.length, out)
 
     @property
     def durations_s(self) -> dict[str, float]:
         """Video id -> duration in seconds, as given or as the features say."""
-        return {video.id: duration for video, duration in zip(self.videos, self._durations, strict=True)}
-
-    def lengths(self) -> np.ndarray:
-        """(len,) int64: grid steps of every video; no features are read."""
-        return np.array(self._lengths, np.int64)
+        return {video.id: measured.duration_s for video, measured in zip(self.videos, self._measured, strict=True)}
 
     def _check_streams(self) -> None:
-        own = [n for n in self.config.model.modalities or () if isinstance(self._data.modalities[n], FolderModality)]
+        own = [n for n in self.config.model.modalities or () if isinstance(self._modalities[n], FolderModality)]
         for name in self._streams:
             if name not in own:
                 raise UserError(f"stream {name!r}: the model reads no stream of that name with files of its own"
@@ -144,8 +158,7 @@ class FeatureVideos(Dataset):
                                 "name, so rename one file or run them apart")
             seen[video.id] = video.path
 
-    def _measure(self, video: FeatureFile | FeatureArray, timing: Timing) -> None:
-        """Length, grid and duration of a video, from headers only."""
+    def _measure(self, video: FeatureFile | FeatureArray, timing: Timing) -> _Measured:
         data, exact = self._data, False
         fps, duration = timing.of(video.id)
         fps = data.default_fps if fps is None else fps
@@ -160,42 +173,18 @@ class FeatureVideos(Dataset):
         else:
             exact = self._holds_only_what_is_read(video)
             file_length = self._reader(video, exact).length(video.id)
-        self._check_length(video, file_length, fps, duration)
-        grid, length = plan_grid(
-            file_length, fps, math.inf if duration is None else duration, feat_stride=data.feat_stride,
-            num_frames=data.num_frames, downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len,
-            force_upsampling=data.force_upsampling)
-        if self._resampled and length > data.max_seq_len:
-            raise UserError(f"{video.path}: has {length} feature vectors, but a network with feat_stride <= 0 takes at most "
-                            f"{data.max_seq_len}; thin the features out")
+        if data.feat_stride <= 0 and duration is None:
+            raise UserError(f"{video.path}: this network stretches a video to its features (feat_stride <= 0), so its duration "
+                            "in seconds is needed; give --duration, or a file with one per video: --info")
+        extent = measure(video.path, file_length, fps, math.inf if duration is None else duration, data, "thin the features out")
+        if extent.mismatch:
+            if not get_preset(self.config.dataset_name).trim:  # as in training: such features only warn there
+                raise UserError(f"{extent.mismatch}; check fps, duration, stride ({data.feat_stride:g}) and num-frames "
+                                f"({data.num_frames:g})")
+            warnings.warn(extent.mismatch, stacklevel=2)
         if duration is None:
             duration = ((file_length - 1) * data.feat_stride + data.num_frames) / fps
-        self._file_lengths.append(file_length)
-        self._grids.append(grid)
-        self._lengths.append(length)
-        self._durations.append(float(duration))
-        self._exact.append(exact)
-
-    @property
-    def _resampled(self) -> bool:
-        return self._data.force_upsampling or self._data.feat_stride <= 0
-
-    def _check_length(self, video: FeatureFile | FeatureArray, file_length: int, fps: float, duration: float | None) -> None:
-        data = self._data
-        if data.feat_stride <= 0:
-            if duration is None:
-                raise UserError(f"{video.path}: this network stretches a video to its features (feat_stride <= 0), so its "
-                                "duration in seconds is needed; give --duration, or a file with one per video: --info")
-            return
-        if duration is None:
-            return
-        expected = expected_length(duration, fps, data.feat_stride, data.num_frames)
-        if not implausible_length(file_length, expected):
-            return
-        message = f"{video.path}: has {file_length} feature vectors, but {duration:g} s at {fps:g} fps give about {expected}"
-        if not get_preset(self.config.dataset_name).trim:  # as in training: such features only warn there
-            raise UserError(f"{message}; check fps, duration, stride ({data.feat_stride:g}) and num-frames ({data.num_frames:g})")
-        warnings.warn(message, stacklevel=2)
+        return _Measured(extent, float(duration), exact)
 
     def _reader(self, video: FeatureFile, exact: bool) -> StreamReader:
         key = (video.folder, video.prefix, video.extension, exact)
@@ -206,11 +195,11 @@ class FeatureVideos(Dataset):
     def _make_reader(self, video: FeatureFile, exact: bool) -> StreamReader:
         data, names = self._data, self.config.model.modalities
         folders = (video.folder, *self._join) if self._join else video.folder
-        where = {"feat_folder": folders, "file_prefix": video.prefix, "file_ext": video.extension}
+        data = dataclasses.replace(data, feat_folder=folders, file_prefix=video.prefix, file_ext=video.extension)
         if names is None or exact:
-            where["input_dim"] = self.config.model_channels
-            return StreamReader(dataclasses.replace(self.config, dataset=dataclasses.replace(data, **where)), None)
-        modalities = dict(data.modalities)
+            data = dataclasses.replace(data, input_dim=self.config.model_channels)
+            return StreamReader(dataclasses.replace(self.config, dataset=data), None)
+        modalities = dict(self._modalities)
         for i, name in enumerate(names):
             entry = modalities[name]
             if not isinstance(entry, FolderModality):
@@ -220,14 +209,14 @@ class FeatureVideos(Dataset):
             elif i == 0 and not self._ranges:
                 modalities[name] = dataclasses.replace(entry, folder=video.folder, file_prefix=video.prefix,
                                                        file_ext=video.extension)
-        data = dataclasses.replace(data, modalities=modalities, **where)
+        data = dataclasses.replace(data, modalities=modalities)
         return StreamReader(dataclasses.replace(self.config, dataset=data), names)
 
     @property
     def _ranges(self) -> list[tuple[int, int]]:
         """The channel ranges that the model reads, in its order; empty: all channels, or streams with files of their own."""
         names = self.config.model.modalities or ()
-        return [m for n in names if not isinstance(m := self._data.modalities[n], FolderModality)]
+        return [m for n in names if not isinstance(m := self._modalities[n], FolderModality)]
 
     def _holds_only_what_is_read(self, video: FeatureFile) -> bool:
         """Whether a file has just the channels that the model reads; UserError if it fits in no way."""
@@ -244,7 +233,7 @@ class FeatureVideos(Dataset):
         layouts = {stored}
         if self._ranges:
             needed = max(high for _, high in self._ranges)
-            declared = [m for m in self._data.modalities.values() if not isinstance(m, FolderModality)]
+            declared = [m for m in self._modalities.values() if not isinstance(m, FolderModality)]
             layouts |= {high for _, high in declared if high >= needed}
         if width in layouts:
             return False
@@ -279,12 +268,12 @@ class FeatureVideos(Dataset):
         values = torch.from_numpy(np.ascontiguousarray(video.values, dtype=np.float32))
         if names is not None and self._ranges and not self._exact_width(video.path, video.values.shape):
             values = torch.cat([values[:, low:high] for low, high in self._ranges], dim=1)
-        return (resize(values, length) if self._resampled else values[::self._data.downsample_rate]).contiguous()
+        return (resize(values, length) if is_resampled(self._data) else values[::self._data.downsample_rate]).contiguous()
 
 
 def find_videos(paths: Sequence[str | os.PathLike], config: Config) -> list[FeatureFile]:
     """The feature files that command-line arguments mean, in their order; of a folder every feature file, sorted, and of an
-    .h5 file with several data sets every one of them.
+    .h5 file with several datasets every one of them.
 
     The video id is the file's name without the configuration's file_prefix and file_ext if it has them, else without its
     extension.  Raises UserError for what does not exist, has an unknown extension or holds no features.
@@ -318,7 +307,7 @@ def _videos_of(path: Path, config: Config) -> Iterator[FeatureFile]:
 
 
 def _bundled(path: Path) -> list[str]:
-    """Names of the data sets of an .h5 file that holds one per video; [] for a file of a single video."""
+    """Names of the datasets of an .h5 file that holds one per video; [] for a file of a single video."""
     try:
         with hdf5_file(str(path)) as file:
             names = sorted(file)

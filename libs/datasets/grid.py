@@ -12,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from libs.core.schema import DatasetConfig
+
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
@@ -60,6 +62,11 @@ def downsampled_length(file_length: int, downsample_rate: int) -> int:
 def file_window(start: int, stop: int, file_length: int, downsample_rate: int) -> slice:
     """Rows of the feature file behind grid units start .. stop - 1."""
     return slice(start * downsample_rate, min(stop * downsample_rate, file_length), downsample_rate)
+
+
+def is_resampled(data: DatasetConfig) -> bool:
+    """Whether features are stretched to a grid that is not that of the file: all streams of them, whatever they hold."""
+    return data.force_upsampling or data.feat_stride <= 0
 
 
 def plan_grid(file_length: int, fps: float, duration_s: float, *, feat_stride: float, num_frames: float,

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.batch import Batch, make_batch, read_batch
+from libs.datasets.batch import Batch, read_batch
 from libs.datasets.dataset import TalDataset
 from libs.datasets.padding import Padding, padding_of
+from libs.datasets.sample import VideoDataset
 from libs.datasets.samplers import EpochSampler, Part, PartSampler, group_for_inference
 
 
@@ -39,15 +40,14 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teac
     padding = dataclasses.replace(padding, margin=max(padding.margin, *(padding_of(t).margin for t in teachers), 0))
     dataset.keep(device)
     sampler = EpochSampler(len(dataset), size, config.init_rand_seed, config.loader.bucket,
-                           lambda epoch, i: padding.shortest(dataset.window((epoch, i)).steps))
+                           lambda epoch, i: padding.shortest(dataset.sample((epoch, i)).steps))
     order = sampler if own == size else PartSampler(sampler, own, rank, ranks)
     return _loader(dataset, order, padding, config.loader.num_workers, pin), sampler
 
 
-def inference_loader(dataset: Dataset, config: Config, pin: bool = False, rank: int = 0, ranks: int = 1,
+def inference_loader(dataset: VideoDataset, config: Config, pin: bool = False, rank: int = 0, ranks: int = 1,
                      wanted: Collection[str] | None = None) -> DataLoader:
-    """Loader of the whole videos of a `TalDataset` or of `FeatureVideos`, in batches of `test_cfg.batch_size`; read from files,
-    or where they are kept.
+    """Loader of whole videos, in batches of `test_cfg.batch_size`.
 
     `ranks` > 1: every ranks-th batch from number `rank` on, so that the loaders of all ranks give each batch once.
     `wanted`: only batches with one of these video ids.  What is in a batch depends on neither.
@@ -60,7 +60,7 @@ def inference_loader(dataset: Dataset, config: Config, pin: bool = False, rank: 
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader; a UserError of a reading process is raised here as it is."""
+    """The batches of a loader; a UserError of a data-loader worker is raised here as it is."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
@@ -75,61 +75,57 @@ def steps(loader: DataLoader, config: Config) -> Iterator[tuple[Batch, ...]]:
 
 
 def close(loader: DataLoader) -> None:
-    """End the reading processes of a loader now.
+    """End the workers of a loader now.
 
-    Left to the garbage collector, after an exception, their queues may go first: then each is waited for in vain for 5 s.
+    The garbage collector, after an exception, may destroy their queues first, and then waits 5 s for each worker.
     """
     iterator, loader._iterator = loader._iterator, None
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
 
 
 @dataclass(frozen=True)
 class _Batches(Dataset):
-    """Makes whole batches.  Hands a UserError on as a value: raised in a worker it would arrive wrapped in a traceback."""
+    """Makes whole batches.  Returns a UserError as a value: raised in a worker it would arrive wrapped in a traceback."""
 
-    dataset: Dataset  # a TalDataset, or one that gives samples
+    dataset: VideoDataset
     padding: Padding
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitems__(self, indices: list[Any] | Part) -> Batch | UserError:
-        whole = None
-        if isinstance(indices, Part):
-            indices, whole = indices.own, indices.whole if self.padding.alike else None
+        own, whole = (indices.own, indices.whole) if isinstance(indices, Part) else (indices, indices)
         try:
-            if isinstance(self.dataset, TalDataset):
-                windows = [self.dataset.window(i) for i in indices]
-                lengths = [w.steps for w in (windows if whole is None else map(self.dataset.window, whole))]
-                return read_batch(self.dataset, windows, self.padding.of_batch(lengths))
-            samples = [self.dataset[i] for i in indices]
-            return make_batch(samples, self.padding.of_batch([len(s.feats) for s in samples]))
+            samples = [self.dataset.sample(i) for i in own]
+            alike = [self.dataset.sample(i) for i in whole] if self.padding.alike else samples
+            return read_batch(self.dataset, samples, self.padding.of_batch([s.steps for s in alike]))
         except UserError as error:
             return error
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _loader(dataset: Dataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
+def _loader(dataset: VideoDataset, batch_sampler: Any, padding: Padding, workers: int, pin: bool) -> DataLoader:
     workers = min(workers, os.cpu_count() or 1)  # batches do not depend on it, and more processes than cores only cost time
     context = None
-    if isinstance(dataset, TalDataset) and dataset.kept:
+    if dataset.kept:
         forks = "fork" in multiprocessing.get_all_start_methods()  # without it every process would get a copy of its own
         workers = workers if forks and dataset.feature_device.type == "cpu" else 0
         context = "fork" if workers else None
-    return DataLoader(_Batches(dataset, padding), batch_sampler=batch_sampler, num_workers=workers, collate_fn=_as_it_is,
-                      pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_settle_worker,
+    return DataLoader(_Batches(dataset, padding), batch_sampler=batch_sampler, num_workers=workers, collate_fn=_unchanged,
+                      pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_set_up_worker,
                       multiprocessing_context=context,
                       generator=torch.Generator())  # its own: iterating must not touch the global random state
 
 
-def _settle_worker(_worker: int) -> None:
-    """One thread, and deaf to what a terminal or a scheduler sends to every process: the main process decides when to stop.
+def _set_up_worker(_worker: int) -> None:
+    """One thread, and no reaction to signals that a terminal or a scheduler sends to every process.
 
-    A reading process that died of it would raise in the main one in the middle of a step."""
+    The main process decides when to stop: a worker that a signal ended would raise there in the middle of a step."""
     torch.set_num_threads(1)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):

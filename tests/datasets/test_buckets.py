@@ -100,7 +100,7 @@ def test_the_loader_sorts_by_the_length_after_cropping(tmp_path, workers):
         sampler.epoch = epoch
         found = list(batches(loader))
         padded = sorted(((b.feats.shape[1], b.video_ids) for b in found), key=lambda pair: pair[0])
-        crops = {v.id: len(dataset[epoch, i].feats) for i, v in enumerate(dataset.videos)}
+        crops = {v.id: dataset.sample((epoch, i)).steps for i, v in enumerate(dataset.videos)}
         short = sorted(crops.values())  # one pool holds the whole epoch: neighbours in this order share a batch
         padding = loader.dataset.padding
         assert [p for p, _ in padded] == [padding.of_batch(short[i:i + 2]) for i in (0, 2, 4)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import data_config, tiny_config, write_data
+from helpers import data_config, item, tiny_config, write_data
 
 from libs.datasets.corruptions import (
     CORRUPTIONS,
@@ -12,10 +12,10 @@ from libs.datasets.corruptions import (
     blur,
     channels,
     corrupt,
+    features_in_memory,
     generator,
     jitter,
     noise,
-    read_once,
     streams_of,
     windows,
 )
@@ -164,22 +164,22 @@ def test_an_unknown_severity_is_refused():
 def test_the_data_set_hands_on_everything_else(tmp_path):
     config = data_config(write_data(tmp_path), tmp_path)
     clean = TalDataset(config, "validation", training=False)
-    samples, streams = read_once(clean), streams_of(config)
-    assert read_once(clean, limit=4 * 6 * int(clean.lengths().sum()) - 1) is clean
-    assert isinstance(samples, list)
-    unchanged = CorruptedDataset(clean, samples, streams, None, 0, 0)
-    noisy = CorruptedDataset(clean, samples, streams, "noise", 2, 5)
-    unread = CorruptedDataset(clean, clean, streams, "noise", 2, 5)
+    feats, streams = features_in_memory(clean), streams_of(config)
+    assert features_in_memory(clean, limit=4 * 6 * int(clean.lengths().sum()) - 1) is None
+    assert feats is not None
+    unchanged = CorruptedDataset(clean, feats, streams, None, 0, 0)
+    noisy = CorruptedDataset(clean, feats, streams, "noise", 2, 5)
+    unread = CorruptedDataset(clean, None, streams, "noise", 2, 5)
     assert len(noisy) == 3
     assert noisy.videos is clean.videos
     assert (noisy.tious, noisy.label_names) == (clean.tious, clean.label_names)
     assert noisy.lengths().tolist() == [30, 52, 9]
     assert all(np.array_equal(a, b) for a, b in zip(noisy.ground_truth(), clean.ground_truth(), strict=True))
     for i in range(3):
-        assert torch.equal(unchanged[i].feats, clean[i].feats)
-        assert torch.equal(noisy[i].feats, unread[i].feats)
-        assert torch.equal(noisy[i].feats, noisy[i].feats)
-        expected = corrupt(clean[i].feats.numpy(), {"all": np.arange(6)}, "noise", 2, 5, clean[i].video_id)
-        assert np.array_equal(noisy[i].feats.numpy(), expected)
-        assert (noisy[i].grid, noisy[i].duration_s) == (clean[i].grid, clean[i].duration_s)
-        assert torch.equal(noisy[i].segments, clean[i].segments)
+        assert torch.equal(item(unchanged, i).feats, item(clean, i).feats)
+        assert torch.equal(item(noisy, i).feats, item(unread, i).feats)
+        assert torch.equal(item(noisy, i).feats, item(noisy, i).feats)
+        expected = corrupt(item(clean, i).feats.numpy(), {"all": np.arange(6)}, "noise", 2, 5, item(clean, i).video_id)
+        assert np.array_equal(item(noisy, i).feats.numpy(), expected)
+        assert (item(noisy, i).grid, item(noisy, i).duration_s) == (item(clean, i).grid, item(clean, i).duration_s)
+        assert torch.equal(item(noisy, i).segments, item(clean, i).segments)

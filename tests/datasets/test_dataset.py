@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from golden.datasets import check
+from helpers import item
 from torch.utils.data import DataLoader
 
 from libs.core.errors import UserError
 from libs.core.schema import Config, DatasetConfig
 from libs.datasets.dataset import TalDataset, crop_rng
+from libs.datasets.grid import Grid
 from libs.datasets.presets import PRESETS, get_preset
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "datasets_seed0.npz"
@@ -68,26 +70,26 @@ def stored(dataset, vid):
 
 def test_evaluation_gives_whole_videos(make):
     dataset = make("TEST", training=False)
-    sample = dataset[0]
+    sample = item(dataset, 0)
     assert len(dataset) == 1
     assert [v.id for v in dataset.videos] == ["d"]
     assert (sample.video_id, sample.start, sample.source_length, sample.duration_s) == ("d", 0, 12, 2.6)
     assert (sample.feats.dtype, sample.feats.is_contiguous()) == (torch.float32, True)
     assert np.array_equal(sample.feats.numpy(), stored(dataset, "d"))
-    assert sample.grid == dataset.grid_of(0)
+    assert sample.grid == Grid(5.0, 10.0, 1.0, 25.0)
     assert torch.allclose(sample.grid.grid_to_seconds(sample.segments), torch.tensor([[0.5, 1.5], [1.0, 2.0]]))
     assert sample.labels.tolist() == [2, 0]
     assert dataset.label_ids == {"c0": 0, "c1": 1, "c2": 2}
 
 
 def test_a_whole_video_longer_than_the_training_window_is_not_cropped(make):
-    assert len(make()[0].feats) == 100
+    assert len(item(make(), 0).feats) == 100
 
 
 def test_lengths_are_those_of_the_samples(make):
     dataset = make(downsample_rate=3)
     assert dataset.lengths().tolist() == [34, 13, 22]
-    assert [len(dataset[i].feats) for i in range(3)] == [34, 13, 22]
+    assert [len(item(dataset, i).feats) for i in range(3)] == [34, 13, 22]
 
 
 def test_training_windows_are_cut_from_the_video(make):
@@ -95,11 +97,11 @@ def test_training_windows_are_cut_from_the_video(make):
     starts = set()
     for epoch in range(5):
         for i, vid in enumerate("abc"):
-            sample = dataset[epoch, i]
+            sample = item(dataset, (epoch, i))
             rows = stored(dataset, vid)[::2][sample.start:sample.start + len(sample.feats)]
             assert np.array_equal(sample.feats.numpy(), rows)
             assert len(rows) == 30 if sample.source_length > 30 else 0.5 * sample.source_length - 1 <= len(rows) <= 30
-            whole = dataset[i].segments.numpy()
+            whole = item(dataset, i).segments.numpy()
             back = sample.segments.numpy() + sample.start  # each kept segment lies inside one of the video's
             assert all(any(w[0] - 1e-4 <= s and e <= w[1] + 1e-4 for w in whole) for s, e in back)
             starts.add((i, sample.start))
@@ -109,17 +111,17 @@ def test_training_windows_are_cut_from_the_video(make):
 def test_windows_can_be_aligned(make):
     free, aligned = (make(crop_ratio=(0.5, 0.9), crop_align=align) for align in (1, 8))
     keys = [(epoch, i) for epoch in range(5) for i in (0, 2)]
-    assert any(free[key].start % 8 for key in keys)
+    assert any(item(free, key).start % 8 for key in keys)
     for key in keys:
-        sample = aligned[key]
-        rows = stored(aligned, sample.video_id)[sample.start:sample.start + len(free[key].feats)]
+        sample = item(aligned, key)
+        rows = stored(aligned, sample.video_id)[sample.start:sample.start + len(item(free, key).feats)]
         assert sample.start % 8 == 0
         assert np.array_equal(sample.feats.numpy(), rows)
 
 
 def test_background_videos_are_cropped_like_the_others(make):
     dataset = make()
-    sample = dataset[0, 2]
+    sample = item(dataset, (0, 2))
     assert (sample.video_id, len(sample.feats), sample.segments.shape, sample.labels.shape) == ("c", 48, (0, 2), (0,))
 
 
@@ -128,14 +130,24 @@ def same(a, b):
         torch.equal(getattr(a, k), getattr(b, k)) for k in ("feats", "segments", "labels"))
 
 
+class Items:
+    """Items of a dataset, for PyTorch's own data loader."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index):
+        return item(self.dataset, index)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_windows_do_not_depend_on_workers_or_order(make, workers):
     dataset = make(crop_ratio=(0.5, 0.9))
     order = [(e, i) for e in (3, 0, 1) for i in (2, 0, 1)]
-    loader = DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers)
+    loader = DataLoader(Items(dataset), batch_size=None, sampler=order, num_workers=workers)
     random.seed(5)
     got = dict(zip(order, loader, strict=True))
-    assert all(same(got[key], dataset[key]) for key in sorted(order))
+    assert all(same(got[key], item(dataset, key)) for key in sorted(order))
     assert not all(same(got[0, i], got[1, i]) for i in range(3))
 
 
@@ -152,33 +164,27 @@ CROP_SEED = 12570931422045605944  # of (1, 2, "v"): a change would make interrup
 def test_pickled_copies_give_the_same_samples(make):
     dataset = make()
     copy = pickle.loads(pickle.dumps(dataset))
-    assert same(copy[4, 0], dataset[4, 0])
-
-
-def test_samples_can_drop_their_features(make):
-    light = make()[0].without_features()
-    assert (light.feats.shape, light.video_id, len(light.segments)) == ((0, 6), "a", 3)
-    assert light.feats.untyped_storage().nbytes() == 0
+    assert same(item(copy, (4, 0)), item(dataset, (4, 0)))
 
 
 def test_modalities_select_channels_in_the_models_order(make):
     dataset = make(modalities={"rgb": (0, 2), "flow": (2, 5)}, model={"modalities": ("flow", "rgb")})
-    assert np.array_equal(dataset[1].feats.numpy(), stored(dataset, "b")[:, [2, 3, 4, 0, 1]])
+    assert np.array_equal(item(dataset, 1).feats.numpy(), stored(dataset, "b")[:, [2, 3, 4, 0, 1]])
 
 
 def test_resampled_features(make):
     database = {"d": annotated("test", 12, (0.0, 2.6, 0))}
     dataset = make("test", False, database, feat_stride=-1, num_frames=-1, force_upsampling=True)
-    sample = dataset[0]
+    sample = item(dataset, 0)
     assert (sample.feats.shape, dataset.lengths().tolist(), sample.source_length) == ((48, 6), [48], 48)
     assert sample.segments.numpy() == pytest.approx(np.array([[-0.5, 47.5]]))  # the video's two ends
     assert sample.feats[0].tolist() == pytest.approx(stored(dataset, "d")[0].tolist())
     dataset = make("training", False, feat_stride=-1, num_frames=-1, max_seq_len=100)
-    assert len(dataset[0].feats) == 100
+    assert len(item(dataset, 0).feats) == 100
     with pytest.raises(UserError, match=r"a\.npy: has 100 feature vectors.*max_seq_len = 99"):
         make("training", False, feat_stride=-1, num_frames=-1, max_seq_len=99)
     with pytest.warns(UserWarning, match="downsample_rate: 2 has no effect"):
-        assert len(make("test", False, force_upsampling=True, downsample_rate=2)[0].feats) == 48
+        assert len(item(make("test", False, force_upsampling=True, downsample_rate=2), 0).feats) == 48
 
 
 def test_ground_truth_covers_videos_without_features(make, tmp_path):
@@ -229,16 +235,16 @@ def test_fewer_annotated_classes_are_fine_where_the_preset_allows(make):
 
 def test_one_class_agnostic_class(make):
     dataset = make(name="anet", num_classes=1)
-    assert dataset[0].labels.tolist() == [0, 0, 0]
+    assert item(dataset, 0).labels.tolist() == [0, 0, 0]
     assert dataset.ground_truth()[3].tolist() == [0, 0, 0, 0]
 
 
 def test_anet_trims_in_training_only(make):
     database = {"b": annotated("training", 60, (2.0, 4.0, 1), (6.0, 9.0, 2), (9.0, 11.0, 0))}
     training, evaluation = (make(name="anet", database=database, training=t) for t in (True, False))
-    assert training[0].segments.tolist() == [[9, 19], [29, 38]]  # 37 steps and an offset of 1
-    assert training[0].labels.tolist() == [1, 2]
-    assert evaluation[0].segments.tolist() == [[9, 19], [29, 44], [44, 54]]
+    assert training.sample(0).segments.tolist() == [[9, 19], [29, 38]]  # 37 steps and an offset of 1
+    assert training.sample(0).labels.tolist() == [1, 2]
+    assert evaluation.sample(0).segments.tolist() == [[9, 19], [29, 44], [44, 54]]
 
 
 @pytest.mark.parametrize("steps", [75, 18])
@@ -251,7 +257,7 @@ def test_lengths_that_cannot_belong_to_the_duration(make, steps):
     with pytest.warns(UserWarning, match="1 of 1 videos have features that do not match their duration"):
         make(name="anet", database=database)
     database["b"].pop("duration")
-    assert make(database=database)[0].duration_s == 1e8
+    assert item(make(database=database), 0).duration_s == 1e8
 
 
 @pytest.mark.parametrize("steps", [74, 37, 19])
@@ -265,8 +271,8 @@ def test_frame_rates(make):
     database = {"b": annotated("training", 37, (1.0, 2.0, 2), fps=None)}
     with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing.*dataset\.default_fps"):
         make(database=database)
-    assert make(database=database, default_fps=20.0).grid_of(0).fps == 20.0
-    assert make(default_fps=20.0).grid_of(1).fps == 20.0  # also over the annotation's own
+    assert make(database=database, default_fps=20.0).sample(0).grid.fps == 20.0
+    assert make(default_fps=20.0).sample(1).grid.fps == 20.0  # also over the annotation's own
 
 
 def test_durations_where_they_are_needed(make):
@@ -294,8 +300,8 @@ def test_bad_values_are_found_when_read(make, tmp_path):
     np.save(tmp_path / "features" / "b.npy", feats)
     dataset = make(downsample_rate=5)
     with pytest.raises(UserError, match=r"b\.npy: 1 of 48 values .*row 5, channel 2"):
-        dataset[1]
-    assert make(downsample_rate=4)[1].feats.shape == (10, 6)
+        item(dataset, 1)
+    assert item(make(downsample_rate=4), 1).feats.shape == (10, 6)
 
 
 def test_thresholds_come_from_the_preset_or_the_config(make):

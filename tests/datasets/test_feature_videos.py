@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from helpers import CHANNELS, TINY, data_config, merged, tiny_config, write_data
+from helpers import CHANNELS, TINY, data_config, item, merged, tiny_config, write_data
 
 from libs.core.config import from_dict
 from libs.core.errors import UserError
@@ -50,9 +50,9 @@ def test_samples_are_those_of_the_annotated_data_set(tmp_path, sections):
     arrays = FeatureVideos([FeatureArray(v.id, np.load(data.features / f"{v.id}.npy")) for v in dataset.videos], config,
                            Timing(by_video=read_video_info(tmp_path / "info.json")))
     for i in range(len(dataset)):
-        for other in (videos[i], arrays[i]):
-            assert torch.equal(other.feats, dataset[i].feats)
-            assert (other.grid, other.duration_s) == (dataset[i].grid, dataset[i].duration_s)
+        for other in (item(videos, i), item(arrays, i)):
+            assert torch.equal(other.feats, item(dataset, i).feats)
+            assert (other.grid, other.duration_s) == (item(dataset, i).grid, item(dataset, i).duration_s)
             assert len(other.segments) == len(other.labels) == 0
 
 
@@ -92,7 +92,7 @@ def test_files_may_hold_all_channels_as_far_as_needed_or_just_those_read(tmp_pat
     stored = whole[:, 2:5] if width == 3 else whole[:, :width]
     np.save(tmp_path / "a.npy", stored)
     for video in (find_videos([tmp_path / "a.npy"], config)[0], FeatureArray("a", stored)):
-        assert np.array_equal(FeatureVideos([video], config, FPS)[0].feats.numpy(), whole[:, 2:5])
+        assert np.array_equal(item(FeatureVideos([video], config, FPS), 0).feats.numpy(), whole[:, 2:5])
 
 
 def test_streams_with_files_of_their_own_and_joined_folders(tmp_path):
@@ -103,13 +103,13 @@ def test_streams_with_files_of_their_own_and_joined_folders(tmp_path):
                                                                                          "resample": "linear"}}},
                          model={"modalities": ["rgb", "audio"]})
     rgb = find_videos([tmp_path / "rgb"], config)
-    sample = FeatureVideos(rgb, config, FPS, streams={"audio": str(tmp_path / "audio")})[0]
+    sample = item(FeatureVideos(rgb, config, FPS, streams={"audio": str(tmp_path / "audio")}), 0)
     assert sample.feats.shape == (20, 6)
     assert np.array_equal(sample.feats[:, :4].numpy(), feats(20, 4, 4))
     refused(lambda: FeatureVideos(rgb, config, FPS, streams={"audo": "x"}), "'audo'", "'audio'")
     refused(lambda: FeatureVideos(rgb, config, FPS), "gone", "no such feature folder")
     np.save(tmp_path / "audio" / "a.npy", feats(20, 2, 2))
-    joined = FeatureVideos(rgb, tiny_config(), FPS, join=[str(tmp_path / "audio")])[0]
+    joined = item(FeatureVideos(rgb, tiny_config(), FPS, join=[str(tmp_path / "audio")]), 0)
     assert np.array_equal(joined.feats.numpy(), np.concatenate([feats(20, 4, 4), feats(20, 2, 2)], axis=1))
 
 
@@ -126,7 +126,7 @@ def test_refusals(tmp_path):
     stretched = tiny_config(dataset={"feat_stride": -1})
     refused(lambda: FeatureVideos(found, stretched, FPS), "--duration")
     long = [FeatureArray("a", feats(90))]
-    refused(lambda: FeatureVideos(long, stretched, Timing(25.0, 30.0)), "90 feature vectors", "at most 48")
+    refused(lambda: FeatureVideos(long, stretched, Timing(25.0, 30.0)), "90 feature vectors", "max_seq_len = 48")
     for steps, channels, told in ((20, 7, ["7 channels", "tiny.yaml", "6 channels"]), (6, 20, ["transposed"]),
                                   (0, 6, ["no feature vectors"])):
         np.save(tmp_path / "b.npy", feats(steps, channels))
@@ -135,7 +135,7 @@ def test_refusals(tmp_path):
     spoilt = feats()
     spoilt[3, 2] = np.inf
     np.save(tmp_path / "c.npy", spoilt)
-    refused(lambda: FeatureVideos(find_videos([tmp_path / "c.npy"], config), config, FPS)[0], "c.npy", "row 3, channel 2")
+    refused(lambda: item(FeatureVideos(find_videos([tmp_path / "c.npy"], config), config, FPS), 0), "c.npy", "row 3, channel 2")
     refused(lambda: FeatureVideos([FeatureArray("c", spoilt)], config, FPS), "'c'", "row 3, channel 2")
     refused(lambda: FeatureVideos([FeatureArray("c", np.array(["x"]))], config, FPS), "'c'", "expected numbers (T, C)")
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import item
 
 from libs.core.errors import UserError
 from libs.core.schema import Config, DatasetConfig, FolderModality
@@ -72,7 +73,7 @@ def audio(tmp_path, resample="linear"):
 
 def assert_same_samples(one, other):
     for key in (0, 1, (0, 0), (0, 1), (3, 0)):
-        a, b = one[key], other[key]
+        a, b = item(one, key), item(other, key)
         assert torch.equal(a.feats, b.feats)
         assert torch.equal(a.segments, b.segments)
         assert (a.start, a.source_length, a.grid) == (b.start, b.source_length, b.grid)
@@ -91,13 +92,13 @@ def interpolated(array, steps):
 @pytest.mark.parametrize("absent", ["channels", "nan"])
 def test_flow_channels_may_be_absent_or_broken(make, tmp_path, absent):
     whole = make(["rgb"])
-    expected = [whole[key] for key in (0, 1, (0, 0))]
-    assert np.array_equal(whole[1].feats.numpy(), RGB["b"])
+    expected = [item(whole, key) for key in (0, 1, (0, 0))]
+    assert np.array_equal(item(whole, 1).feats.numpy(), RGB["b"])
     put(tmp_path / "feats", RGB if absent == "channels" else joined(RGB, {v: np.full_like(f, np.nan) for v, f in FLOW.items()}))
     reader = make(["rgb"])
-    assert all(torch.equal(reader[key].feats, e.feats) for key, e in zip((0, 1, (0, 0)), expected, strict=True))
+    assert all(torch.equal(item(reader, key).feats, e.feats) for key, e in zip((0, 1, (0, 0)), expected, strict=True))
     with pytest.raises(UserError, match=r"dataset\.input_dim says 7" if absent == "channels" else r"a\.npy: 183 of 427 values"):
-        make(["rgb", "flow"])[0]
+        item(make(["rgb", "flow"]), 0)
 
 
 @pytest.mark.parametrize("state", ["deleted", "another format", "empty"])
@@ -122,7 +123,7 @@ def test_only_declared_ends_are_accepted_as_narrower_files(make, tmp_path):
     for width, names in ((4, ["rgb"]), (6, ["rgb"]), (6, ["flow", "rgb"]), (7, ["depth"])):
         put(tmp_path / "feats", {v: f[:, :width] for v, f in joined(RGB, FLOW).items()})
         channels = [c for name in names for c in range(*three[name])]
-        assert np.array_equal(make(names, modalities=three)[0].feats.numpy(), joined(RGB, FLOW)["a"][:, channels])
+        assert np.array_equal(item(make(names, modalities=three), 0).feats.numpy(), joined(RGB, FLOW)["a"][:, channels])
     for width, names in ((5, ["rgb"]), (3, ["rgb"]), (4, ["flow"]), (6, ["rgb", "depth"]), (4, None)):
         put(tmp_path / "feats", {v: f[:, :width] for v, f in joined(RGB, FLOW).items()})
         with pytest.raises(UserError, match=rf"a\.npy: has {width} channels .*dataset\.input_dim says 7"):
@@ -133,12 +134,12 @@ def test_folders_with_known_borders(make, tmp_path):
     keys = {"feat_folder": (str(tmp_path / "rgb"), str(tmp_path / "flow")), "input_dim": (4, 3)}
     across = {"left": (0, 2), "middle": (2, 5), "right": (5, 7)}  # middle lies in both folders
     dataset = make(["middle", "left"], modalities=across, **keys)
-    assert np.array_equal(dataset[0].feats.numpy(), joined(RGB, FLOW)["a"][:, [2, 3, 4, 0, 1]])
+    assert np.array_equal(item(dataset, 0).feats.numpy(), joined(RGB, FLOW)["a"][:, [2, 3, 4, 0, 1]])
     put(tmp_path / "flow", {"a": FLOW["a"][:50], "b": FLOW["b"]})
     with pytest.raises(UserError, match=r"flow/a\.npy: has 50 feature vectors, but .*rgb/a\.npy has 61; folders in"):
         make(["middle"], modalities=across, **keys)
     shutil.rmtree(tmp_path / "flow")
-    assert np.array_equal(make(["left"], modalities=across, **keys)[0].feats.numpy(), RGB["a"][:, :2])
+    assert np.array_equal(item(make(["left"], modalities=across, **keys), 0).feats.numpy(), RGB["a"][:, :2])
     with pytest.raises(UserError, match=r"flow: no such feature folder; check dataset\.feat_folder"):
         make(["left"], modalities=across, **(keys | {"input_dim": 7}))  # where rgb ends is not known
 
@@ -151,11 +152,11 @@ def test_joined_folders_without_borders_are_never_narrower(make, tmp_path):
 
 def test_override_reads_other_streams_than_the_model(make, tmp_path):
     dataset = make(["rgb"], ["flow", "rgb"])
-    assert np.array_equal(dataset[1].feats.numpy(), joined(FLOW, RGB)["b"])
-    assert make(["rgb"], None)[0].feats.shape == (61, 4)
-    assert make(None, ["flow"])[0].feats.shape == (61, 3)
+    assert np.array_equal(item(dataset, 1).feats.numpy(), joined(FLOW, RGB)["b"])
+    assert item(make(["rgb"], None), 0).feats.shape == (61, 4)
+    assert item(make(None, ["flow"]), 0).feats.shape == (61, 3)
     mixed = make(None, ["flow", "audio", "rgb"], modalities=RANGES | {"audio": audio(tmp_path)})
-    sample = mixed[0]
+    sample = item(mixed, 0)
     assert (sample.feats.is_contiguous(), sample.feats.dtype) == (True, torch.float32)
     assert np.array_equal(sample.feats[:, :3].numpy(), FLOW["a"])
     assert np.array_equal(sample.feats[:, 5:].numpy(), RGB["a"])
@@ -165,7 +166,7 @@ def test_override_reads_other_streams_than_the_model(make, tmp_path):
 def test_override_draws_the_same_windows(make):
     student, both = make(["rgb"]), make(["rgb"], ["rgb", "flow"])
     for epoch in range(4):
-        one, two = student[epoch, 0], both[epoch, 0]
+        one, two = item(student, (epoch, 0)), item(both, (epoch, 0))
         assert one.start == two.start
         assert torch.equal(one.feats, two.feats[:, :4])
 
@@ -175,7 +176,7 @@ def test_audio_is_stretched_to_the_grid(make, tmp_path, rate, steps):
     dataset = make(["rgb", "audio"], modalities=RANGES | {"audio": audio(tmp_path)}, downsample_rate=rate)
     assert dataset.lengths().tolist() == list(steps)
     for i, (vid, length) in enumerate(zip("ab", steps, strict=True)):
-        feats = dataset[i].feats.numpy()
+        feats = item(dataset, i).feats.numpy()
         assert np.array_equal(feats[:, :4], RGB[vid][::rate])
         assert np.abs(feats[:, 4:] - interpolated(AUDIO[vid], length)).max() < 1e-5
 
@@ -184,7 +185,7 @@ def test_windows_of_stretched_streams_are_slices_of_the_whole(make, tmp_path):
     dataset = make(["audio", "rgb"], modalities=RANGES | {"audio": audio(tmp_path)})
     starts = set()
     for epoch in range(6):
-        sample = dataset[epoch, 0]
+        sample = item(dataset, (epoch, 0))
         whole = torch.cat([resize(torch.from_numpy(AUDIO["a"]), 61), torch.from_numpy(RGB["a"])], dim=1)
         assert torch.equal(sample.feats, whole[sample.start:sample.start + 16])
         starts.add(sample.start)
@@ -195,10 +196,10 @@ def test_every_stream_follows_forced_upsampling(make, tmp_path):
     modalities = {"rgb": (0, 4), "flow": folder(tmp_path, "flow", 3), "audio": audio(tmp_path)}
     dataset = make(["audio", "flow", "rgb"], modalities=modalities, force_upsampling=True, max_seq_len=48)
     want = np.concatenate([interpolated(x["b"], 48) for x in (AUDIO, FLOW, RGB)], axis=1)
-    assert np.abs(dataset[1].feats.numpy() - want).max() < 1e-5
+    assert np.abs(item(dataset, 1).feats.numpy() - want).max() < 1e-5
     stretched = make(["audio", "flow"], modalities=modalities, feat_stride=-1, num_frames=-1, max_seq_len=64)
     want = np.concatenate([interpolated(AUDIO["b"], 37), FLOW["b"]], axis=1)
-    assert np.abs(stretched[1].feats.numpy() - want).max() < 1e-5
+    assert np.abs(item(stretched, 1).feats.numpy() - want).max() < 1e-5
 
 
 def test_the_first_stream_that_is_not_stretched_gives_the_grid(make, tmp_path):
@@ -258,9 +259,9 @@ def test_bad_values_name_file_row_and_channel(make, tmp_path):
     broken[80, 1] = np.inf
     put(tmp_path / "audio", {"b": broken}, "vgg_", "_1s.npy")
     dataset = make(["rgb", "audio"], modalities=RANGES | {"audio": audio(tmp_path)})
-    assert dataset[0].feats.isfinite().all()
+    assert item(dataset, 0).feats.isfinite().all()
     with pytest.raises(UserError, match=r"vgg_b_1s\.npy: 1 of 180 values .*row 80, channel 1"):
-        dataset[1]
+        item(dataset, 1)
 
 
 @pytest.mark.parametrize(("names", "fragment"), [

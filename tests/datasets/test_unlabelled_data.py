@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from distill_cases import student, two_stream
-from helpers import CHANNELS, TRAINING, VALIDATION, Data, write_data
+from helpers import CHANNELS, TRAINING, VALIDATION, Data, item, write_data
 
 from libs.core.errors import UserError
 from libs.datasets.annotations import load_annotations
-from libs.datasets.batch import make_batch
+from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
 
 MORE = {"t1", "t4"}  # training videos that the tests move to a subset of their own
@@ -69,15 +69,15 @@ def test_a_student_sees_them_without_ground_truth(data, tmp_path):
     assert [v.id for v in dataset.videos] == list(TRAINING)
     assert dataset.unlabelled_ids == MORE
     for i, video in enumerate(dataset.videos):
-        whole = dataset[i]
+        whole = item(dataset, i)
         assert whole.labelled is (video.id not in MORE)
         assert (len(whole.segments) > 0) is whole.labelled
         feats = torch.from_numpy(np.load(data.features / f"{video.id}.npy"))
         assert torch.equal(whole.feats, feats)
-        sizes = {len(dataset[epoch, i].feats) for epoch in range(30)}
+        sizes = {len(item(dataset, (epoch, i)).feats) for epoch in range(30)}
         steps = TRAINING[video.id]
         assert round(0.5 * steps) <= min(sizes) < max(sizes) <= round(0.8 * steps)
-        crop = dataset[3, i]
+        crop = item(dataset, (3, i))
         assert torch.equal(crop.feats, feats[crop.start:crop.start + len(crop.feats)])
         assert crop.labelled is whole.labelled
 
@@ -89,7 +89,7 @@ def test_annotations_that_are_there_are_not_used(tmp_path):
         made = write_data(tmp_path / str(annotated))
         made.edit(lambda document, annotated=annotated: move(document, annotated))
         dataset = training(student(made, tmp_path, TAUGHT, unlabelled_split=["more"], dataset={"crop_ratio": [0.5, 0.8]}))
-        samples.append([dataset[2, i] for i in range(len(dataset))])
+        samples.append([item(dataset, (2, i)) for i in range(len(dataset))])
     assert [s.labelled for s in samples[0]] == [v not in MORE for v in TRAINING]
     for a, b in zip(*samples, strict=True):
         assert (a.video_id, a.start, a.labelled) == (b.video_id, b.start, b.labelled)
@@ -107,7 +107,7 @@ def test_plain_training_and_evaluation_leave_them_out(data, tmp_path, sections):
     everything, left = training(taught), training(alone)
     assert [v.id for v in left.videos] == [v.id for v in everything.videos if v.id not in everything.unlabelled_ids]
     assert 0 < len(left.videos) < len(everything.videos)
-    assert all(left[i].labelled for i in range(len(left)))
+    assert all(left.sample(i).labelled for i in range(len(left)))
     for config in (taught, alone):
         evaluated = TalDataset(config, config.val_split, training=False)
         assert [v.id for v in evaluated.videos] == list(VALIDATION)
@@ -117,11 +117,11 @@ def test_plain_training_and_evaluation_leave_them_out(data, tmp_path, sections):
 
 def test_a_batch_of_both_kinds(data, tmp_path):
     dataset = training(student(data, tmp_path, TAUGHT, unlabelled_split=["more"]))
-    samples = [dataset[i] for i in range(4)]
-    batch = make_batch(samples, 72)
+    samples = [dataset.sample(i) for i in range(4)]
+    batch = read_batch(dataset, samples, 72)
     assert [s.labelled for s in batch.samples] == [True, False, True, True]
     assert batch.present.any(1).tolist() == [True, False, True, True]
-    assert make_batch(samples[1:2], 72).segments.shape == (1, 0, 2)
+    assert read_batch(dataset, samples[1:2], 72).segments.shape == (1, 0, 2)
 
 
 # the share of labelled videos
@@ -146,7 +146,7 @@ def forty(tmp_path_factory):
 def labelled(data, folder, share, **sections):
     dataset = training(student(data, folder, TAUGHT, train_cfg={"labelled_share": share}, **sections))
     assert len(dataset) == 40
-    chosen = {s.video_id for s in (dataset[i] for i in range(40)) if s.labelled}
+    chosen = {s.video_id for s in (dataset.sample(i) for i in range(40)) if s.labelled}
     assert dataset.unlabelled_ids == {v.id for v in dataset.videos} - chosen
     return chosen
 

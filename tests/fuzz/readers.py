@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 import torch
 import yaml
-from helpers import CLASSES, TINY, data_config, merged, tiny_config, write_data
+from helpers import CLASSES, TINY, data_config, item, merged, tiny_config, write_data
 from mutate import change_bytes, change_value, odd_array, odd_tensor
 
 from libs.core.config import dump_yaml, from_dict, load_config, to_dict
@@ -114,7 +114,7 @@ class Annotations:
         dataset = TalDataset(config, "training", True)
         for i in range(len(dataset)):
             for index in (i, (0, i)):
-                sample = dataset[index]
+                sample = item(dataset, index)
                 assert torch.isfinite(sample.feats).all()
                 assert torch.isfinite(sample.segments).all()
                 assert len(sample.feats) <= (48 if index != i else 10**6)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,9 @@ def run_scripts_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return code
     monkeypatch.setattr(launch.Programs, "run", here)
     return commands
+
+
+def item(dataset, index):
+    """A sample of a dataset together with its features: what `dataset.sample(index)` has, and `feats`."""
+    sample = dataset.sample(index)
+    return SimpleNamespace(**vars(sample), feats=dataset.features(sample))

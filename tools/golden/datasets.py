@@ -67,11 +67,13 @@ def _config(data: dict[str, np.ndarray], tag: str, kwargs: dict, folder: Path) -
 def _check_item(data: dict[str, np.ndarray], name: str, dataset: TalDataset, i: int) -> list[Check]:
     has_segments = bool(data[f"{name}/has_gt"])
     # the published code leaves videos without annotations uncropped
-    sample = dataset.sample(i, random.Random(1234 + i) if dataset.training and has_segments else None)
+    sample = dataset.sample(i)
+    if dataset.training and has_segments:
+        sample = dataset.crop(sample, random.Random(1234 + i))
     video, meta = dataset.videos[i], text(data[f"{name}/meta"])
     numbers = {"fps": sample.grid.fps, "duration": sample.duration_s, "feat_stride": sample.grid.stride,
                "feat_num_frames": sample.grid.num_frames}
-    checks = [compare(f"{name}/feats", sample.feats.numpy().T, data[f"{name}/feats"], atol=1e-6),
+    checks = [compare(f"{name}/feats", dataset.features(sample).numpy().T, data[f"{name}/feats"], atol=1e-6),
               Check(f"{name}/id", 0.0 if sample.video_id == meta["video_id"] else float("inf")),
               compare(f"{name}/meta", list(numbers.values()), [meta[key] for key in numbers], rtol=1e-12)]
     if "offset" in meta:

@@ -20,8 +20,9 @@ from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.batch import read_batch
-from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset, Window
+from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset
 from libs.datasets.padding import padding_of
+from libs.datasets.sample import Sample
 from libs.engine.inference.predict import suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.machine import this_machine
@@ -96,12 +97,12 @@ def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], N
     load_weights(model, checkpoint, config.test_cfg.weights)
     model.eval().to(device)
     dataset = TalDataset(config, config.val_split, training=False)
-    windows = [dataset.window(i) for i in range(len(dataset))]
+    samples = [dataset.sample(i) for i in range(len(dataset))]
     times, candidates, kept = np.zeros((rounds + 1, len(dataset), len(STAGES))), [], []
     with torch.inference_mode(), matmul_precision(config.test_cfg.precision):
         for r in range(rounds + 1):
-            for i, window in enumerate(windows):
-                times[r, i], *counts = _one(model, dataset, window, config, device)
+            for i, sample in enumerate(samples):
+                times[r, i], *counts = _one(model, dataset, sample, config, device)
                 if r == 0:
                     candidates.append(counts[0])
                     kept.append(counts[1])
@@ -109,21 +110,21 @@ def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], N
                 progress(r, rounds)
     machine = this_machine(str(device))
     return Pipeline(str(checkpoint.path), str(device), machine.threads, machine.gpu or machine.processor, implementation(device),
-                    tuple(v.id for v in dataset.videos), tuple(w.steps for w in windows),
-                    tuple(w.sample.duration_s for w in windows), tuple(candidates), tuple(kept), 1000 * times[1:])
+                    tuple(v.id for v in dataset.videos), tuple(s.steps for s in samples),
+                    tuple(s.duration_s for s in samples), tuple(candidates), tuple(kept), 1000 * times[1:])
 
 
-def _one(model: LocPointTransformer, dataset: TalDataset, window: Window, config: Config,
+def _one(model: LocPointTransformer, dataset: TalDataset, sample: Sample, config: Config,
          device: torch.device) -> tuple[np.ndarray, int, int]:
     """Seconds of each stage for one video, its candidates and its detections."""
     marks = [_now(device)]
-    batch = read_batch(dataset, [window], padding_of(config).of_batch([window.steps])).to(device)
+    batch = read_batch(dataset, [sample], padding_of(config).of_batch([sample.steps])).to(device)
     marks.append(_now(device))
     outputs = model(batch.feats, batch.mask)
     marks.append(_now(device))
     candidates = decode_batch(outputs, config.test_cfg)
     marks.append(_now(device))
-    found = suppress(candidates, config.test_cfg, [(window.sample.grid, window.sample.duration_s)])
+    found = suppress(candidates, config.test_cfg, [(sample.grid, sample.duration_s)])
     marks.append(_now(device))
     return np.diff(marks), len(candidates.scores), len(found[0].scores)
 

@@ -23,7 +23,7 @@ from torch import nn
 from libs.core.config import from_dict, to_dict
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
-from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, read_once, streams_of
+from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, features_in_memory, streams_of
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import moved_channels
@@ -125,18 +125,18 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
     found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
-    held, samples, clock = None, None, Clock()
+    held, features, clock = None, None, Clock()
     for number, subject in enumerate(subjects, start=1):
         if subject.dataset is not held:  # models that read the same features share one copy in memory
-            held, samples = subject.dataset, None
-            samples = read_once(held)
+            held, features = subject.dataset, None
+            features = features_in_memory(held)
         own = subject.config
-        if samples is not held:  # nothing to read: processes that copy batches would only cost time
+        if features is not None:  # nothing to read: processes that copy batches would only cost time
             own = dataclasses.replace(own, loader=dataclasses.replace(own.loader, num_workers=0))
         streams = {k: v for k, v in streams_of(own).items() if settings.modalities is None or k in settings.modalities}
         model, values = subject.model.to(device), {}
         for done, (corruption, severity) in enumerate(cases, start=1):
-            dataset = CorruptedDataset(held, samples, streams, corruption, severity, settings.seed)
+            dataset = CorruptedDataset(held, features, streams, corruption, severity, settings.seed)
             values[corruption, severity] = 100 * score(predict(model, dataset, own, device), dataset).average_mAP
             what = "clean" if corruption is None else f"{corruption} {severity}"
             left = clock.left((number - 1) * len(cases) + done, len(subjects) * len(cases))
@@ -223,7 +223,7 @@ def _check_same_files(config: Config, trained: Config) -> None:
 def _check_grid(dataset: TalDataset, reference: TalDataset, path: Path, first: Path) -> None:
     if dataset is reference:
         return
-    ours, theirs = ({v.id: (d.grid_of(i), int(d.lengths()[i])) for i, v in enumerate(d.videos)} for d in (dataset, reference))
+    ours, theirs = ({s.video_id: (s.grid, s.steps) for s in map(d.sample, range(len(d)))} for d in (dataset, reference))
     for video in [*theirs, *ours]:
         if ours.get(video) != theirs.get(video):
             raise UserError(f"{path}: works on another feature grid than {first} (video {video}: {_grid(ours.get(video))}, there "

@@ -25,8 +25,8 @@ from torch import Tensor
 from libs.core.config import from_dict, to_dict
 from libs.core.errors import UserError
 from libs.core.schema import Config, TestConfig
-from libs.datasets.dataset import Sample
 from libs.datasets.grid import Grid
+from libs.datasets.sample import Sample
 from libs.engine.inference.predict import as_detections, fused, suppress
 from libs.modeling.decode import BatchCandidates, decode_batch
 from libs.modeling.model import LevelOutputs
@@ -55,7 +55,7 @@ class CandidateCollector:
         columns.append(decode_batch(named, self.config).segments[:, 0].to(torch.uint8))
         parts = zip(*(t.cpu().split(counts.tolist()) for t in columns), strict=True)
         for sample, part in zip(samples, parts, strict=True):
-            self._found[sample.video_id] = (part, sample.without_features())
+            self._found[sample.video_id] = (part, sample)
 
     def write(self, path: str | os.PathLike, order: Sequence[str], config: Config, about: dict[str, Any]) -> int:
         """Write the candidates of the videos `order`; returns how many.  UserError when the file cannot be written."""

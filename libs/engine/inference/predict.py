@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config, TestConfig
 from libs.datasets.batch import Batch
-from libs.datasets.dataset import Sample, TalDataset
-from libs.datasets.feature_videos import FeatureVideos
+from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.datasets.loader import batches, close, inference_loader
+from libs.datasets.sample import Sample, VideoDataset
 from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.decode import BatchCandidates, decode_batch
@@ -61,7 +61,7 @@ def suppress(candidates: BatchCandidates, config: TestConfig, videos: Sequence[t
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, dataset: TalDataset | FeatureVideos, config: Config, device: torch.device,
+def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: torch.device,
             progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE,
             collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None) -> Detections:
     """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).

@@ -9,11 +9,11 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import CHANNELS, TRAINING, data_config, write_data
+from helpers import CHANNELS, TRAINING, data_config, item, write_data
 
 from libs.core.errors import UserError
-from libs.datasets.batch import Batch, make_batch, read_batch
-from libs.datasets.corruptions import read_once
+from libs.datasets.batch import Batch, read_batch
+from libs.datasets.corruptions import features_in_memory
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features import cache as feature_cache
 from libs.datasets.features.cache import FeatureCache, available_memory
@@ -27,7 +27,7 @@ STREAMS = {"a": [0, 2], "b": [2, 6]}
 
 def slow_twin(dataset, indices, length):
     """The first version: whole samples, copied into a batch of zeros."""
-    samples = [dataset[i] for i in indices]
+    samples = [item(dataset, i) for i in indices]
     most = max(len(s.labels) for s in samples)
     feats = torch.zeros(len(samples), length, samples[0].feats.shape[1])
     mask = torch.zeros(len(samples), length, dtype=torch.bool)
@@ -37,7 +37,7 @@ def slow_twin(dataset, indices, length):
         n, steps = len(sample.labels), len(sample.feats)
         feats[b, :steps], mask[b, :steps] = sample.feats, True
         segments[b, :n], labels[b, :n], present[b, :n] = sample.segments, sample.labels, True
-    return Batch(feats, mask, segments, labels, present, tuple(s.without_features() for s in samples))
+    return Batch(feats, mask, segments, labels, present, tuple(dataset.sample(i) for i in indices))
 
 
 def assert_same(one, other):
@@ -46,9 +46,8 @@ def assert_same(one, other):
         assert a.dtype == b.dtype
         assert torch.equal(a, b), name
     for a, b in zip(one.samples, other.samples, strict=True):
-        for name in ("video_id", "start", "source_length", "grid", "duration_s", "labelled"):
+        for name in ("index", "video_id", "start", "steps", "source_length", "grid", "duration_s", "labelled"):
             assert getattr(a, name) == getattr(b, name)
-        assert a.feats.shape == b.feats.shape == (0, one.feats.shape[2])
 
 
 @pytest.fixture
@@ -95,14 +94,12 @@ def test_batches_are_those_of_the_first_version(data, tmp_path, cache):
     dirty = torch.full((10, 80, 4), torch.nan)  # memory that the next batches may get must not show through
     del dirty
     for indices in ([0], [3, 1], [(0, 2), (0, 3)], [(1, 5), (1, 4), (1, 0)], [4, (2, 1)]):
-        windows = [dataset.window(i) for i in indices]
-        longest = max(w.steps for w in windows)
+        samples = [dataset.sample(i) for i in indices]
+        longest = max(s.steps for s in samples)
         for length in (longest, longest + 1, 80):
-            want = slow_twin(dataset, indices, length)
-            assert_same(read_batch(dataset, windows, length), want)
-            assert_same(make_batch([dataset[i] for i in indices], length), want)
+            assert_same(read_batch(dataset, samples, length), slow_twin(dataset, indices, length))
         with pytest.raises(ValueError, match=f"steps do not fit into {longest - 1}"):
-            read_batch(dataset, windows, longest - 1)
+            read_batch(dataset, samples, longest - 1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -133,10 +130,10 @@ def test_batches_do_not_share_the_kept_memory(data, tmp_path):
     config = data_config(data, tmp_path, loader={"cache": "ram"})
     dataset = TalDataset(config, config.train_split, training=True)
     dataset.keep()
-    before = dataset[0].feats
-    dataset[0].feats.zero_()
-    read_batch(dataset, [dataset.window(0)], 80).feats.zero_()
-    assert torch.equal(dataset[0].feats, before)
+    before = item(dataset, 0).feats
+    item(dataset, 0).feats.zero_()
+    read_batch(dataset, [dataset.sample(0)], 80).feats.zero_()
+    assert torch.equal(item(dataset, 0).feats, before)
     assert before.abs().sum() > 0
 
 
@@ -163,7 +160,7 @@ def test_evaluation_reads_files_unless_it_is_told_to_keep(data, tmp_path):
     assert dataset.kept
     for one, other in zip(from_files, batches(inference_loader(dataset, config)), strict=True):
         assert_same(one, other)
-    assert len(read_once(dataset)) == len(dataset)
+    assert [len(f) for f in features_in_memory(dataset)] == dataset.lengths().tolist()
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])
@@ -255,4 +252,4 @@ def test_on_a_gpu_batches_are_made_there(data, tmp_path):
         assert other.feats.is_cuda
         assert other.mask.is_pinned()
         assert_same(one, dataclasses.replace(other.to(CPU), samples=other.samples))
-    assert dataset[0].feats.device == CPU
+    assert item(dataset, 0).feats.device == CPU

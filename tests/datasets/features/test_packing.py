@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import VALIDATION, one_error, run_script, write_config, write_data
+from helpers import VALIDATION, item, one_error, run_script, write_config, write_data
 
 import tools.pack_features as script
 import train
@@ -66,7 +66,7 @@ def test_samples_of_every_stream_are_bit_identical(tmp_path, data, capsys):
             assert [v.id for v in plain.videos] == [v.id for v in packs.videos]
             for i in range(len(plain)):
                 for index in [i] if not training else [(0, i), (1, i), i]:
-                    a, b = plain[index], packs[index]
+                    a, b = item(plain, index), item(packs, index)
                     assert torch.equal(a.feats, b.feats)
                     assert torch.equal(a.segments, b.segments)
                     assert a.grid == b.grid

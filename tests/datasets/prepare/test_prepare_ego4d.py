@@ -8,7 +8,7 @@ import numpy as np
 import prepare_ego4d
 import pytest
 import torch
-from helpers import one_error, run_script, tiny_config
+from helpers import item, one_error, run_script, tiny_config
 
 from libs.datasets.annotations import load_annotations
 from libs.datasets.dataset import TalDataset
@@ -84,7 +84,7 @@ def test_features_of_clips(capsys, tmp_path):
     config = tiny_config(dataset_name="ego4d", model={"embd_dim": [8, 8]}, dataset={
         "json_file": str(tmp_path / "out/annotations/ego4d.json"), "feat_folder": folders, "input_dim": [5, 2], "num_classes": 2,
         "feat_stride": 16, "num_frames": 32, "default_fps": 30})
-    assert [TalDataset(config, s, training=False)[0].feats.shape for s in ("training", "validation")] == [(59, 7), (29, 7)]
+    assert [item(TalDataset(config, s, training=False), 0).feats.shape for s in ("training", "validation")] == [(59, 7), (29, 7)]
 
 
 def test_bad_features_leave_nothing_behind(capsys, tmp_path):
@@ -95,8 +95,8 @@ def test_bad_features_leave_nothing_behind(capsys, tmp_path):
     gone = write_features(tmp_path / "gone", 5, {"vid-1": 119})
     code, _, err = convert(capsys, tmp_path, TRAIN, VAL, more=("--features", f"slowfast={gone}"))
     assert "gone/vid-3.pt: no such feature file (1 are missing)" in one_error(code, err)
-    for item in ("slowfast", "a/b=x", f"s={gone} s={gone}"):
-        assert "expected NAME=FOLDER" in one_error(*convert(capsys, tmp_path, TRAIN, more=("--features", *item.split()))[::2])
+    for text in ("slowfast", "a/b=x", f"s={gone} s={gone}"):
+        assert "expected NAME=FOLDER" in one_error(*convert(capsys, tmp_path, TRAIN, more=("--features", *text.split()))[::2])
     assert not (tmp_path / "out").exists()
     wide = write_features(tmp_path / "wide", 5, STEPS)
     torch.save(torch.zeros(60, 4), tmp_path / "wide/vid-3.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import make_planted_for as script
 import numpy as np
 import pytest
-from helpers import one_error, run_script, tiny_config
+from helpers import item, one_error, run_script, tiny_config
 
 from libs.core.config import dump_yaml, load_config
 from libs.datasets.dataset import TalDataset
@@ -39,7 +39,7 @@ def test_generated_videos_of_several_folders(capsys, two_folders):
     for dataset in (training, validation):
         for i, video in enumerate(dataset.videos):
             assert 20 <= video.duration_s <= 40
-            feats = dataset[i].feats
+            feats = item(dataset, i).feats
             assert feats.shape == ((video.duration_s * 30 - 32) // 16 + 1, 8)
             assert 0 < feats.mean() < 2
     assert np.load(two_folders / "out/ego/v_training_0001.npz")["feats"].shape[1] == 3
@@ -55,7 +55,7 @@ def test_the_signal_is_in_the_features(capsys, two_folders):
     dataset = TalDataset(config, config.train_split, training=True)
     feats, inside = [], []
     for i in range(len(dataset)):
-        sample = dataset[i]
+        sample = item(dataset, i)
         t = np.arange(len(sample.feats))[:, None]
         inside.append(((t >= sample.segments[:, 0].numpy()) & (t <= sample.segments[:, 1].numpy())).any(1))
         feats.append((sample.feats - sample.feats.mean(0)).numpy())
@@ -92,9 +92,9 @@ def test_one_class_for_all_keeps_the_names(capsys, tmp_path):
     config = load_config(tmp_path / "out/anet_tsp.yaml")
     dataset = TalDataset(config, config.train_split, training=True)
     assert len(dataset.label_ids) == 5
-    assert set(dataset[0].labels.tolist()) == {0}
+    assert set(item(dataset, 0).labels.tolist()) == {0}
     assert dataset.label_names == {0: "action"}
-    assert dataset[0].feats.shape == (192, 512)
+    assert item(dataset, 0).feats.shape == (192, 512)
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sweep_nms as sweep_script
 import torch
-from helpers import data_config, one_error, run_script, show_every_term, write_config, write_data
+from helpers import data_config, item, one_error, run_script, show_every_term, write_config, write_data
 
 import eval as eval_script
 from libs.core.config import with_overrides
@@ -58,7 +58,7 @@ def test_the_file_holds_all_candidates_with_their_level(saved):
     file = load_candidates(path)
     assert file.video_ids == tuple(v.id for v in dataset.videos)
     assert (file.config, file.about) == (config, {"epoch": 3})
-    assert file.videos[2] == (dataset.grid_of(2), dataset[2].duration_s)
+    assert file.videos[2] == (dataset.sample(2).grid, dataset.sample(2).duration_s)
     assert len(file.columns.scores) == int(file.columns.counts.sum()) == len(file.levels)
     assert set(file.levels.tolist()) == {0, 1, 2}
     ends = file.columns.counts.cumsum(0).tolist()
@@ -68,7 +68,7 @@ def test_the_file_holds_all_candidates_with_their_level(saved):
         scores = file.columns.scores[ends[0]:ends[1]][levels == level]
         assert (scores[:-1] >= scores[1:]).all()
         assert len(scores) <= 40
-    sample = dataset[1]
+    sample = item(dataset, 1)
     with torch.no_grad():
         feats = torch.zeros(1, 32, 6)
         feats[0, :23] = sample.feats

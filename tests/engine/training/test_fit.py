@@ -79,7 +79,7 @@ def test_every_epoch_has_its_own_order_and_crops(data, tmp_path, monkeypatch):
     dataset = TalDataset(config, config.train_split, training=True)
     sampler, want = EpochSampler(6, 2, config.init_rand_seed), []
     for sampler.epoch in range(3):
-        want += [[(s.video_id, s.start, len(s.feats)) for s in (dataset[i] for i in indices)] for indices in sampler]
+        want += [[(s.video_id, s.start, s.steps) for s in map(dataset.sample, indices)] for indices in sampler]
     assert seen == want
     assert seen[:3] != seen[3:6] != seen[6:]
 

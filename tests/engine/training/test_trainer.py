@@ -10,8 +10,8 @@ from torch import nn
 
 from libs.core.errors import UserError
 from libs.datasets.batch import Batch
-from libs.datasets.dataset import Sample
 from libs.datasets.grid import Grid
+from libs.datasets.sample import Sample
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, make_optimizer, parameter_groups
@@ -23,8 +23,8 @@ def batch(names=("one", "two"), nan=False):
     feats, mask = padded_batch([40, 23], 48)
     if nan:
         feats[1, 3, 2] = torch.nan
-    samples = tuple(Sample(n, torch.zeros(0, 6), Grid(5.0, 10.0, 1.0, 25.0), 10.0, torch.zeros(0, 2), torch.zeros(0), 40)
-                    for n in names)
+    samples = tuple(Sample(i, n, Grid(5.0, 10.0, 1.0, 25.0), 10.0, 40, 40, torch.zeros(0, 2), torch.zeros(0))
+                    for i, n in enumerate(names))
     segments = torch.tensor([[[5.0, 9.0], [20.0, 31.0]], [[3.0, 8.0], [0.0, 0.0]]])
     return Batch(feats, mask, segments, torch.tensor([[0, 1], [2, 0]]), torch.tensor([[True, True], [True, False]]), samples)
 

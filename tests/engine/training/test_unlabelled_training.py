@@ -11,7 +11,7 @@ from helpers import Data, show_every_term, write_data
 from steps import detection_losses, losses_of
 from test_resume import identical, unplaced
 
-from libs.datasets.batch import make_batch
+from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import load_teachers
@@ -65,7 +65,7 @@ class Setup:
 
     def batch(self, *videos):
         ids = [v.id for v in self.dataset.videos]
-        return make_batch([self.dataset[ids.index(v)] for v in videos], 72)
+        return read_batch(self.dataset, [self.dataset.sample(ids.index(v)) for v in videos], 72)
 
     def gradients(self, loss):
         return torch.autograd.grad(loss, list(self.model.parameters()), allow_unused=True, retain_graph=True)

@@ -1,0 +1,130 @@
+"""What a batch says about a video, and what the data loaders ask of every class that gives videos.
+
+    sample = dataset.sample(i)            the whole video number i; features are not read
+    dataset.read(sample, out)             its features, into memory of the caller
+    feats = dataset.features(sample)      the same, into new memory
+"""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from libs.core.errors import UserError
+from libs.core.schema import DatasetConfig
+from libs.datasets.grid import Grid, expected_length, implausible_length, is_resampled, plan_grid
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One video, or one training crop of it, without its features.
+
+    index: number of the video in its dataset; grid: of the whole video; duration_s: 1e8 when unknown; steps: T, grid steps of
+    the crop; source_length: grid steps of the whole video; segments: (N, 2) float32, grid units relative to `start`;
+    labels: (N,) int64; start: grid index of the crop's first step; labelled: False where the annotations are not used (and
+    segments are empty).
+    """
+
+    index: int
+    video_id: str
+    grid: Grid
+    duration_s: float
+    steps: int
+    source_length: int
+    segments: Tensor
+    labels: Tensor
+    start: int = 0
+    labelled: bool = True
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Length of one video in its feature file and on its grid.
+
+    file_length: feature vectors stored; length: grid steps; mismatch: what is wrong when the file cannot belong to a video of
+    that duration, else empty.
+    """
+
+    file_length: int
+    grid: Grid
+    length: int
+    mismatch: str = ""
+
+
+def measure(path: str, file_length: int, fps: float, duration_s: float, data: DatasetConfig, remedy: str) -> Extent:
+    """Grid and length of a video whose file `path` holds `file_length` vectors; duration_s: inf when unknown.
+
+    Raises UserError, ending in `remedy`, for more than dataset.max_seq_len vectors of a resampled video.
+    """
+    grid, length = plan_grid(
+        file_length, fps, duration_s, feat_stride=data.feat_stride, num_frames=data.num_frames,
+        downsample_rate=data.downsample_rate, max_seq_len=data.max_seq_len, force_upsampling=data.force_upsampling)
+    if is_resampled(data) and length > data.max_seq_len:
+        raise UserError(f"{path}: has {length} feature vectors, but feat_stride <= 0 takes at most dataset.max_seq_len = "
+                        f"{data.max_seq_len}; {remedy}")
+    mismatch = ""
+    if data.feat_stride > 0 and np.isfinite(duration_s):
+        expected = expected_length(duration_s, fps, data.feat_stride, data.num_frames)
+        if implausible_length(file_length, expected):
+            mismatch = (f"{path}: has {file_length} feature vectors, but {duration_s:g} s at {fps:g} fps give about {expected}")
+    return Extent(file_length, grid, length, mismatch)
+
+
+class Named(Protocol):
+    """Anything with the id of a video."""
+
+    @property
+    def id(self) -> str: ...
+
+
+class VideoDataset(ABC):
+    """Videos with features, as data loaders and `predict` take them.
+
+    `videos`: one entry with an `id` per video.
+    """
+
+    videos: Sequence[Named]
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """C of the features."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether features are in memory."""
+        return False
+
+    @property
+    def feature_device(self) -> torch.device:
+        """Where `read` can write besides the CPU: a GPU if features are kept there."""
+        return torch.device("cpu")
+
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """(len,) int64: grid steps of every whole video; no features are read."""
+
+    @abstractmethod
+    def sample(self, index: int | tuple[int, int]) -> Sample:
+        """The whole video `index`; features are not read."""
+
+    @abstractmethod
+    def read(self, sample: Sample, out: Tensor) -> None:
+        """Write the features of a sample into `out`, (T, C) float32 on the CPU or on `feature_device`.
+
+        Raises UserError for unusable features.
+        """
+
+    def features(self, sample: Sample) -> Tensor:
+        """The features of a sample in new CPU memory, (T, C) float32; raises as `read`."""
+        out = torch.empty(sample.steps, self.channels)
+        self.read(sample, out)
+        return out
+
+    def __len__(self) -> int:
+        return len(self.videos)
