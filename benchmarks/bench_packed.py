@@ -31,20 +31,18 @@ def write_layouts(folder: Path, videos: int, channels: int) -> tuple[dict[str, t
     rng, names = np.random.default_rng(0), [f"v{i:05d}" for i in range(videos)]
     for layout in ("npy", "deflated", "h5"):
         (folder / layout).mkdir()
-    with h5py.File(folder / "one.h5", "w") as bundle:
-        for name in names:
-            feats = rng.standard_normal((int(rng.integers(400, 2400)), channels)).astype(np.float32)
-            np.save(folder / "npy" / f"{name}.npy", feats)
-            np.savez_compressed(folder / "deflated" / f"{name}.npz", feats=feats)
-            with h5py.File(folder / "h5" / f"{name}.h5", "w") as file:
-                file["feats"] = feats
-            bundle[name] = feats
+    for name in names:
+        feats = rng.standard_normal((int(rng.integers(400, 2400)), channels)).astype(np.float32)
+        np.save(folder / "npy" / f"{name}.npy", feats)
+        np.savez_compressed(folder / "deflated" / f"{name}.npz", feats=feats)
+        with h5py.File(folder / "h5" / f"{name}.h5", "w") as file:
+            file["feats"] = feats
     stream = Stream("features", FeatureStore(str(folder / "npy")), "")
     for dtype in ("float32", "float16"):
-        pack_stream(stream, {"training": names}, folder / dtype, dtype, 16 * 10**9, False, lambda line: None)
+        pack_stream(stream, {"training": names}, folder / dtype, dtype, False, lambda line: None)
     layouts = {"a .npy per video": ("npy", ".npy"), "a deflated .npz per video": ("deflated", ".npz"),
-               "an .h5 per video": ("h5", ".h5"), "one .h5, a data set per video": ("one.h5", ".npy"),
-               "packed float32": ("float32", ".npy"), "packed float16": ("float16", ".npy")}
+               "an .h5 per video": ("h5", ".h5"),
+               "packed float32": ("float32/features.h5", ".npy"), "packed float16": ("float16/features.h5", ".npy")}
     return {name: (str(folder / place), extension) for name, (place, extension) in layouts.items()}, names
 
 

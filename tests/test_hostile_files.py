@@ -177,7 +177,7 @@ def hdf5(path, write):
     (lambda f: f.create_virtual_dataset("feats", virtual()), "keeps its values in other files"),
     (lambda f: f.create_dataset("feats", (10**9, 6), "f4", chunks=(1000, 6)), "claims 24000000000 bytes"),
     (lambda f: f.create_dataset("feats", (10**8, 6), "f4", chunks=(10**8, 6), compression="gzip"), "claims 2400000000 bytes"),
-    (lambda f: f.create_dataset("feats", data=h5py.Empty("f4")), "empty data set without a shape"),
+    (lambda f: f.create_dataset("feats", data=h5py.Empty("f4")), "empty dataset without a shape"),
     (lambda f: f.create_dataset("feats", data=np.zeros((4, 6), [("a", "f4")])), "holds values of type"),
 ])
 def test_hdf5_files_that_lead_elsewhere_or_claim_much(tmp_path, write, message):

@@ -1,38 +1,32 @@
-"""Pack the features that a configuration reads into few large files, for data beyond main memory and for network disks.
+"""Pack the features that a configuration reads into one HDF5 file per stream, for data beyond main memory and network disks.
 
     python tools/pack_features.py configs/thumos_i3d.yaml --out data/thumos_packed
     python tools/pack_features.py configs/thumos_i3d.yaml --out data/thumos_packed --verify
 
-Writes OUT/<stream>/<subset>-00000.h5, ... and OUT/<stream>/index.json, and prints the configuration lines that read them.
+Writes OUT/<stream>.h5 and prints the configuration lines that read it.
 Killed or interrupted, the same command goes on where it stopped; repeated, it packs what has changed.
 """
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.features.packed import DTYPES
-from libs.datasets.features.packing import describe, pack_stream, stored_streams, verify, videos_of
+from libs.datasets.features.packing import DTYPES, describe, pack_stream, stored_streams, verify, videos_of
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the packed folders are")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the packed files are")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="subsets to pack (default: all that CONFIG reads)")
     parser.add_argument("--streams", nargs="+", metavar="NAME", help="of features, features_0, ... and modalities with "
                         "folders of their own (default: all)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="float32 keeps every bit (default)")
-    parser.add_argument("--shard-gb", type=float, default=16.0, metavar="GB", help="start another file beyond this size (16)")
     parser.add_argument("--verify", action="store_true", help="write nothing: read a pack and compare every checksum")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of CONFIG")
-    args = parser.parse_args()
-    if not 0 < args.shard_gb < math.inf:
-        raise UserError(f"--shard-gb {args.shard_gb}: must be a number above 0")
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -45,14 +39,13 @@ def main() -> None:
     streams = [s for s in streams if args.streams is None or s.name in args.streams]
     videos = videos_of(config, args.split)
     for stream in streams:
-        out, skip = args.out / stream.name, config.dataset.missing == "skip"
+        path, skip = stream.packed_in(args.out), config.dataset.missing == "skip"
         if args.verify:
             wanted = [] if skip else [stream.prefix + i for ids in videos.values() for i in ids]
-            print(f"{out}: {verify(out, wanted)} videos agree with their checksums", flush=True)
+            print(f"{path}: {verify(path, wanted)} videos agree with their checksums", flush=True)
         else:
-            index = pack_stream(stream, videos, out, args.dtype, int(args.shard_gb * 1e9), skip, note)
-            total = sum(s.bytes for s in index.shards)
-            print(f"{out}: {len(index.videos)} videos in {len(index.shards)} files, {total / 2**20:.1f} MiB", flush=True)
+            count = pack_stream(stream, videos, args.out, args.dtype, skip, note)
+            print(f"{path}: {count} videos, {path.stat().st_size / 2**20:.1f} MiB", flush=True)
     print("\n".join(describe(config, streams, args.out)))
 
 

@@ -1,4 +1,4 @@
-"""What differs between data sets: a handful of rules, named by `dataset_name`.  A new data set is one more `Preset`."""
+"""What differs between datasets: a handful of rules, named by `dataset_name`.  A new dataset is one more `Preset`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ def _grid(low: float, high: float, count: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Preset:
-    """Rules of one data set (SPEC 2, 3, 6 to 9).
+    """Rules of one dataset (SPEC 2, 3, 6 to 9).
 
     tious: default thresholds of the mAP; all_classes: the file must name exactly num_classes classes (else at most);
     class_agnostic: num_classes 1 means that every label becomes 0; find_empty_classes: report class ids without any
@@ -50,6 +50,6 @@ PRESETS = {preset.name: preset for preset in (
 def get_preset(name: str) -> Preset:
     """The preset called `name`; UserError listing the names for any other."""
     if name not in PRESETS:
-        raise UserError(f"dataset_name: {name!r} is not a known data set{nearest(name, PRESETS)}; use one of "
+        raise UserError(f"dataset_name: {name!r} is not a known dataset{nearest(name, PRESETS)}; use one of "
                         f"{', '.join(PRESETS)} (generic: your own annotation file)")
     return PRESETS[name]

@@ -17,7 +17,7 @@ from libs.datasets.padding import Padding
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
     """Indices of videos, in batches whose outputs equal those of each video alone.
 
-    With a batch size of 1: data set order.  Otherwise videos of similar length go together, the longest first (so that a
+    With a batch size of 1: dataset order.  Otherwise videos of similar length go together, the longest first (so that a
     lack of memory shows at once).
     """
     if batch_size == 1:

@@ -1,4 +1,4 @@
-"""The data set class: published numbers, reproducible crops, and the checks made when it is built."""
+"""The dataset class: published numbers, reproducible crops, and the checks made when it is built."""
 from __future__ import annotations
 
 import dataclasses
@@ -46,7 +46,7 @@ DATABASE = {
 
 @pytest.fixture
 def make(tmp_path):
-    """make(dataset keys...) -> TalDataset of the small data set above; `config`, `database` and `subset` can be replaced."""
+    """make(dataset keys...) -> TalDataset of the small dataset above; `config`, `database` and `subset` can be replaced."""
     features = tmp_path / "features"
     features.mkdir()
     for vid, length in LENGTHS.items():
@@ -310,6 +310,6 @@ def test_thresholds_come_from_the_preset_or_the_config(make):
 
 
 def test_unknown_presets_list_the_known_ones():
-    with pytest.raises(UserError, match=r"'thumos14' is not a known data set \(did you mean 'thumos'\?\)") as error:
+    with pytest.raises(UserError, match=r"'thumos14' is not a known dataset \(did you mean 'thumos'\?\)") as error:
         get_preset("thumos14")
     assert all(name in str(error.value) for name in PRESETS)

@@ -17,12 +17,12 @@ from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
 
 MORE = {"t1", "t4"}  # training videos that the tests move to a subset of their own
-TAUGHT = [Path("a_teacher.pth.tar")]  # never read by the data set
+TAUGHT = [Path("a_teacher.pth.tar")]  # never read by the dataset
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Data:
-    """The tiny data set with t1 and t4 in subset More, without annotations."""
+    """The tiny dataset with t1 and t4 in subset More, without annotations."""
     made = write_data(tmp_path)
     made.edit(lambda document: move(document, annotated=False))
     return made

@@ -31,7 +31,6 @@ from libs.core.config import dump_yaml, from_dict, load_config, to_dict
 from libs.core.errors import UserError
 from libs.datasets.annotations import load_annotations
 from libs.datasets.dataset import TalDataset
-from libs.datasets.features.packing import Stream, pack_stream
 from libs.datasets.features.store import FeatureStore
 from libs.engine.runs.checkpoint import changed_settings, load_checkpoint, load_weights
 from libs.engine.training.objective import DetectionObjective
@@ -212,37 +211,6 @@ def read_bundle(path: Path) -> None:
     if store.exists("feats"):
         check_store(store, "feats", oracle("h5", path))
     store.close()
-
-
-class Packed:
-    """A packed folder: its index changed as JSON, or a byte of anything."""
-
-    def __init__(self, folder: Path) -> None:
-        source = folder / "unpacked"
-        source.mkdir()
-        for i in range(3):
-            np.save(source / f"v{i}.npy", FEATS + i)
-        stream = Stream("features", FeatureStore(str(source)), "")
-        pack_stream(stream, {"training": ["v0", "v1", "v2"]}, folder / "pack", "float32", 10**9, False, lambda line: None)
-        self.files = {p.name: p.read_bytes() for p in (folder / "pack").iterdir()}
-        self.make_index = documents("index.json", json.loads(self.files["index.json"]), json_bytes)
-
-    def make(self, rng: Random, folder: Path) -> Path:
-        for name, data in self.files.items():
-            (folder / name).write_bytes(data)
-        if rng.random() < 0.7:
-            self.make_index(rng, folder)
-        else:
-            shard = next(name for name in self.files if name != "index.json")
-            (folder / shard).write_bytes(edited(rng, self.files[shard], True))
-        return folder / "index.json"
-
-    def read(self, path: Path) -> None:
-        store = FeatureStore(str(path.parent))
-        for video in ("v0", "v1", "v2"):
-            if store.exists(video):
-                check_store(store, video, None)
-        store.close()
 
 
 # ---- predictions
@@ -446,7 +414,6 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         "annotations": of(Annotations),
         **{f"features {kind}": (lambda kind=kind: features(kind)) for kind in ("npy", "npz", "h5", "pt")},
         "features one h5": lambda: Target(bundle, read_bundle),
-        "features packed": of(Packed),
         "predictions json": lambda: Target(documents("p.json", PREDICTED, json_bytes), read_detections),
         "predictions csv": lambda: Target(csv_predictions, read_detections),
         "predictions pickle": lambda: Target(pickled("p.pkl", PUBLISHED), read_detections),

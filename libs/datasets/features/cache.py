@@ -1,4 +1,4 @@
-"""Features of all videos of a data set in memory, each read once (loader.cache: ram or device).
+"""Features of all videos of a dataset in memory, each read once (loader.cache: ram or device).
 
 In main memory they are one shared block: reading processes that are forked later see it and hold no copy.  On a GPU every video
 is a tensor there, and a batch is cut and padded without touching the host.

@@ -76,12 +76,12 @@ def open_npz(path: str, key: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def open_hdf5_file(path: str, key: str) -> Iterator[Any]:
-    """The data set of a file that belongs to one video: `feats`, else `key`, else the only one there is."""
+    """The dataset of a file that belongs to one video: `feats`, else `key`, else the only one there is."""
     with hdf5_file(path) as file:
         names = [name for name in (NPZ_KEY, key) if file.get(name, getlink=True) is not None]
         names = names or (list(file) if len(file) == 1 else [])
         if not names:
-            raise WrongKey(f"holds {_listed(file)}; a file per video needs a data set named {NPZ_KEY!r}, or only one")
+            raise WrongKey(f"holds {_listed(file)}; a file per video needs a dataset named {NPZ_KEY!r}, or only one")
         yield hdf5_dataset(file, names[0])
 
 
@@ -103,17 +103,20 @@ OPENERS = {".npy": open_npy, ".npz": open_npz, ".h5": open_hdf5_file, ".hdf5": o
 
 
 def hdf5_file(path: str) -> Any:
-    """An open, read-only h5py.File; ValueError without h5py."""
+    """An open, read-only h5py.File; ValueError without h5py.
+
+    Not locked: network file systems may have no locks, and a lock would be shared with forked data-loader workers.
+    """
     try:
         import h5py
     except ImportError as error:
         raise ValueError("h5py is not installed: pip install h5py") from error
     refuse_special(path, "feature file")
-    return h5py.File(path, "r")
+    return h5py.File(path, "r", locking=False)
 
 
 def hdf5_dataset(file: Any, key: str) -> Any:
-    """Data set `key` of an open file.
+    """Dataset `key` of an open file.
 
     WrongKey if it is a group, lies behind a link, or keeps its values in other files; ValueError if it claims more values than
     its bytes can unpack to.
@@ -123,27 +126,25 @@ def hdf5_dataset(file: Any, key: str) -> Any:
     group, parts = file, [part for part in key.split("/") if part]
     for part in parts:  # a link may lead to any file of this machine
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise WrongKey(f"{key!r} is not stored in the file itself but behind a link; store the data set under that name")
+            raise WrongKey(f"{key!r} is not stored in the file itself but behind a link; store the dataset under that name")
         group = group[part]
     dataset = group
     if not isinstance(dataset, h5py.Dataset):
-        raise WrongKey(f"{key!r} is a group with {_listed(dataset)}; a data set of shape (T, C) is needed there")
+        raise WrongKey(f"{key!r} is a group with {_listed(dataset)}; a dataset of shape (T, C) is needed there")
     if dataset.shape is None:
-        raise WrongKey(f"{key!r} is an empty data set without a shape; a data set of shape (T, C) is needed there")
+        raise WrongKey(f"{key!r} is an empty dataset without a shape; a dataset of shape (T, C) is needed there")
     if dataset.is_virtual or dataset.external:
         raise WrongKey(f"{key!r} keeps its values in other files; copy them into this one")
     size, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if size > MAX_RATIO * stored or (dataset.chunks and math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK):
-        raise ValueError(f"the data set claims {size} bytes in pieces that its {stored} stored bytes cannot fill")
+        raise ValueError(f"the dataset claims {size} bytes in pieces that its {stored} stored bytes cannot fill")
     return dataset
 
 
 def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
     """out[...] = array[rows, columns] in float32, without a copy between where the format allows."""
-    if hasattr(array, "read_block"):  # a packed folder's
-        array.read_block(out, rows, columns)
-    elif hasattr(array, "read_direct") and out.flags.c_contiguous:
-        array.read_direct(out, (rows, columns))
+    if hasattr(array, "read_direct") and out.flags.c_contiguous and array.dtype == out.dtype:
+        array.read_direct(out, (rows, columns))  # HDF5 would convert other types too, but float16 three times slower than numpy
     else:
         with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes inf, which is refused later
             out[...] = array[rows, columns]

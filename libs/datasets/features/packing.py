@@ -1,67 +1,67 @@
-"""Write the features that a configuration reads as packed folders (`libs.datasets.features.packed`), one per stream.
+"""Write the features that a configuration reads into one HDF5 file per stream, which `FeatureStore` reads like any other.
 
-    OUT/features        dataset.feat_folder (OUT/features_0, OUT/features_1, ... when it lists several folders)
-    OUT/<modality>      a modality with a folder of its own
+    OUT/features.h5     dataset.feat_folder (OUT/features_0.h5, OUT/features_1.h5, ... when it lists several folders)
+    OUT/<modality>.h5   a modality with a folder of its own
 
-A shard appears under its name only when it is whole and has been read back; the index is written last.  A killed packing goes on
-with the next shard; a repeated one keeps the shards whose content and source files are unchanged.
+A file holds one contiguous little-endian dataset (T, C) per video, so that a crop is one range of bytes, with a checksum of its
+bytes (attribute `blake2b`) and the size and time of the file that it comes from (`source`).  The file appears under its name when
+it is whole and has been read back.  A stopped packing goes on with the next video; a repeated one copies what has not changed.
 """
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, FolderModality
 from libs.datasets.annotations import load_annotations
-from libs.datasets.features.packed import (
-    DTYPES,
-    FORMAT,
-    INDEX,
-    MARK_BYTES,
-    Entry,
-    Index,
-    Shard,
-    digest_of,
-    is_packed,
-    mark_block,
-    mark_of,
-    open_shard,
-    read_index,
-    read_range,
-)
+from libs.datasets.features.formats import READ_ERRORS, hdf5_file
 from libs.datasets.features.store import FeatureStore, Keys
 from libs.datasets.presets import get_preset
-from libs.utils.files.io import write_json_atomic
 
 Say = Callable[[str], None]
-UNFINISHED = ".unfinished-"
+DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+CHECKSUM, SOURCE = "blake2b", "source"  # attributes of every dataset
 LISTED = 10
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One folder of features and the folder it is packed into; prefix: before the video id in the names of both."""
+    """One folder of features and the name of the file it is packed into; prefix: before the video id in the names of both."""
 
     name: str
     store: FeatureStore
     prefix: str
     modality: FolderModality | None = None
 
+    def packed_in(self, out: Path) -> Path:
+        """The file in the folder `out`."""
+        return out / f"{self.name}.h5"
+
+
+class Planned(NamedTuple):
+    """A video to pack: its id, the shape and type it is stored in, and the state of its source file."""
+
+    video: str
+    shape: tuple[int, int]
+    dtype: np.dtype
+    source: str
+
 
 def stored_streams(config: Config) -> list[Stream]:
     """The folders that `config` may read, in order: those of dataset.feat_folder, then those of modalities.
 
-    Raises UserError for folders that do not exist, and for a modality whose name cannot be a folder's.
+    Raises UserError for folders that do not exist, and for a modality whose name cannot be a file's.
     """
     data, found = config.dataset, []
     folders = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,) if data.feat_folder else ()
@@ -74,7 +74,7 @@ def stored_streams(config: Config) -> list[Stream]:
         if not isinstance(entry, FolderModality):
             continue
         if not re.fullmatch(r"\w[\w.-]*", name) or name in [s.name for s in found]:
-            raise UserError(f"{config.source}: dataset.modalities: {name!r} is to be the name of a folder beside "
+            raise UserError(f"{config.source}: dataset.modalities: {name!r} is to be the name of a file beside "
                             f"{', '.join(s.name for s in found) or 'others'}; rename it, with letters, digits, _ - . only")
         store = FeatureStore(entry.folder, entry.file_prefix, entry.file_ext, entry.dim,
                              keys=Keys(f"dataset.modalities.{name}", "folder", "dim"))
@@ -96,180 +96,122 @@ def videos_of(config: Config, subsets: Sequence[str] | None) -> dict[str, list[s
     return {name: [v.id for v in annotations.videos.values() if v.subset == name] for name in dict.fromkeys(wanted)}
 
 
-def pack_stream(stream: Stream, videos: dict[str, list[str]], out: Path, dtype: str, shard_bytes: int, skip_missing: bool,
-                say: Say) -> Index:
-    """Pack one stream into the folder `out`; returns its index.  Subsets of an earlier packing that are not in `videos` stay.
+def pack_stream(stream: Stream, videos: Mapping[str, Sequence[str]], out: Path, dtype: str, skip_missing: bool, say: Say) -> int:
+    """Pack one stream into a file of the folder `out`; returns its number of videos.
 
-    Raises UserError for missing, damaged or non-finite features, values beyond float16, too little space, and a folder that
-    holds anything else.
+    videos: ids by subset.  Videos of an earlier packing that are not among them stay.
+    Raises UserError for missing, damaged or non-finite features, values beyond float16, too little space, and a file at that
+    place which is no pack.
     """
-    before = _earlier(out)
-    plan, channels = _plan(stream, videos, dtype, shard_bytes, skip_missing, say)
-    kept = Index(out, False, dtype, channels, (), {})
-    if before is not None and (rest := [s for s in before.shards if s.subset not in videos]):
-        if (before.dtype, before.channels) != (dtype, channels):
-            raise UserError(f"{out}: holds subset {rest[0].subset!r} as {before.dtype} with {before.channels} channels, not "
-                            f"{dtype} with {channels}; pack all subsets again (--split), or choose another --out")
-        number = {old: new for new, old in enumerate(i for i, s in enumerate(before.shards) if s.subset not in videos)}
-        kept = replace(kept, shards=tuple(rest), videos={name: entry._replace(shard=number[entry.shard]) for name, entry
-                                                         in before.videos.items() if entry.shard in number})
-    with _writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for leftover in out.glob(UNFINISHED + "*"):
-            leftover.unlink()
-        if before is None:  # a reader that meets a half-packed folder says so
-            _write_index(kept)
-        _check_space(out, plan, channels * DTYPES[dtype].itemsize)
-    index = kept
-    for file, subset, entries in plan:
-        shard, found = _shard(stream, out / file, subset, entries, dtype, channels, say)
-        places = {name: Entry(len(index.shards), offset, steps, digest) for name, (offset, steps, digest) in found.items()}
-        index = replace(index, shards=(*index.shards, shard), videos={**index.videos, **places})
-    index = replace(index, complete=True)
-    with _writing(out):
-        _write_index(index)
-        for stale in {s.file for s in before.shards} - {s.file for s in index.shards} if before else ():
-            (out / stale).unlink(missing_ok=True)
-    return index
+    path, unfinished = stream.packed_in(out), out / f".unfinished-{stream.name}.h5"
+    plan = _plan(stream, videos, dtype, skip_missing, say)
+    with _opened_pack(path) if path.exists() else contextlib.nullcontext({}) as before:
+        others = [name for name in _names(before) if name not in plan] if before else []
+        for name in others:
+            _check_alike(path, name, before[name], next(iter(plan.values())))
+        if before and all(_intact(before, name, planned) for name, planned in plan.items()):
+            say(f"{path}: nothing has changed")
+            return len(plan) + len(others)
+        with _writing(path):
+            out.mkdir(parents=True, exist_ok=True)
+            _check_space(out, plan, unfinished)
+        with _writing(path), _open_unfinished(unfinished) as file:
+            for name, planned in plan.items():
+                if _intact(file, name, planned):
+                    continue
+                kept = _intact(before, name, planned)
+                _write(file, name, before[name][...] if kept else _converted(stream.store, planned), planned.source)
+            for name in others:
+                _write(file, name, before[name][...], before[name].attrs[SOURCE])
+            for name in set(_names(file)) - {*plan, *others}:  # of an interrupted packing of other videos
+                del file[name]
+    if damaged := _damaged(unfinished):
+        raise UserError(f"{path}: {damaged[0]} was not read back as it was written; check the disk and run the command again")
+    os.replace(unfinished, path)
+    say(f"{path}: written, {path.stat().st_size / 2**20:.1f} MiB")
+    return len(plan) + len(others)
 
 
-def verify(folder: Path, names: Sequence[str] = ()) -> int:
-    """Read every video of a pack and compare its checksum; the number of videos.
+def verify(path: Path, names: Sequence[str] = ()) -> int:
+    """Read every video of a packed file and compare its checksum; the number of videos.
 
     names: videos (with their prefix) that must be in it.  Raises UserError listing what is damaged or missing.
     """
-    index = read_index(folder)
-    if not index.complete:
-        raise UserError(f"{folder / INDEX}: packing was not finished; run the command again without --verify")
-    if lacking := [name for name in names if name not in index.videos]:
-        raise UserError(f"{folder}: {len(lacking)} of {len(names)} videos are not in it ({', '.join(lacking[:LISTED])}); "
+    with _opened_pack(path) as file:
+        found = _names(file)
+    if lacking := sorted(set(names) - set(found)):
+        raise UserError(f"{path}: {len(lacking)} of {len(names)} videos are not in it ({', '.join(lacking[:LISTED])}); "
                         "pack again")
-    damaged = []
-    for number in range(len(index.shards)):
-        with open_shard(index, number) as file:
-            for name, entry in index.videos.items():
-                if entry.shard == number and _stored_digest(file, entry, index.row_bytes) != entry.digest:
-                    damaged.append(f"{name} in {index.shards[number].file}")
-    if damaged:
-        raise UserError(f"{folder}: {len(damaged)} of {len(index.videos)} videos differ from their checksum "
-                        f"({', '.join(damaged[:LISTED])}); delete those files and pack again, or copy them again")
-    return len(index.videos)
+    if damaged := _damaged(path):
+        raise UserError(f"{path}: {len(damaged)} of {len(found)} videos differ from their checksum "
+                        f"({', '.join(damaged[:LISTED])}); pack again, or copy the file again")
+    return len(found)
 
 
 def settings(config: Config, streams: Sequence[Stream], out: Path) -> dict[str, Any]:
-    """The keys of section dataset that read the packed folders."""
-    joined = [str(out / s.name) for s in streams if s.modality is None]
+    """The keys of section dataset that read the packed files."""
+    joined = [str(s.packed_in(out)) for s in streams if s.modality is None]
     keys: dict[str, Any] = {"feat_folder": joined if len(joined) > 1 else joined[0]} if joined else {}
-    own = {s.name: {**asdict(s.modality), "folder": str(out / s.name)} for s in streams if s.modality is not None}
+    own = {s.name: {**asdict(s.modality), "folder": str(s.packed_in(out))} for s in streams if s.modality is not None}
     return {**keys, "modalities": own} if own else keys
 
 
-Planned = tuple[str, str, dict[str, tuple[str, int]]]  # file, subset, name in the pack -> (video id, T)
-
-
-def _plan(stream: Stream, videos: dict[str, list[str]], dtype: str, shard_bytes: int, skip_missing: bool,
-          say: Say) -> tuple[list[Planned], int]:
-    """Which videos go into which shard, in file order, and the channels of all; headers only."""
-    plan: list[Planned] = []
-    width: tuple[int, str] | None = None
+def _plan(stream: Stream, videos: Mapping[str, Sequence[str]], dtype: str, skip_missing: bool, say: Say) -> dict[str, Planned]:
+    """Name in the pack -> what is to be stored, in file order; headers only."""
+    plan: dict[str, Planned] = {}
+    store = stream.store
     for subset, ids in videos.items():
-        present = [i for i in ids if stream.store.exists(i)]
-        if len(present) < len(ids):
-            lacking = [stream.store.path(i) for i in ids if not stream.store.exists(i)]
-            keys = stream.store.keys
-            message = (f"{keys.section}.{keys.folder}: {len(lacking)} of {len(ids)} videos of subset {subset} have no "
-                       f"features: {', '.join(lacking[:LISTED])}{', ...' if len(lacking) > LISTED else ''}")
-            if not skip_missing or not present:
+        lacking = [store.path(i) for i in ids if not store.exists(i)]
+        if lacking:
+            message = (f"{store.keys.section}.{store.keys.folder}: {len(lacking)} of {len(ids)} videos of subset {subset} have "
+                       f"no features: {', '.join(lacking[:LISTED])}{', ...' if len(lacking) > LISTED else ''}")
+            if not skip_missing or len(lacking) == len(ids):
                 raise UserError(f"{message}; correct the folder, or set dataset.missing: skip to leave them out")
             say(f"note: {message}; they are left out")
-        size, number, name = 0, -1, re.sub(r"[^\w.-]", "_", subset)
-        for i in present:
-            steps, channels = stream.store.shape(i)
-            width = width or (channels, i)
-            if channels != width[0]:
-                raise UserError(f"{stream.store.path(i)}: has {channels} channels, but {stream.store.path(width[1])} has "
-                                f"{width[0]}; one pack holds features of one width")
-            needed = steps * channels * DTYPES[dtype].itemsize
-            if number < 0 or size + needed > shard_bytes:
-                size, number = 0, number + 1
-                plan.append((f"{name}-{number:05d}.h5", subset, {}))
-            plan[-1][2][stream.prefix + i] = (i, steps)
-            size += needed
-    files = [file for file, _, _ in plan]
-    if twice := [file for file in files if files.count(file) > 1]:
-        raise UserError(f"two subsets would both be packed as {twice[0]}; rename one of {', '.join(videos)}")
-    return plan, width[0] if width else 0
+        for i in ids:
+            if store.exists(i):
+                plan[stream.prefix + i] = Planned(i, store.shape(i), DTYPES[dtype], _source(store, i))
+    first = next(iter(plan.values()))
+    for planned in plan.values():
+        if planned.shape[1] != first.shape[1]:
+            raise UserError(f"{store.path(planned.video)}: has {planned.shape[1]} channels, but {store.path(first.video)} has "
+                            f"{first.shape[1]}; one pack holds features of one width")
+    return plan
 
 
-def _shard(stream: Stream, path: Path, subset: str, entries: dict[str, tuple[str, int]], dtype: str, channels: int,
-           say: Say) -> tuple[Shard, dict[str, tuple[int, int, str]]]:
-    """The shard at `path`, and name -> (offset, T, digest): as it lies there, or written now."""
-    sources = {name: _source(stream.store, video) for name, (video, _) in entries.items()}
-    found = _reusable(path, entries, sources, dtype, channels)
-    what = "kept"
-    if found is None:
-        with _writing(path):
-            found, what = _write_shard(stream, path, entries, sources, dtype, channels), "written"
-    size = path.stat().st_size
-    say(f"{path}: {what}, {len(entries)} videos, {size / 2**20:.1f} MiB")
-    return Shard(path.name, size, mark_of([digest for _, _, digest in found.values()]), subset), found
+def _check_alike(path: Path, name: str, packed: Any, planned: Planned) -> None:
+    if (packed.dtype, packed.shape[1]) != (planned.dtype, planned.shape[1]):
+        raise UserError(f"{path}: holds {name!r} as {packed.dtype} with {packed.shape[1]} channels, not {planned.dtype} with "
+                        f"{planned.shape[1]}; pack all subsets again (--split), or choose another --out")
 
 
-def _write_shard(stream: Stream, path: Path, entries: dict[str, tuple[str, int]], sources: dict[str, str], dtype: str,
-                 channels: int) -> dict[str, tuple[int, int, str]]:
-    import h5py  # late, as in libs.datasets.features.formats
-
-    temporary, found = path.with_name(UNFINISHED + path.name), {}
-    try:
-        with h5py.File(temporary, "w", libver="latest", userblock_size=MARK_BYTES) as file:
-            for name, (video, steps) in entries.items():
-                rows = _converted(stream.store, video, dtype)
-                if rows.shape != (steps, channels):
-                    raise UserError(f"{stream.store.path(video)}: was replaced while it was packed; run the command again")
-                data = file.create_dataset(name, rows.shape, rows.dtype, rows)
-                data.attrs["blake2b"], data.attrs["source"] = digest_of(rows), sources[name]
-            file.flush()
-            found = {name: (file[name].id.get_offset(), len(file[name]), file[name].attrs["blake2b"]) for name in entries}
-        with open(temporary, "r+b", buffering=0) as raw:
-            raw.write(mark_block(mark_of([digest for _, _, digest in found.values()])))
-            os.fsync(raw.fileno())
-            row = channels * DTYPES[dtype].itemsize
-            for name, (offset, steps, digest) in found.items():
-                if _stored_digest(raw, Entry(0, offset, steps, digest), row) != digest:
-                    raise UserError(f"{path}: {name} was not read back as it was written; check the disk and run the command "
-                                    "again")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return found
+def _write(file: Any, name: str, rows: np.ndarray, source: str) -> None:
+    if name in file:
+        del file[name]
+    data = file.create_dataset(name, data=rows)
+    data.attrs[SOURCE], data.attrs[CHECKSUM] = source, _checksum(rows)
+    file.flush()  # a packing that is killed goes on behind this video
 
 
-def _reusable(path: Path, entries: dict[str, tuple[str, int]], sources: dict[str, str], dtype: str,
-              channels: int) -> dict[str, tuple[int, int, str]] | None:
-    """What a finished shard holds, if it is what would be written now; else None.  Its bytes are compared with its checksums."""
-    import h5py
+def _intact(file: Any, name: str, planned: Planned) -> bool:
+    """Whether a video is stored as planned, from the same source, and agrees with its checksum."""
+    with contextlib.suppress(*READ_ERRORS):
+        data = file[name]
+        return (data.shape, data.dtype, data.attrs[SOURCE]) == planned[1:] and _checksum(data[...]) == data.attrs[CHECKSUM]
+    return False
 
-    if not path.is_file():
-        return None
-    try:
-        with h5py.File(path, "r") as file:
-            if list(file.keys()) != sorted(entries) and sorted(_names(file)) != sorted(entries):
-                return None
-            found = {}
-            for name, (_, steps) in entries.items():
-                data = file[name]
-                if data.shape != (steps, channels) or data.dtype != DTYPES[dtype] or data.attrs["source"] != sources[name]:
-                    return None
-                found[name] = (data.id.get_offset(), steps, str(data.attrs["blake2b"]))
-        row = channels * DTYPES[dtype].itemsize
-        with open(path, "rb", buffering=0) as raw:
-            if raw.read(MARK_BYTES) != mark_block(mark_of([digest for _, _, digest in found.values()])):
-                return None
-            if any(_stored_digest(raw, Entry(0, o, n, d), row) != d for o, n, d in found.values()):
-                return None
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, EOFError):
-        return None
-    return found
+
+def _damaged(path: Path) -> list[str]:
+    """The videos of a file that do not agree with their checksums."""
+    damaged = []
+    with hdf5_file(str(path)) as file:
+        for name in _names(file):
+            try:
+                if _checksum(file[name][...]) != file[name].attrs[CHECKSUM]:
+                    damaged.append(name)
+            except READ_ERRORS:
+                damaged.append(name)
+    return damaged
 
 
 def _names(file: Any) -> list[str]:
@@ -278,53 +220,65 @@ def _names(file: Any) -> list[str]:
     return names
 
 
-def _converted(store: FeatureStore, video: str, dtype: str) -> np.ndarray:
-    rows = store.read(video)
-    if dtype == "float32":
-        return rows
-    largest = float(np.abs(rows).max())
-    if largest > np.finfo(np.float16).max:
-        raise UserError(f"{store.path(video)}: holds {largest:g}, beyond float16's {np.finfo(np.float16).max:g}; use "
-                        "--dtype float32")
-    return rows.astype(DTYPES[dtype])
+def _checksum(rows: np.ndarray) -> str:
+    """Of the bytes: blake2b, 128 bits, hexadecimal."""
+    return hashlib.blake2b(np.ascontiguousarray(rows).view(np.uint8).data, digest_size=16).hexdigest()
+
+
+def _converted(store: FeatureStore, planned: Planned) -> np.ndarray:
+    rows = store.read(planned.video)
+    if rows.shape != planned.shape:
+        raise UserError(f"{store.path(planned.video)}: was replaced while it was packed; run the command again")
+    largest, limit = float(np.abs(rows).max()), np.finfo(planned.dtype).max
+    if largest > limit:
+        raise UserError(f"{store.path(planned.video)}: holds {largest:g}, beyond float16's {limit:g}; use --dtype float32")
+    return rows.astype(planned.dtype)
 
 
 def _source(store: FeatureStore, video: str) -> str:
-    """Size and time of the file that a video comes from: when they change, its shard is written again."""
+    """Size and time of the file that a video comes from: when they change, it is packed again."""
     path = store.path(video)
-    if not os.path.isfile(path):  # a data set in an .h5 file, or in another pack
-        path = os.path.join(store.folders[0], INDEX) if is_packed(store.folders[0]) else store.folders[0]
-    info = os.stat(path)
+    info = os.stat(path if os.path.isfile(path) else store.folders[0])  # a dataset in an .h5 file is no file of its own
     return f"{info.st_size} bytes, {info.st_mtime_ns} ns"
 
 
-def _stored_digest(file: Any, entry: Entry, row_bytes: int) -> str:
-    rows = np.empty(entry.steps * row_bytes, np.uint8)
+@contextlib.contextmanager
+def _opened_pack(path: Path) -> Iterator[Any]:
+    """A finished pack; UserError when the file does not exist or is something else."""
+    if not path.exists():
+        raise UserError(f"{path}: no such packed file; run the command without --verify")
     try:
-        read_range(file, rows, entry.offset)
-    except (OSError, EOFError) as error:
-        raise UserError(f"{file.name}: cannot be read ({error}); check the disk, or copy the file again") from error
-    return digest_of(rows)
+        file = hdf5_file(str(path))
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: exists and is no packed file ({error}); choose another --out") from error
+    with file:
+        if any(CHECKSUM not in file[name].attrs for name in _names(file)):
+            raise UserError(f"{path}: exists and is no packed file (it has no checksums); choose another --out")
+        yield file
 
 
-def _earlier(out: Path) -> Index | None:
-    """The index of an earlier packing into `out`; UserError when the folder is something else."""
-    if is_packed(out):
-        return read_index(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is no packed folder; choose another --out")
-    return None
+@contextlib.contextmanager
+def _open_unfinished(path: Path) -> Iterator[Any]:
+    """The file to write to: what a stopped packing left, if it can be read, else a new one; on the disk when it is closed."""
+    import h5py  # late, as in libs.datasets.features.formats
+
+    try:
+        if path.exists():
+            with h5py.File(path, "r+", locking="best-effort") as file:
+                _names(file)
+    except BlockingIOError as error:
+        raise UserError(f"{path}: another command is packing into it; wait until it ends") from error
+    except READ_ERRORS:
+        path.unlink()
+    with h5py.File(path, "a", locking="best-effort") as file:
+        yield file
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
-def _write_index(index: Index) -> None:
-    write_json_atomic(index.folder / INDEX, {
-        "format": FORMAT, "complete": index.complete, "dtype": index.dtype, "channels": index.channels,
-        "shards": [asdict(s) for s in index.shards], "videos": {name: list(entry) for name, entry in index.videos.items()}},
-        indent=None)
-
-
-def _check_space(out: Path, plan: list[Planned], row_bytes: int) -> None:
-    needed = sum(steps * row_bytes for file, _, entries in plan if not (out / file).exists() for _, steps in entries.values())
+def _check_space(out: Path, plan: Mapping[str, Planned], unfinished: Path) -> None:
+    needed = sum(p.shape[0] * p.shape[1] * p.dtype.itemsize for p in plan.values())
+    needed -= unfinished.stat().st_size if unfinished.exists() else 0
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{out}: the pack needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free; choose another "

@@ -1,7 +1,7 @@
 """Feature files -> float32 arrays (T, C): finds, checks and reads the window and the channels that are asked for.
 
-A `FeatureStore` covers one or several folders (or .h5 files that hold a data set per video, or packed folders); several are
-joined along channels.  The name of a file, or of a data set, is prefix + video id (+ extension).
+A `FeatureStore` covers one or several folders, or .h5 files that hold a dataset per video; several are joined along channels.
+The name of a file, or of a dataset, is prefix + video id (+ extension).
 """
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from libs.datasets.features.formats import (
     hdf5_file,
     read_into,
 )
-from libs.datasets.features.packed import PackedFolder, is_packed
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -55,7 +54,7 @@ class _Piece:
 class FeatureStore:
     """Features of many videos; picklable, and safe to use in forked workers.
 
-    folders: a folder, an .h5/.hdf5 file, a folder of tools/pack_features.py, or several of them; prefix, extension: around the
+    folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the
     video id; width: channels expected over all folders together (None: not checked); narrower: other widths that are accepted
     too; keys: what messages call these settings.
     Raises UserError if a folder does not exist or the extension is not known.
@@ -66,13 +65,12 @@ class FeatureStore:
         self.folders = (folders,) if isinstance(folders, str) else tuple(folders)
         self.prefix, self.extension, self.keys = prefix or "", extension or "", keys
         self.width, self.narrower = width, tuple(narrower)
-        self._handles: dict[str, tuple[int, Any]] = {}
+        self._handles: dict[str, tuple[int, Any]] = {}  # by path: the process that opened it, the file
         if not self.folders or not all(self.folders):
             raise UserError(f"{keys.section}.{keys.folder}: {folders!r} names no folder; give the folder of the feature files")
         self._bundles = tuple(_is_bundle(folder, keys) for folder in self.folders)
-        self._packs = {folder: PackedFolder(folder) for folder in self.folders if is_packed(folder)}
-        self._many = tuple(b or folder in self._packs for b, folder in zip(self._bundles, self.folders, strict=True))
-        if not all(self._many) and format_of(self.extension) is None:
+        self._format = format_of(self.extension) or ""
+        if not all(self._bundles) and not self._format:
             raise UserError(f"{keys.section}.file_ext: {extension!r} is not a known format; use one of {', '.join(OPENERS)}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,21 +80,17 @@ class FeatureStore:
         """Close the files that are kept open (they open again when needed)."""
         for _, file in self._handles.values():
             file.close()
-        for pack in self._packs.values():
-            pack.close()
         self._handles = {}
 
     def path(self, video_id: str, folder: int = 0) -> str:
-        """Where folder number `folder` keeps the video (in an .h5 file or a packed folder: that and the key)."""
+        """Where folder number `folder` keeps the video (in an .h5 file: that and the dataset)."""
         root, name = self.folders[folder], self.prefix + video_id
-        return f"{root}[{name}]" if self._many[folder] else os.path.join(root, name + self.extension)
+        return f"{root}[{name}]" if self._bundles[folder] else os.path.join(root, name + self.extension)
 
     def missing_path(self, video_id: str) -> str | None:
         """The first path where the video's features should be but are not, or None."""
         for i, root in enumerate(self.folders):
-            if root in self._packs:
-                found = self.prefix + video_id in self._packs[root]
-            elif self._bundles[i]:
+            if self._bundles[i]:
                 with _reported(root, self.keys):
                     found = self.prefix + video_id in self._bundle(root)
             else:
@@ -155,16 +149,14 @@ class FeatureStore:
         with contextlib.ExitStack() as stack:
             with _reported(path, self.keys):
                 key = self.prefix + video_id
-                source = self._packs.get(root) or (self._bundle(root) if self._bundles[folder] else None)
-                if source is not None and key not in source:
-                    raise WrongKey(f"there is no data set {key!r} in the file; check {self.keys.section}.file_prefix "
-                                   "and the video ids")
-                if root in self._packs:
-                    array = source.open(key)
-                elif source is not None:
+                if self._bundles[folder]:
+                    source = self._bundle(root)
+                    if key not in source:
+                        raise WrongKey(f"there is no dataset {key!r} in the file; check {self.keys.section}.file_prefix and the "
+                                       "video ids")
                     array = hdf5_dataset(source, key)
                 else:
-                    array = stack.enter_context(OPENERS[format_of(self.extension)](path, key))
+                    array = stack.enter_context(OPENERS[self._format](path, key))
             if len(array.shape) != 2:
                 raise UserError(f"{path}: has shape {tuple(array.shape)}; feature files need two dimensions, (T, C)")
             if array.shape[0] > MAX_VECTORS:
@@ -217,6 +209,7 @@ class FeatureStore:
 
 def _is_bundle(folder: str, keys: Keys) -> bool:
     if os.path.isdir(folder):
+        _refuse_old_pack(folder, keys)
         return False
     if not os.path.exists(folder):
         raise UserError(f"{folder}: no such feature folder; check {keys.section}.{keys.folder}")
@@ -224,6 +217,16 @@ def _is_bundle(folder: str, keys: Keys) -> bool:
         raise UserError(f"{folder}: is a file; {keys.section}.{keys.folder} names a folder or one "
                         f"{' or '.join(HDF5_EXTENSIONS)} file")
     return True
+
+
+def _refuse_old_pack(folder: str, keys: Keys) -> None:
+    """UserError for a folder that an older tools/pack_features.py wrote: index.json and the .h5 files that it describes."""
+    index = os.path.join(folder, "index.json")
+    if os.path.isfile(index):
+        with open(index, "rb") as file:
+            if b'"packed features' in file.read(100):
+                raise UserError(f"{index}: packed by an older version; pack again with tools/pack_features.py, and set "
+                                f"{keys.section}.{keys.folder} to the .h5 file that it writes")
 
 
 def _pieces(widths: Sequence[int], channels: Ranges) -> list[_Piece]:

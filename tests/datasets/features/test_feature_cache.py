@@ -121,7 +121,7 @@ def test_every_file_is_read_once(data, tmp_path, monkeypatch, workers, cache):
     for one, other in zip(found, want, strict=True):
         assert_same(one, other)
     dataset.keep()
-    training_loader(dataset, config)  # a second loader of the same data set finds them kept
+    training_loader(dataset, config)  # a second loader of the same dataset finds them kept
     assert len(reads) == len(TRAINING)
     assert {s.video_id for b in batches(inference_loader(dataset, config)) for s in b.samples} == set(TRAINING)
 

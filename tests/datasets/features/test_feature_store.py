@@ -39,9 +39,8 @@ def save(folder, kind, feats, name="v1"):
         return str(folder / "all.h5"), None, None
     elif kind == "packed":
         np.save(folder / f"{name}.npy", feats)
-        pack_stream(Stream("features", FeatureStore(str(folder)), ""), {"training": [name]}, folder / "packed", "float32", 10**9,
-                    False, lambda line: None)
-        return str(folder / "packed"), None, None
+        pack_stream(Stream("features", FeatureStore(str(folder)), ""), {"training": [name]}, folder, "float32", False, print)
+        return str(folder / "features.h5"), None, None
     elif kind == ".pt":
         torch.save(torch.from_numpy(feats), folder / f"{name}.pt")
     elif kind == "pt dict":
@@ -192,7 +191,7 @@ def test_messages_use_the_keys_of_the_stream(tmp_path):
     with pytest.raises(UserError, match=r"is a file; dataset\.modalities\.audio\.folder names"):
         FeatureStore(str(tmp_path / "v1.npy"), keys=keys)
     save(tmp_path, "bundle", FEATS)
-    with pytest.raises(UserError, match=r"no data set 'v9'.*check dataset\.modalities\.audio\.file_prefix"):
+    with pytest.raises(UserError, match=r"no dataset 'v9'.*check dataset\.modalities\.audio\.file_prefix"):
         FeatureStore(str(tmp_path / "all.h5"), keys=keys).read("v9")
 
 
@@ -245,7 +244,7 @@ def test_wrong_keys_say_what_is_there(tmp_path):
         file["v1/rgb"] = FEATS
     with pytest.raises(UserError, match="group with rgb"):
         FeatureStore(str(tmp_path / "all.h5")).read("v1")
-    with pytest.raises(UserError, match="no data set 'v9'"):
+    with pytest.raises(UserError, match="no dataset 'v9'"):
         FeatureStore(str(tmp_path / "all.h5")).read("v9")
 
 

@@ -1,22 +1,25 @@
 """Packed features: the same samples and the same training as from separate files, and nothing wrong after a kill or damage."""
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import VALIDATION, item, one_error, run_script, write_config, write_data
+from helpers import TRAINING, VALIDATION, item, one_error, run_script, write_config, write_data
 
 import tools.pack_features as script
 import train
 from libs.core.config import load_config
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.features import packed, packing
+from libs.datasets.features import packing
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.loader import batches, training_loader
 from libs.engine.runs.checkpoint import load_checkpoint
@@ -57,10 +60,10 @@ def pack(config, out, *more, capsys):
 def test_samples_of_every_stream_are_bit_identical(tmp_path, data, capsys):
     path = write_config(tmp_path / "x.yaml", data, **several_streams(data, tmp_path))
     settings = pack(path, tmp_path / "packed", capsys=capsys)
-    assert sorted(p.name for p in (tmp_path / "packed").iterdir()) == ["audio", "features_0", "features_1"]
+    assert sorted(p.name for p in (tmp_path / "packed").iterdir()) == ["audio.h5", "features_0.h5", "features_1.h5"]
     for extra in ([], ["dataset.downsample_rate=2"], ["model.modalities=[flow]"]):
         one, other = load_config(path, extra), load_config(path, [*settings, *extra])
-        assert other.dataset.modalities["audio"].folder == str(tmp_path / "packed" / "audio")
+        assert other.dataset.modalities["audio"].folder == str(tmp_path / "packed" / "audio.h5")
         for split, training in (("training", True), ("validation", False)):
             plain, packs = TalDataset(one, split, training), TalDataset(other, split, training)
             assert [v.id for v in plain.videos] == [v.id for v in packs.videos]
@@ -86,83 +89,110 @@ def test_training_is_bit_identical(tmp_path, data, capsys, monkeypatch):
     assert all(torch.equal(value, other.weights_ema[name]) for name, value in one.weights_ema.items())
 
 
-def test_reading_in_several_processes(tmp_path, data, capsys):
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_an_open_file_survives_into_other_processes(tmp_path, data, capsys, context):
+    """A data-loader worker opens the file itself: a handle that it inherits shares its position in the file with the parent."""
+    path = write_config(tmp_path / "x.yaml", data)
+    pack(path, tmp_path / "packed", capsys=capsys)
+    store = FeatureStore(str(tmp_path / "packed" / "features.h5"), width=6)
+    want = [store.read(v) for v in VALIDATION]  # opens it here
+    with ProcessPoolExecutor(2, multiprocessing.get_context(context)) as pool:
+        found = list(pool.map(store.read, [*VALIDATION] * 4))
+    assert all(np.array_equal(a, b) for a, b in zip(want * 4, found, strict=True))
+    assert np.array_equal(store.read("v1"), np.load(data.features / "v1.npy"))
+
+
+def test_reading_in_data_loader_workers(tmp_path, data, capsys):
     path = write_config(tmp_path / "x.yaml", data, loader={"num_workers": 2})
-    settings = pack(path, tmp_path / "packed", "--shard-gb", "1e-6", capsys=capsys)
+    settings = pack(path, tmp_path / "packed", capsys=capsys)
     want, got = ([b.feats for b in batches(training_loader(TalDataset(c, "training", True), c)[0])]
                  for c in (load_config(path), load_config(path, settings)))
     assert len(want) == len(got) == 3
     assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
 
 
-def test_index_answers_without_opening_a_shard(tmp_path, data, capsys, monkeypatch):
+def test_any_program_reads_the_file_also_while_it_is_read_here(tmp_path, data, capsys):
     path = write_config(tmp_path / "x.yaml", data)
-    pack(path, tmp_path / "packed", capsys=capsys)
-    opened = []
-    real = packed.open_shard
-    monkeypatch.setattr(packed, "open_shard", lambda index, number: opened.append(number) or real(index, number))
-    store = FeatureStore(str(tmp_path / "packed" / "features"), width=6)
-    assert [store.length(v) for v in VALIDATION] == [len(np.load(data.features / f"{v}.npy")) for v in VALIDATION]
-    assert not store.exists("t9")
-    assert opened == []
-    for video in ("v0", "v1", "v0"):
-        store.read(video, slice(1, 3))
-    assert opened == [1]  # one file for all videos of the subset
-    with h5py.File(tmp_path / "packed" / "features" / "validation-00000.h5") as file:  # any other program reads it too
-        assert np.array_equal(file["v1"][...], np.load(data.features / "v1.npy"))
-        assert file["v1"].chunks is None
+    pack(path, tmp_path / "p", capsys=capsys)
+    store = FeatureStore(str(tmp_path / "p" / "features.h5"))
+    store.read("v1")
+    command = ("import h5py, sys; f = h5py.File(sys.argv[1], 'r+')  # locks the file for itself\n"
+               "assert f['v1'].chunks is None and f['v1'].dtype == '<f4', f['v1']")
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "p" / "features.h5")], check=True)
+    assert np.array_equal(store.read("v1", slice(3, 40, 3)), np.load(data.features / "v1.npy")[3:40:3])
 
 
-def test_stopped_packing_goes_on_and_ends_in_the_same_bytes(tmp_path, data, capsys, monkeypatch):
-    path = write_config(tmp_path / "x.yaml", data)
-    pack(path, tmp_path / "whole", "--shard-gb", "1e-6", capsys=capsys)
-    read, count = FeatureStore.read, []
+def interrupted(capsys, monkeypatch, config, out, video):
+    """Pack until the video is read, which is interrupted."""
+    read = FeatureStore.read
 
-    def stopping(self, video, *args, **kwargs):
-        count.append(video)
-        if len(count) == 4:
+    def stopping(self, name, *args, **kwargs):
+        if name == video:
             raise KeyboardInterrupt
-        return read(self, video, *args, **kwargs)
-    monkeypatch.setattr(FeatureStore, "read", stopping)
-    code, _, _ = packing_run(capsys, path, tmp_path / "b", "--shard-gb", "1e-6")
-    assert code == 130
-    folder = tmp_path / "b" / "features"
-    with pytest.raises(UserError, match=r"b/features/index.json: packing was not finished; run tools/pack_features.py again"):
-        FeatureStore(str(folder))
-    (folder / ".unfinished-training-00003.h5").write_bytes(b"a kill in the middle of writing leaves this")
-    done = {p.name: p.stat().st_mtime_ns for p in folder.glob("training*.h5")}
-    assert len(done) == 3
-    count += [""] * 5
-    pack(path, tmp_path / "b", "--shard-gb", "1e-6", capsys=capsys)
-    assert {name: (folder / name).stat().st_mtime_ns for name in done} == done
-    assert (folder / "index.json").read_bytes() == (tmp_path / "whole" / "features" / "index.json").read_bytes()
-    assert not list(folder.glob(".unfinished*"))
-    assert count[9:] == count[3:4] + ["t4", "t5", "v0", "v1", "v2"]  # nothing finished is read again
+        return read(self, name, *args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureStore, "read", stopping)
+        assert packing_run(capsys, config, out)[0] == 130
 
 
-def test_changed_sources_and_later_subsets(tmp_path, data, capsys):
-    path, out = write_config(tmp_path / "x.yaml", data), tmp_path / "p" / "features"
+def counted(monkeypatch):
+    """The videos that are read from now on."""
+    read, names = FeatureStore.read, []
+    monkeypatch.setattr(FeatureStore, "read", lambda self, name, *a, **k: names.append(name) or read(self, name, *a, **k))
+    return names
+
+
+def test_stopped_packing_goes_on(tmp_path, data, capsys, monkeypatch):
+    path = write_config(tmp_path / "x.yaml", data)
+    interrupted(capsys, monkeypatch, path, tmp_path / "p", "t3")
+    assert [p.name for p in (tmp_path / "p").iterdir()] == [".unfinished-features.h5"]  # a reader cannot meet half a pack
+    read = counted(monkeypatch)
+    pack(path, tmp_path / "p", capsys=capsys)
+    assert read == ["t3", "t4", "t5", "v0", "v1", "v2"]
+    assert packing.verify(tmp_path / "p" / "features.h5", ["t0", "v2"]) == 9
+    assert [p.name for p in (tmp_path / "p").iterdir()] == ["features.h5"]
+
+
+@pytest.mark.parametrize("cut", [0, 100, 1500, 3000])
+def test_what_a_kill_leaves_is_not_trusted(tmp_path, data, capsys, monkeypatch, cut):
+    """Cut short, or with a flipped bit: what cannot be read or differs from its checksum is packed again."""
+    path, left = write_config(tmp_path / "x.yaml", data), tmp_path / "p" / ".unfinished-features.h5"
+    interrupted(capsys, monkeypatch, path, tmp_path / "p", "t3")
+    content = bytearray(left.read_bytes())
+    content[-cut or len(content):] = b""
+    content[len(content) // 2] ^= 1
+    left.write_bytes(content)
+    pack(path, tmp_path / "p", capsys=capsys)
+    store = FeatureStore(str(tmp_path / "p" / "features.h5"))
+    for video in [*TRAINING, *VALIDATION]:
+        assert np.array_equal(store.read(video), np.load(data.features / f"{video}.npy"))
+
+
+def test_changed_sources_and_later_subsets(tmp_path, data, capsys, monkeypatch):
+    path, out = write_config(tmp_path / "x.yaml", data), tmp_path / "p" / "features.h5"
+    read = counted(monkeypatch)
     pack(path, tmp_path / "p", "--split", "validation", capsys=capsys)
-    before = (out / "validation-00000.h5").stat().st_mtime_ns
-    pack(path, tmp_path / "p", "--split", "Training", "--shard-gb", "2e-6", capsys=capsys)
-    assert (out / "validation-00000.h5").stat().st_mtime_ns == before
-    assert len(packed.read_index(out).videos) == 9
-    shards = len(list(out.glob("*.h5")))
+    pack(path, tmp_path / "p", "--split", "Training", capsys=capsys)
+    assert read == [*VALIDATION, *TRAINING]  # none twice
+    assert packing.verify(out, [*VALIDATION, *TRAINING]) == 9
+    before = out.stat().st_mtime_ns
+    pack(path, tmp_path / "p", capsys=capsys)
+    assert out.stat().st_mtime_ns == before
     np.save(data.features / "t2.npy", np.load(data.features / "t2.npy") + 1)
     pack(path, tmp_path / "p", capsys=capsys)
-    assert len(list(out.glob("*.h5"))) == 2 < shards  # the small files of before are gone
+    assert read[9:] == ["t2"]
     for video in ("t2", "v1"):
         assert np.array_equal(FeatureStore(str(out)).read(video), np.load(data.features / f"{video}.npy"))
     code, _, err = packing_run(capsys, path, tmp_path / "p", "--split", "training", "--dtype", "float16")
-    assert "holds subset 'validation' as float32 with 6 channels, not float16" in one_error(code, err)
+    assert "holds 'v0' as float32 with 6 channels, not float16" in one_error(code, err)
 
 
 def test_float16_halves_the_size_and_rounds_once(tmp_path, data, capsys):
     path = write_config(tmp_path / "x.yaml", data)
     pack(path, tmp_path / "p", "--dtype", "float16", capsys=capsys)
     feats = np.load(data.features / "v1.npy")
-    store = FeatureStore(str(tmp_path / "p" / "features"), width=6)
-    for rows, channels in ((None, None), (slice(3, 40, 3), ((4, 6), (0, 1)))):
+    store = FeatureStore(str(tmp_path / "p" / "features.h5"), width=6)
+    for rows, channels in ((None, None), (slice(3, 40), None), (slice(3, 40, 3), ((4, 6), (0, 1)))):
         columns = [c for low, high in channels or ((0, 6),) for c in range(low, high)]
         want = feats.astype(np.float16).astype(np.float32)[rows or slice(None)][:, columns]
         assert np.array_equal(store.read("v1", rows, channels), want)
@@ -172,62 +202,41 @@ def test_float16_halves_the_size_and_rounds_once(tmp_path, data, capsys):
     assert "v1.npy: holds 70000, beyond float16's 65504; use --dtype float32" in one_error(code, err)
 
 
-def test_blocks_of_long_videos_are_joined(tmp_path, data, capsys, monkeypatch):
-    path = write_config(tmp_path / "x.yaml", data)
+def test_damage_is_found_and_repaired(tmp_path, data, capsys):
+    path, out = write_config(tmp_path / "x.yaml", data), tmp_path / "p" / "features.h5"
     pack(path, tmp_path / "p", capsys=capsys)
-    monkeypatch.setattr(packed, "BLOCK_BYTES", 6 * 4 * 5)
-    feats, store = np.load(data.features / "t3.npy"), FeatureStore(str(tmp_path / "p" / "features"))
-    for step in (1, 2, 3, 7):
-        assert np.array_equal(store.read("t3", slice(2, 69, step), ((1, 3),)), feats[2:69:step, 1:3])
-
-
-def damage(folder, change):
-    document = json.loads((folder / "index.json").read_text())
-    change(document)
-    (folder / "index.json").write_text(json.dumps(document))
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda d: d.update(format="packed features 9"), "its format is 'packed features 9', this program reads 'packed features 1'"),
-    (lambda d: d.pop("shards"), "'shards' is missing"),
-    (lambda d: d.update(dtype="complex64"), "no features of type 'complex64' and 6 channels can be read"),
-    (lambda d: d.update(channels=10**12), "no features of type 'float32' and 1000000000000 channels"),
-    (lambda d: d["shards"][0].update(file="../a.h5"), "'../a.h5' is not the name of a file beside it"),
-    (lambda d: d["videos"].update(t0=[0, 10**15, 40, "x"]), "video 't0' lies outside its file"),
-    (lambda d: d["videos"].update(t0=[7, 512, 40, "x"]), "video 't0' lies outside its file"),
-    (lambda d: d["videos"].update(t0=[0, 512, 10**12, "x"]), "video 't0' lies outside its file"),
-    (lambda d: d["videos"].update(t0=[0, True, 1, "x"]), "'True' stands where int belongs"),
-    (lambda d: d["videos"].update(t0=3), "is not a whole index"),
-])
-def test_damaged_index(tmp_path, data, capsys, change, message):
-    pack(write_config(tmp_path / "x.yaml", data), tmp_path / "p", capsys=capsys)
-    damage(tmp_path / "p" / "features", change)
-    with pytest.raises(UserError) as error:
-        FeatureStore(str(tmp_path / "p" / "features")).read("t0")
-    assert message in str(error.value)
-    assert "p/features/index.json" in str(error.value)
-
-
-def test_damaged_and_exchanged_shards(tmp_path, data, capsys):
-    path = write_config(tmp_path / "x.yaml", data)
-    folder = tmp_path / "p" / "features"
-    pack(path, tmp_path / "p", capsys=capsys)
-    shard, index = folder / "training-00000.h5", packed.read_index(folder)
-    good = shard.read_bytes()
-    assert packing.verify(folder, ["t0", "v2"]) == 9
-    at = index.videos["t3"].offset + 5
-    shard.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1:])
+    with h5py.File(out) as file:
+        at = file["t3"].id.get_offset() + 5
+    content = bytearray(out.read_bytes())
+    content[at] ^= 1
+    out.write_bytes(content)
     code, _, err = packing_run(capsys, path, tmp_path / "p", "--verify")
-    assert "1 of 9 videos differ from their checksum (t3 in training-00000.h5)" in one_error(code, err)
-    pack(path, tmp_path / "p", capsys=capsys)  # a repeated packing finds the damage and repairs it
-    assert shard.read_bytes() == good
-    for content, message in ((good[:-9], f"has {len(good) - 9} bytes instead of {len(good)}"),
-                             (packed.mark_block("0" * 32) + good[512:], "is of another packing"), (None, "No such file")):
-        shard.write_bytes(content) if content is not None else shard.unlink()
-        with pytest.raises(UserError, match=message):
-            FeatureStore(str(folder)).read("t0")
+    assert "1 of 9 videos differ from their checksum (t3)" in one_error(code, err)
+    pack(path, tmp_path / "p", capsys=capsys)
+    assert packing.verify(out) == 9
     with pytest.raises(UserError, match=r"1 of 2 videos are not in it \(x\)"):
-        packing.verify(folder, ["v0", "x"])
+        packing.verify(out, ["v0", "x"])
+
+
+def test_a_second_packing_at_the_same_time_is_refused(tmp_path, data, capsys):
+    path, left = write_config(tmp_path / "x.yaml", data), tmp_path / "p" / ".unfinished-features.h5"
+    (tmp_path / "p").mkdir()
+    command = "import h5py, sys; f = h5py.File(sys.argv[1], 'w'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", command, str(left)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        code, _, err = packing_run(capsys, path, tmp_path / "p")
+        other.communicate(b"\n")
+    assert "another command is packing into it" in one_error(code, err)
+
+
+def test_folders_of_an_older_version_say_what_to_do(tmp_path):
+    (tmp_path / "index.json").write_text('{"format": "packed features 1", "complete": true}')
+    with pytest.raises(UserError, match=r"index\.json: packed by an older version; pack again with tools/pack_features\.py.*"
+                                        r"dataset\.feat_folder to the \.h5 file"):
+        FeatureStore(str(tmp_path))
+    (tmp_path / "index.json").write_text('{"videos": 3}')  # of somebody else
+    np.save(tmp_path / "v.npy", np.zeros((3, 2), np.float32))
+    assert FeatureStore(str(tmp_path)).length("v") == 3
 
 
 def test_bad_input_of_the_script(tmp_path, data, capsys):
@@ -236,14 +245,19 @@ def test_bad_input_of_the_script(tmp_path, data, capsys):
     def refused(*arguments):
         return one_error(*run_script(capsys, script.main, "pack_features.py", *arguments)[::2])
     out = ("--out", str(tmp_path / "p"))
-    assert "--shard-gb nan: must be a number above 0" in refused(str(path), *out, "--shard-gb", "nan")
     assert "has no video of subset 'trainin' (did you mean 'training'?)" in refused(str(path), *out, "--split", "trainin")
     assert "--streams flow: " in refused(str(path), *out, "--streams", "flow")
-    assert "p/features/index.json: no such index" in refused(str(path), *out, "--verify")
-    (tmp_path / "p" / "features").mkdir(parents=True)
-    (tmp_path / "p" / "features" / "mine.txt").write_text("keep me")
-    assert "p/features: exists and is no packed folder; choose another --out" in refused(str(path), *out)
-    assert (tmp_path / "p" / "features" / "mine.txt").exists()
+    assert "p/features.h5: no such packed file" in refused(str(path), *out, "--verify")
+    (tmp_path / "p").mkdir()
+    for content in (b"keep me", None):  # None: an .h5 file of somebody else
+        if content is None:
+            with h5py.File(tmp_path / "p" / "features.h5", "w") as file:
+                file["t0"] = np.zeros((3, 6))
+        else:
+            (tmp_path / "p" / "features.h5").write_bytes(content)
+        before = (tmp_path / "p" / "features.h5").read_bytes()
+        assert "p/features.h5: exists and is no packed file" in refused(str(path), *out)
+        assert (tmp_path / "p" / "features.h5").read_bytes() == before
     os.remove(data.features / "v1.npy")
     wanted = "dataset.feat_folder: 1 of 3 videos of subset validation have no features: "
     assert wanted in refused(str(path), "--out", str(tmp_path / "q"))
@@ -260,4 +274,4 @@ def test_printed_lines_are_a_configuration(tmp_path, data, capsys):
     _, printed, _ = packing_run(capsys, path, tmp_path / "p")
     lines = printed.splitlines()
     section = yaml.safe_load("\n".join(lines[lines.index("dataset:"):lines.index("or on the command line:")]))
-    assert section == {"dataset": {"feat_folder": str(tmp_path / "p" / "features")}}
+    assert section == {"dataset": {"feat_folder": str(tmp_path / "p" / "features.h5")}}
