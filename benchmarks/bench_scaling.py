@@ -33,7 +33,7 @@ from libs.utils.evaluation.metrics import evaluate_detections
 from libs.utils.evaluation.predictions import Detections, GroundTruth
 from libs.utils.files.io import write_text_atomic
 from libs.utils.nms.api import nms_of_batch
-from libs.utils.plotting import Line, Panel, line_chart
+from libs.utils.plotting import Line, Panel, line_chart, svg
 
 STEPS = (576, 1152, 2304, 4608, 9216, 18432, 36864)
 CLASSES, CANDIDATES = (5, 20, 80, 320), (1000, 2000, 4000, 8000, 16000, 32000, 64000)
@@ -142,7 +142,7 @@ def chart(rows: Sequence[Row]) -> str:
             if all(r.get(column, 0) > 0 for r in mine):
                 lines.append(Line(name, x, tuple(math.log2(r[column] / mine[0][column]) for r in mine)))
         panels.append(Panel(f"{work}: {mine[0]['size']:,} to {mine[-1]['size']:,} {against}", tuple(lines)))
-    return line_chart(panels, "Cost against size", "log2 of size / smallest size", "log2 of cost / first cost")
+    return svg(line_chart(panels, "Cost against size", "log2 of size / smallest size", "log2 of cost / first cost"))
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ def test_scaling(capsys, tmp_path, tiny):
         found.setdefault((row["work"], row["against"]), []).append(row["size"])
     assert found == {("network", "steps"): [64, 128], ("decode + NMS", "candidates"): [50, 100], ("decode + NMS", "classes"): [3],
                      ("evaluator", "videos"): [4, 8], ("evaluator", "classes"): [3], ("evaluator", "predictions per video"): [10]}
-    assert (tmp_path / "s.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (tmp_path / "s.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_exponent_is_the_slope():

@@ -4,7 +4,7 @@
     python tools/diagnose.py ours.json thumos14.json --compare theirs.csv --buckets thumos14 --png-folder figures -o report.html
 
 PREDICTIONS and ANNOTATIONS: as for tools/evaluate.py, with the same mAP.  Writes the page (self-contained, works offline) and
-the same numbers beside it as report.json; --png-folder draws them with matplotlib (pip install -e '.[plots]').
+the same numbers beside it as report.json; --png-folder draws them as PNG files.
 docs/diagnosis.md explains every part.
 """
 from __future__ import annotations
@@ -20,7 +20,7 @@ from libs.core.errors import UserError, run_main
 from libs.datasets.ground_truth import Truth, check_fit, read_with_truth, warn_about_videos
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
-from libs.utils.diagnosis.figures import require_matplotlib, write_figures
+from libs.utils.diagnosis.figures import write_figures
 from libs.utils.diagnosis.html_page import page
 from libs.utils.diagnosis.report import Subject, report, summary, timeline
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, unique_rank_scores
@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
-    if args.png_folder:
-        require_matplotlib()  # before the work, not after it
     found, truth = read_with_truth(files, args.annotations, args.split, args.labels_from)
     subjects = []
     for path, name, detections in zip(files, names, found, strict=True):

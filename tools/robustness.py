@@ -27,6 +27,7 @@ from libs.engine.experiments.robustness import Settings, chart, load_subjects, m
 from libs.engine.runs.checkpoint import find_checkpoint
 from libs.engine.runs.run_folder import run_folder
 from libs.utils.files.io import write_json_atomic, write_text_atomic
+from libs.utils.plotting import svg
 
 
 def parse() -> argparse.Namespace:
@@ -72,7 +73,7 @@ def main() -> None:
     folder = args.output or run_folder(config, "robustness")
     print(f"\n{tables(result)}\n", flush=True)  # first: not lost if the folder cannot be written
     write_json_atomic(folder / "robustness.json", result)
-    write_text_atomic(folder / "robustness.svg", chart(result))
+    write_text_atomic(folder / "robustness.svg", svg(chart(result)))
     print(f"written to {folder}", flush=True)
 
 

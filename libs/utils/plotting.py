@@ -1,31 +1,41 @@
-"""Line charts as SVG text: self-contained, no plotting library, readable by every browser.
+"""Pictures, drawn with matplotlib: line charts, one video's predictions under its ground truth, and how a figure becomes a file.
 
-    text = line_chart([Panel("noise", (Line("teacher", (0, 1, 2), (60.0, 55.0, 40.0)),))], "Robustness", "severity", "mAP (%)")
+    write_text_atomic("chart.svg", svg(line_chart([Panel("noise", (Line("teacher", (0, 1, 2), (60.0, 55.0, 40.0)),))],
+                                                  "Robustness", "severity", "mAP (%)")))
+
+Figures are made without pyplot, so there is no window system and no global state; equal figures give equal files.
 """
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # matplotlib takes half a second to load
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("none", "6 3", "2 3")  # where there are more lines than colours
-WIDTH, HEIGHT = 250, 180  # of the plotting area of one panel
-LEFT, RIGHT, TOP, BOTTOM = 52, 18, 30, 44  # around it
-HEAD, ENTRY = 34, 20  # height of the title and of a row of the legend
-LETTER = 7  # width of a letter at the legend's size, generously
+DASHES = ("-", "--", ":")  # where there are more lines than colours
+DARK = "#1c2430"  # of ground truth
+MOST_CLASSES = 8  # that `video_timeline` shows
+DPI = 100
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) by rising x; `spread` (same length) is drawn as a band of y - spread to y + spread."""
+    """Points (x, y) in ascending order of x; `spread` (same length) is drawn as a band from y - spread to y + spread."""
 
     name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    spread: tuple[float, ...] | None = None
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,122 +43,114 @@ class Panel:
     """One coordinate system; lines of the same name look the same in every panel."""
 
     title: str
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers at equal distances (1, 2 or 5 times a power of ten), the first <= low and the last >= high."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, max(last, first + 1) + 1)]
+def subplots(rows: int, columns: int, width: float, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row, each about `width` x `height` inches; `share`: equal limits everywhere."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flat)
 
 
-def line_chart(panels: Sequence[Panel], title: str, x_label: str, y_label: str, columns: int = 3) -> str:
-    """An SVG document of all panels in rows of `columns`, with common axes and one legend.
+def plain(text: str) -> str:
+    """Text on one line that matplotlib shows as it stands: a $ would begin a formula."""
+    return " ".join(text.split()).replace("$", r"\$")
 
-    x ticks are the x values that occur.  Raises ValueError for no points, points that are not finite, or lists of unequal length.
-    """
-    lines = [line for panel in panels for line in panel.lines]
-    _check(lines)
-    xs = sorted({x for line in lines for x in line.x})
-    around = [(y, s) for line in lines for y, s in zip(line.y, line.spread or (0.0,) * len(line.y), strict=True)]
-    y_ticks = ticks(min(y - s for y, s in around), max(y + s for y, s in around))
-    scale = _Scale(xs[0], xs[-1], y_ticks[0], y_ticks[-1])
+
+def line_chart(panels: Sequence[Panel], title: str, x_label: str, y_label: str, columns: int = 3) -> Figure:
+    """All panels in rows of `columns`, with common axes and one legend; x ticks are the x values that occur."""
     columns = min(columns, len(panels))
-    cell_w, cell_h = LEFT + WIDTH + RIGHT, TOP + HEIGHT + BOTTOM
-    names, rows = list(dict.fromkeys(line.name for line in lines)), -(-len(panels) // columns)
-    width = max(columns * cell_w, LEFT + max(map(_entry_width, names)))
-    styles = {name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, name in enumerate(names)}
-    legend, legend_height = _legend(names, styles, width, HEAD + rows * cell_h)
-    height = HEAD + rows * cell_h + legend_height
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-           'font-family="Helvetica, Arial, sans-serif" font-size="11">',
-           f'<rect width="{width}" height="{height}" fill="white"/>', _text(width / 2, 22, title, size=15)]
-    for i, panel in enumerate(panels):
-        x, y = i % columns * cell_w + LEFT, HEAD + i // columns * cell_h + TOP
-        out += [f'<g transform="translate({x} {y})">', *_axes(scale, xs, y_ticks, panel.title, x_label, y_label)]
-        out += [part for line in panel.lines for part in _line(scale, line, *styles[line.name])]
-        out.append("</g>")
-    return "\n".join([*out, *legend, "</svg>"]) + "\n"
+    figure, axes = subplots(-(-len(panels) // columns), columns, 3.4, 2.9, share=True)
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    for ax, panel in zip(axes, panels, strict=False):
+        for line in panel.lines:
+            k = names.index(line.name)
+            colour, y = COLOURS[k % len(COLOURS)], np.asarray(line.y)
+            ax.plot(line.x, y, color=colour, linestyle=DASHES[k // len(COLOURS) % len(DASHES)], marker="o", markersize=4,
+                    label=plain(line.name))
+            if line.spread is not None and any(line.spread):
+                ax.fill_between(line.x, y - line.spread, y + line.spread, color=colour, alpha=0.15, linewidth=0)
+        ax.set_title(plain(panel.title), fontsize="medium")
+        ax.set_xlabel(x_label)
+        ax.set_xticks(sorted({x for panel in panels for line in panel.lines for x in line.x}))
+        ax.tick_params(labelbottom=True)
+        ax.grid(axis="y", color="#dddddd")
+    for ax in axes[len(panels):]:
+        ax.remove()
+    figure.suptitle(plain(title))
+    figure.supylabel(y_label)
+    legend_below(figure, axes)
+    return figure
 
 
-@dataclass(frozen=True)
-class _Scale:
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-
-    def x(self, value: float) -> float:
-        span = self.x_high - self.x_low
-        return WIDTH * (value - self.x_low) / span if span else WIDTH / 2
-
-    def y(self, value: float) -> float:
-        return HEIGHT * (self.y_high - value) / (self.y_high - self.y_low)
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all axes, each name once, in as many rows as it needs."""
+    entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fitting = int(11 * figure.get_figwidth() / (max(map(len, entries), default=0) + 7))  # about 11 letters an inch
+    columns = max(min(fitting, len(entries)), 1)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
-def _check(lines: Sequence[Line]) -> None:
-    if not any(line.x for line in lines):
-        raise ValueError("a chart needs at least one point")
-    for line in lines:
-        if len(line.x) != len(line.y) or (line.spread is not None and len(line.spread) != len(line.y)):
-            raise ValueError(f"line {line.name!r}: x, y and spread differ in length")
-        if not all(map(math.isfinite, (*line.x, *line.y, *(line.spread or ())))):
-            raise ValueError(f"line {line.name!r}: holds numbers that are not finite")
+def video_timeline(title: str, ground_truth: tuple[np.ndarray, np.ndarray],
+                   predictions: tuple[np.ndarray, np.ndarray, np.ndarray], label_names: Mapping[int, str]) -> Figure:
+    """For each class a row with a bar per ground truth, and below it a line per prediction, whose height is the score.
+
+    ground_truth: segments (N, 2) in seconds and labels (N,); predictions: segments (M, 2), labels (M,), scores (M,) in [0, 1].
+    Classes of the ground truth come first, then those of the best predictions, `MOST_CLASSES` at most; a note counts the others.
+    """
+    segments, labels = ground_truth
+    found, found_labels, scores = predictions
+    classes = list(dict.fromkeys([*labels.tolist(), *found_labels[np.argsort(-scores, kind="stable")].tolist()]))
+    shown = classes[:MOST_CLASSES]
+    figure, (ax,) = subplots(1, 1, 9, 0.7 + 0.66 * max(len(shown), 1))
+    for row, label in enumerate(shown):
+        mine = segments[labels == label]
+        ax.broken_barh([(start, end - start) for start, end in mine], (row, 0.2), facecolor=DARK, edgecolor=DARK)
+        best_last = np.argsort(scores, kind="stable")
+        best_last = best_last[found_labels[best_last] == label]
+        ax.hlines(row + 0.9 - 0.6 * scores[best_last].clip(0, 1), found[best_last, 0], found[best_last, 1],
+                  color=COLOURS[row % len(COLOURS)], linewidth=3, capstyle="projecting")
+        ax.axhspan(row + 0.27, row + 0.93, facecolor="#f3f5f7", zorder=0)
+    more = f"   ({len(classes) - len(shown)} more classes predicted)" if len(classes) > len(shown) else ""
+    ax.set_title(plain(title) + more, loc="left", fontsize="medium")
+    ends = [*segments.reshape(-1, 2)[:, 1], *found.reshape(-1, 2)[:, 1]]
+    ax.set(xlim=(0, max([*ends, 1e-3])), ylim=(max(len(shown), 1), -0.05), xlabel="seconds")
+    ax.set_yticks([row + 0.45 for row in range(len(shown))], [plain(label_names.get(k, str(k)))[:20] for k in shown])
+    ax.grid(axis="x", color="#d9dee5")
+    ax.set_axisbelow(True)
+    return figure
 
 
-def _axes(scale: _Scale, xs: Sequence[float], y_ticks: Sequence[float], title: str, x_label: str, y_label: str) -> list[str]:
-    out = [_text(WIDTH / 2, -10, title, size=13), _text(WIDTH / 2, HEIGHT + 34, x_label),
-           _text(-38, HEIGHT / 2, y_label, extra=f' transform="rotate(-90 -38 {HEIGHT / 2:g})"')]
-    for value in y_ticks:
-        y = scale.y(value)
-        out.append(f'<path d="M0 {y:.2f}H{WIDTH}" stroke="#dddddd"/>')
-        out.append(_text(-6, y + 4, f"{value:g}", anchor="end"))
-    for value in xs:
-        x = scale.x(value)
-        out.append(f'<path d="M{x:.2f} {HEIGHT}v4" stroke="black"/>')
-        out.append(_text(x, HEIGHT + 17, f"{value:g}"))
-    return [*out, f'<path d="M0 0V{HEIGHT}H{WIDTH}" fill="none" stroke="black"/>']
+def svg(figure: Figure) -> str:
+    """The figure as SVG with everything inside the picture; its text stays text."""
+    import matplotlib
+    out = io.BytesIO()
+    with _quiet(), matplotlib.rc_context({"svg.hashsalt": "libs", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return out.getvalue().decode("utf-8")
 
 
-def _line(scale: _Scale, line: Line, colour: str, dash: str) -> list[str]:
-    out = []
-    if line.spread is not None and any(line.spread):
-        band = list(zip(line.x, (y + s for y, s in zip(line.y, line.spread, strict=True)), strict=True))
-        band += list(zip(line.x, (y - s for y, s in zip(line.y, line.spread, strict=True)), strict=True))[::-1]
-        out.append(f'<polygon points="{_points(scale, band)}" fill="{colour}" fill-opacity="0.15"/>')
-    points = list(zip(line.x, line.y, strict=True))
-    out.append(f'<polyline points="{_points(scale, points)}" fill="none" stroke="{colour}" stroke-width="1.8" '
-               f'stroke-dasharray="{dash}"><title>{escape(line.name)}</title></polyline>')
-    out += [f'<circle cx="{scale.x(x):.2f}" cy="{scale.y(y):.2f}" r="2.4" fill="{colour}"/>' for x, y in points]
-    return out
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """The figure as a PNG file."""
+    out = io.BytesIO()
+    with _quiet():
+        figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    return out.getvalue()
 
 
-def _points(scale: _Scale, points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{scale.x(x):.2f},{scale.y(y):.2f}" for x, y in points)
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as (height, width, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    canvas = FigureCanvasAgg(figure)
+    with _quiet():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _legend(names: Sequence[str], styles: dict[str, tuple[str, str]], width: float, top: float) -> tuple[list[str], float]:
-    """Entries in as many rows as they need, and the height of all."""
-    out, x, row = [], float(LEFT), 0
-    for name in names:
-        colour, dash = styles[name]
-        need = _entry_width(name)
-        if x > LEFT and x + need > width:
-            x, row = float(LEFT), row + 1
-        y = top + row * ENTRY + 10
-        out.append(f'<path d="M{x:g} {y:g}h26" stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"/>')
-        out.append(_text(x + 32, y + 4, name, anchor="start"))
-        x += need
-    return out, (row + 1) * ENTRY + 8
-
-
-def _entry_width(name: str) -> int:
-    return 34 + LETTER * len(name) + 16
-
-
-def _text(x: float, y: float, content: str, anchor: str = "middle", size: int = 11, extra: str = "") -> str:
-    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}" font-size="{size}"{extra}>{escape(content)}</text>'
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings about letters that matplotlib's font lacks, which it draws as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from helpers import one_error, run_script
 
-from libs.utils.diagnosis.figures import require_matplotlib
-
 NAMES = ["plain", "</script><script>alert(1)</script>", "<!-- & \u2028", "silent"]
 
 
@@ -148,18 +146,6 @@ def test_figures(tmp_path, capsys):
                                                         "misses")}
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 5000 for picture in pictures.values())
     assert len(set(pictures.values())) == 7
-
-
-def test_without_matplotlib_one_error_names_the_extra(tmp_path, capsys, monkeypatch):
-    found, truth = write_inputs(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    code, _, err = run(capsys, found, truth, "-o", tmp_path / "r.html", "--png-folder", tmp_path / "png")
-    assert ".[plots]" in one_error(code, err)
-    assert not (tmp_path / "r.html").exists()
-    code, _, err = run(capsys, found, truth, "-o", tmp_path / "r.html")
-    assert (code, err) == (0, "")
-    monkeypatch.undo()
-    require_matplotlib()
 
 
 def spoil(change):

@@ -1,104 +1,94 @@
-"""Line charts: well-formed SVG whose points lie where the numbers say, inside the picture."""
+"""Pictures: what is drawn lies where the numbers say, text is taken as it stands, and equal figures give equal files."""
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.collections import LineCollection, PolyCollection
 
-from libs.utils.plotting import Line, Panel, line_chart, ticks
+from libs.utils.plotting import COLOURS, MOST_CLASSES, Line, Panel, line_chart, pixels, png, svg, video_timeline
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def panels(count=4, lines=3):
-    return [Panel(f"panel {p} <&>", tuple(Line(f"model {i}", (0, 1, 2, 5), (60 - i, 50.5 - p, 40, 7 + i), (1, 0, 2, 0.5))
-                                          for i in range(lines))) for p in range(count)]
+NOTHING = (np.empty((0, 2)), np.empty(0, int), np.empty(0))
 
 
-def absolute(root):
-    """(kind, x, y) of every drawn point in picture coordinates."""
-    out = []
-    for group in root:
-        dx, dy = map(float, re.fullmatch(r"translate\((\S+) (\S+)\)", group.get("transform")).groups()) if group.get(
-            "transform") else (0, 0)
-        for item in group.iter():
-            if item.tag in (SVG + "polyline", SVG + "polygon"):
-                out += [(item.tag, float(x) + dx, float(y) + dy) for x, y in (p.split(",") for p in item.get("points").split())]
-            elif item.tag == SVG + "circle":
-                out.append((item.tag, float(item.get("cx")) + dx, float(item.get("cy")) + dy))
-            elif item.tag == SVG + "text":
-                out.append((item.tag, float(item.get("x")) + dx, float(item.get("y")) + dy))
-    return out
+def chart(count=4, lines=3, columns=3):
+    panels = [Panel(f"panel {p} <$&>", [Line(f"model {i}", (0, 1, 2, 5), (60 - i, 50.5 - p, 40, 7 + i), (1, 0, 2, 0.5))
+                                        for i in range(lines)]) for p in range(count)]
+    return line_chart(panels, "a & b", "severity", "mAP", columns)
 
 
-@pytest.mark.parametrize(("count", "lines", "columns"), [(1, 1, 3), (4, 3, 3), (5, 25, 2)])
-def test_everything_lies_inside_the_picture(count, lines, columns):
-    root = ElementTree.fromstring(line_chart(panels(count, lines), "a & b", "severity", "mAP", columns))
-    left, top, width, height = map(float, root.get("viewBox").split())
-    assert (left, top) == (0, 0)
-    found = absolute(root)
-    assert len([f for f in found if f[0] == SVG + "circle"]) == count * lines * 4
-    assert all(0 <= x <= width and 0 <= y <= height for _, x, y in found)
-    styles = {(p.get("stroke"), p.get("stroke-dasharray")) for p in root.iter(SVG + "polyline")}
-    assert len(styles) == min(lines, 21)
-    text = [t.text for t in root.iter(SVG + "text")]
-    assert "a & b" in text
-    assert "panel 0 <&>" in text
-    assert text.count("model 0") == 1  # one legend for all panels
+def texts(document):
+    return ["".join(item.itertext()) for item in ElementTree.fromstring(document).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_the_picture_is_wide_enough_for_long_names():
-    chart = line_chart([Panel("a", (Line("n" * 100, (0, 1), (1.0, 2.0)),))], "t", "x", "y")
-    assert float(ElementTree.fromstring(chart).get("width")) > 100 * 6
+@pytest.mark.parametrize(("count", "lines", "columns"), [(1, 1, 3), (4, 3, 3), (5, 21, 2)])
+def test_lines_go_through_their_points_and_look_the_same_in_every_panel(count, lines, columns):
+    figure = chart(count, lines, columns)
+    assert len(figure.axes) == count
+    for p, ax in enumerate(figure.axes):
+        drawn = ax.get_lines()
+        assert [line.get_xydata().tolist() for line in drawn] == [[[0, 60 - i], [1, 50.5 - p], [2, 40], [5, 7 + i]]
+                                                                  for i in range(lines)]
+        styles = [(line.get_color(), line.get_linestyle()) for line in drawn]
+        assert len(set(styles)) == lines
+        assert styles == [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
+        assert (ax.get_xlim(), ax.get_ylim()) == (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
 
 
-def test_points_are_to_scale():
-    """Equal steps of x and y are equal distances, y grows upwards, and panels share their axes."""
-    chart = line_chart([Panel("a", (Line("m", (0, 1, 2, 4), (10.0, 20.0, 40.0, 0.0)),)),
-                        Panel("b", (Line("m", (0, 4), (100.0, 50.0)),))], "t", "x", "y")
-    first, second = ([tuple(map(float, p.split(","))) for p in line.get("points").split()]
-                     for line in ElementTree.fromstring(chart).iter(SVG + "polyline"))
-    x_unit, y_unit = first[1][0] - first[0][0], (first[0][1] - first[1][1]) / 10
-    assert x_unit > 0
-    assert y_unit > 0
-    for (px, py), (x, y) in zip(first + second, [(0, 10), (1, 20), (2, 40), (4, 0), (0, 100), (4, 50)], strict=True):
-        assert px == pytest.approx(x * x_unit, abs=0.03)
-        assert py == pytest.approx((100 - y) * y_unit, abs=0.03)
+def test_text_is_taken_as_it_stands_and_the_legend_names_each_line_once():
+    found = texts(svg(chart()))
+    assert {"a & b", "panel 0 <$&>", "severity", "mAP"} <= set(found)
+    assert found.count("model 0") == 1
 
 
 def test_the_band_is_as_wide_as_the_spread():
-    chart = line_chart([Panel("a", (Line("m", (0, 1), (10.0, 20.0), (2.0, 0.0)),))], "t", "x", "y")
-    root = ElementTree.fromstring(chart)
-    line = [float(p.split(",")[1]) for p in next(root.iter(SVG + "polyline")).get("points").split()]
-    band = [float(p.split(",")[1]) for p in next(root.iter(SVG + "polygon")).get("points").split()]
-    unit = (line[0] - line[1]) / 10
-    assert band == pytest.approx([line[0] - 2 * unit, line[1], line[1], line[0] + 2 * unit], abs=0.03)
-    flat = line_chart([Panel("a", (Line("m", (0, 1), (10.0, 20.0), (0.0, 0.0)),))], "t", "x", "y")
-    assert "polygon" not in flat
+    (band,) = [c for c in chart(1, 1).axes[0].collections if isinstance(c, PolyCollection)]
+    low, high = band.get_paths()[0].get_extents().get_points()[:, 1]
+    assert (low, high) == (6.5, 61)
+    flat = line_chart([Panel("a", [Line("m", (0, 1), (10.0, 20.0), (0.0, 0.0))])], "t", "x", "y")
+    assert not flat.axes[0].collections
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [
-    (0, 100, [0, 20, 40, 60, 80, 100]), (3.1, 9.9, [2, 4, 6, 8, 10]), (-0.03, 0.05, [-0.04, -0.02, 0, 0.02, 0.04, 0.06]),
-    (82.3, 84.9, [82, 83, 84, 85]), (50, 50, [40, 50]), (0, 0, [0, 0.2])])
-def test_ticks_are_round_and_cover_the_range(low, high, expected):
-    found = ticks(low, high)
-    if low == high:
-        assert found[0] <= low <= found[-1]
-        assert len(found) >= 2
-    else:
-        assert found == pytest.approx(expected)
+def test_equal_figures_give_equal_files():
+    assert svg(chart()) == svg(chart())
+    assert png(chart()) == png(chart())
+    assert "date" not in svg(chart())
 
 
-@pytest.mark.parametrize(("lines", "fragment"), [
-    ((), "at least one point"), ((Line("m", (), ()),), "at least one point"),
-    ((Line("m", (0, 1), (1.0,)),), "differ in length"), ((Line("m", (0,), (1.0,), (1.0, 2.0)),), "differ in length"),
-    ((Line("m", (0,), (float("nan"),)),), "not finite")])
-def test_what_cannot_be_drawn_is_refused(lines, fragment):
-    with pytest.raises(ValueError, match=fragment):
-        line_chart([Panel("a", lines)], "t", "x", "y")
+def bars(figure):
+    """Per class, as (x0, x1): the bars of its ground truths, and as (x0, x1, y) the lines of its predictions."""
+    collections = figure.axes[0].collections
+    truth = [[tuple(path.get_extents().get_points()[:, 0]) for path in c.get_paths()]
+             for c in collections if isinstance(c, PolyCollection)]
+    found = [[(a[0], b[0], a[1]) for a, b in c.get_segments()] for c in collections if isinstance(c, LineCollection)]
+    return truth, found
 
 
-def test_a_single_point_is_drawn():
-    root = ElementTree.fromstring(line_chart([Panel("a", (Line("m", (3,), (0.0,)),))], "t", "x", "y"))
-    assert len(list(root.iter(SVG + "circle"))) == 1
+def test_segments_lie_where_their_times_are_and_better_ones_are_higher_and_drawn_last():
+    ground_truth = (np.array([[2.0, 4.0], [5.0, 6.0]]), np.array([5, 3]))
+    predictions = (np.array([[6.0, 10.0], [1.0, 3.0], [0.0, 1.0]]), np.array([5, 5, 1]), np.array([1.0, 0.0, 0.5]))
+    figure = video_timeline("v", ground_truth, predictions, {5: "clap", 1: "a\nb $x$"})
+    truth, found = bars(figure)
+    assert truth == [[(2, 4)], [(5, 6)], []]
+    assert [[(a, b) for a, b, _ in row] for row in found] == [[(1, 3), (6, 10)], [], [(0, 1)]]
+    (_, _, low), (_, _, high) = found[0]
+    assert high < low, "the y axis points down"
+    assert figure.axes[0].get_xlim() == (0, 10)
+    assert [t for t in texts(svg(figure)) if t in ("clap", "3", "a b $x$")][-3:] == ["clap", "3", "a b $x$"]
+
+
+def test_a_timeline_shows_the_best_classes_and_counts_the_others():
+    labels = np.arange(30)
+    figure = video_timeline("v", NOTHING[:2], (np.tile([[0.0, 1.0]], (30, 1)), labels, labels / 30), {})
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [str(29 - k) for k in range(MOST_CLASSES)]
+    assert "v   (22 more classes predicted)" in texts(svg(figure))
+
+
+def test_pixels_of_a_timeline():
+    picture = pixels(video_timeline("v", NOTHING[:2], (np.array([[0.0, 1.0]]), np.array([1]), np.array([1.0])), {}))
+    assert (picture.dtype, picture.shape[1:]) == (np.uint8, (900, 3))
+    colour = [int(COLOURS[0][i:i + 2], 16) for i in (1, 3, 5)]
+    assert (picture == colour).all(axis=2).any()
+    empty = pixels(video_timeline("\u6295\n", NOTHING[:2], NOTHING, {}))  # a letter that the font lacks
+    assert empty.shape[1:] == (900, 3)

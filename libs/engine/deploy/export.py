@@ -34,7 +34,7 @@ from libs.core.schema import Config
 from libs.datasets.padding import padding_of
 from libs.modeling.kernels.band_attention import BLOCK
 from libs.modeling.model import LocPointTransformer
-from libs.utils.files.io import write_atomic
+from libs.utils.files.io import write_bytes_atomic
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2"}
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
@@ -112,7 +112,7 @@ def export(model: LocPointTransformer, config: Config, label_names: Mapping[int,
             raise UserError(f"{path}: the exported graph differs from PyTorch by {differences[worst]:.1e} at {worst} steps "
                             f"(allowed: {TOLERANCE:g}), so it is not written; try the other --format, and report this")
         content = made.read_bytes()
-    write_atomic(path, lambda file: file.write(content))
+    write_bytes_atomic(path, content)
     return differences
 
 

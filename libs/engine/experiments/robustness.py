@@ -2,7 +2,7 @@
 
     subjects = load_subjects(config, [("teacher", "ckpt/teacher"), ("student", "ckpt/student")])
     result = measure(config, subjects, Settings(), device)     the document of robustness.json, average mAP in percent
-    print(tables(result));  svg = chart(result)
+    print(tables(result));  svg(chart(result))
 
 Every checkpoint brings its own network; data set, subset and inference settings are those of one configuration.  Checkpoints
 of one name are seeds of one model: their numbers are averaged, with the standard deviation beside.
@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import build_model
 from libs.utils.plotting import Line, Panel, line_chart
 from libs.utils.progress import Clock
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # what belongs to the data set and the evaluation; everything else is a checkpoint's own
 SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
@@ -189,9 +192,8 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_table(["model", "clean", "corrupted", "relative drop %"], summary)])
 
 
-def chart(result: Mapping[str, Any]) -> str:
-    """An SVG: average mAP against severity (0: clean), one panel per corruption, one line per model, bands of one standard
-    deviation."""
+def chart(result: Mapping[str, Any]) -> Figure:
+    """Average mAP against severity (0: clean), one panel per corruption, one line per model, bands of one standard deviation."""
     severities = result["severities"]
     panels = []
     for corruption, levels in result["levels"].items():

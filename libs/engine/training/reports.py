@@ -9,7 +9,7 @@ from libs.core.errors import note
 from libs.datasets.dataset import TalDataset
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import Detections
-from libs.utils.timeline_image import timeline_image
+from libs.utils.plotting import pixels, video_timeline
 
 if TYPE_CHECKING:
     from libs.engine.training.setup import TrainingRun
@@ -80,6 +80,6 @@ def show_detections(run: TrainingRun, val_set: TalDataset, detections: Detection
     for i in np.linspace(0, len(marked) - 1, min(SHOWN_VIDEOS, len(marked))).round().astype(int):
         video = marked[i]
         mine = detections.take(detections.video_id == video.id)
-        pixels = timeline_image(video.id, (video.segments, video.labels),
+        figure = video_timeline(video.id, (video.segments, video.labels),
                                 (np.stack([mine.t_start, mine.t_end], axis=1), mine.label, mine.score), val_set.label_names)
-        run.log.image(f"predictions/{video.id}", pixels, run.trainer.iteration)
+        run.log.image(f"predictions/{video.id}", pixels(figure), run.trainer.iteration)

@@ -18,7 +18,7 @@ PairsHook = Callable[[list[tuple[str, Any]]], Any]
 TEMPORARY = ".tmp"  # end of the names of files that are being written, which begin with a dot
 
 
-def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(binary file)` on a temporary neighbour, fsync it and rename it to `path`.
 
     A crash or a full disk leaves the previous file as it was.  Raises UserError naming the path when the folder cannot be
@@ -58,9 +58,14 @@ def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
                 path.unlink()
 
 
+def write_bytes_atomic(path: str | os.PathLike, content: bytes | memoryview) -> None:
+    """`write_atomic` for bytes."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 def write_text_atomic(path: str | os.PathLike, content: str) -> None:
     """`write_atomic` for text (UTF-8)."""
-    write_atomic(path, lambda file: file.write(content.encode("utf-8")))
+    write_bytes_atomic(path, content.encode("utf-8"))
 
 
 def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
