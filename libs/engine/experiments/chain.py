@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class StageRun:
 
 @dataclass(frozen=True)
 class Chain:
-    """The runs of a folder by label, teachers before their students, seed by seed."""
+    """The runs of a folder by label, teachers before their students."""
 
     folder: Path
     output_folder: Path
@@ -162,7 +163,7 @@ class Chain:
         return list(stages) or self.stages
 
     def plan(self, stages: Sequence[str]) -> dict[str, StageRun]:
-        """The runs of these stages and of the teachers that they still need, finished ones included, teachers first.
+        """The runs of these stages and of the teachers that they still need, finished ones included, seed by seed.
 
         A trained run needs its teachers no more.  Raises UserError where a configuration has changed since its run, where a
         teacher is missing that no stage makes, and where a run is older than the teacher that it is to learn from.
@@ -171,7 +172,7 @@ class Chain:
         for label, run in reversed(self.runs.items()):  # students before their teachers
             if run.stage in stages or label in needed:
                 needed |= {label, *(self.teachers(run) if not run.trained else ())}
-        planned = {label: run for label, run in self.runs.items() if label in needed}
+        planned = {label: run for label, run in sorted(self.runs.items(), key=lambda item: item[1].seed) if label in needed}
         for run in planned.values():
             self._check(run, planned)
         return planned
@@ -248,19 +249,12 @@ def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
 
 def _teachers_first(runs: dict[str, StageRun]) -> dict[str, StageRun]:
     """The same runs, each after its teachers; UserError if they wait for each other in a circle."""
-    ordered: dict[str, StageRun] = {}
-
-    def visit(label: str, way: tuple[str, ...]) -> None:
-        if label in way:
-            circle = " -> ".join(runs[x].stage for x in (*way[way.index(label):], label))
-            raise UserError(f"{runs[label].config.source}: distill.teachers: stages wait for each other in a circle ({circle}); "
-                            "take one of these teachers out")
-        if label not in ordered:
-            for path in runs[label].teacher_paths:
-                if (maker := _maker(path, runs)) is not None:
-                    visit(maker, (*way, label))
-            ordered[label] = runs[label]
-
-    for label in runs:
-        visit(label, ())
-    return ordered
+    teachers = {label: [maker for path in run.teacher_paths if (maker := _maker(path, runs)) is not None]
+                for label, run in runs.items()}
+    try:
+        return {label: runs[label] for label in TopologicalSorter(teachers).static_order()}
+    except CycleError as error:
+        labels = error.args[1][::-1]  # each waits for the next
+        circle = " -> ".join(runs[label].stage for label in labels)
+        raise UserError(f"{runs[labels[0]].config.source}: distill.teachers: stages wait for each other in a circle ({circle}); "
+                        "take one of these teachers out") from error
