@@ -132,6 +132,52 @@ def test_pickles_that_take_memory_or_time():
     refused(load_plain_pickle, array.replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "p.pkl", "list", message="p.pkl")
 
 
+def named(module, name):
+    return f"c{module}\n{name}\n".encode()
+
+
+def again_and_again(*parts, times=10_000):
+    """A pickle of a list of what a function makes of the same arguments, called many times: 5 bytes a call."""
+    function, arguments = parts[0], b"(" + b"".join(parts[1:]) + b"t"
+    return b"\x80\x04" + function + b"q\x00" + arguments + b"q\x01](" + b"h\x00h\x01R" * times + b"e."
+
+
+LARGE = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+PAIRS = b"](" + b"".join(b"J" + struct.pack("<i", i) + b"N\x86" for i in range(10_000)) + b"e"
+BYTE = named("numpy", "dtype") + b"X\x02\0\0\0u1\x85R"
+
+
+@pytest.mark.parametrize("content", [
+    again_and_again(named("_codecs", "encode"), LARGE), again_and_again(named("collections", "OrderedDict"), PAIRS),
+    again_and_again(named("numpy.core.numeric", "_frombuffer"), LARGE, BYTE, b"J" + struct.pack("<i", 100_000) + b"\x85",
+                    b"X\x01\0\0\0C")], ids=["encode", "OrderedDict", "_frombuffer"])
+def test_pickles_that_copy_a_part_again_and_again(content):
+    assert len(content) < 300_000  # and they ask for 1 GB
+    refused(load_plain_pickle, content, "p.pkl", "list", message="p.pkl: it makes more data than it holds")
+
+
+def test_pickles_whose_keys_take_long_to_hash_or_whose_arrays_are_sizes():
+    key = b")"
+    for _ in range(60):
+        key += b"2\x86"  # a pair of the same tuple twice
+    pairs = b"](" + key + b"N\x86e"
+    content = b"\x80\x04" + named("collections", "OrderedDict") + pairs + b"\x85R."
+    refused(load_plain_pickle, content, "p.pkl", "list", message="it holds a tuple as a key")
+    collide = pickle.dumps({(2**61 - 1) * i: 0 for i in range(1, 5000)})  # integers of equal hash
+    refused(load_plain_pickle, collide, "p.pkl", "list", message="it holds a int as a key")
+    size = b"\x8a\x05" + (2**34).to_bytes(5, "little")  # bytes(2**34) would be 16 GiB of zeros
+    content = b"\x80\x04" + named("numpy.core.numeric", "_frombuffer") + b"(" + size + BYTE + size + b"\x85X\x01\0\0\0CtR."
+    refused(load_plain_pickle, content, "p.pkl", "list", message="p.pkl")
+
+
+@pytest.mark.parametrize("content", [
+    pickle.dumps({1, 2}, 4), pickle.dumps(np.zeros(3), 2)[:-1] + b"K\x00Ns.",
+    b"\x80\x04" + named("numpy", "dtype") + b"N\x85R.", b"\x80\x04" + named("numpy", "ndarray") + b"."],
+    ids=["set", "item of an array", "a type without a code", "a class"])
+def test_pickles_of_what_is_no_plain_data(content):
+    refused(load_plain_pickle, content, "p.pkl", "list", message="a list holds only dicts, lists")
+
+
 def test_shared_lists_are_not_unfolded(tmp_path):
     value = [1.0]
     for _ in range(40):

@@ -1,18 +1,19 @@
-"""Pickle files of plain data (dicts, lists, numbers, text, numpy arrays), read without running anything they name.
+"""Untrusted pickles of plain data (dicts, lists, numbers, text, numpy arrays), read without running anything they name.
 
-A pickle may name any function to be called while it loads.  Here every name resolves to a small class of this file that only
-collects what an array is made of; the arrays are then built from checked parts.  Everything else is refused.  Python's own
-unpickler is used, not the compiled one: a few bytes make the latter allocate tables of any size.
+A pickle may name any function to be called while it loads.  Here a name leads to a method of `_Reader` or is refused; arrays are
+made of checked parts, and all of them together may take no more bytes than twice the file's.  Python's own unpickler is used,
+not the compiled one: a few bytes make the latter allocate tables of any size.
 """
 from __future__ import annotations
 
 import codecs
-import functools
 import io
 import math
 import os
 import pickle
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,10 +21,13 @@ import numpy as np
 from libs.core.errors import UserError
 from libs.core.files import read_bytes
 
-_DTYPE_CODE = re.compile(r"b1|[iuf][1248]|f16|[SU]\d{1,9}|O8")
+_DTYPE_CODE = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|[SU][1-9]\d{0,5}|O8)")
 _MAX_DEPTH = 50
-_MAX_EMPTY_ITEMS = 1_000_000  # elements of an array that takes no bytes in the file
-_KEYS = (str, bytes, int, float, bool, type(None))
+_MAX_DIMENSIONS = 32
+_PLAIN = (str, bytes, bytearray, int, float, complex, type(None), np.generic)
+_KEYS = (str, bytes, int, float, type(None))
+_UNFILLED = np.dtype("V1")  # of arrays that BUILD is to fill
+_NDARRAY = object()  # stands for the class numpy.ndarray, which a pickle hands to _reconstruct
 
 
 def read_plain_pickle(path: str | os.PathLike, what: str) -> Any:
@@ -55,7 +59,9 @@ def read_plain_npy(path: str | os.PathLike, what: str) -> Any:
 def load_plain_pickle(content: bytes, source: str, what: str) -> Any:
     """`read_plain_pickle` for bytes; `source` names them in errors."""
     try:
-        return _built(_Reader(io.BytesIO(content)).load(), {}, 0)
+        value = _Reader(content).load()
+        _check(value, {}, 0)
+        return value
     except _Refused as error:
         raise UserError(f"{source}: {error}; a {what} holds only dicts, lists, numbers, text and numpy arrays. "
                         "Files that ask for anything else are not opened, since loading them could run their code") from error
@@ -68,123 +74,128 @@ class _Refused(Exception):
     """The pickle asks for something that is not plain data."""
 
 
+@dataclass
 class _Dtype:
-    """Stands for numpy.dtype: keeps the type code and the byte order of a plain type."""
+    """Stands for a numpy.dtype, whose byte order BUILD sets."""
 
-    def __init__(self, code: Any, *_flags: Any) -> None:
-        if not isinstance(code, str) or not _DTYPE_CODE.fullmatch(code.lstrip("<>=|")):
-            raise _Refused(f"it holds an array of type {str(code)[:60]!r}")
-        self.code, self.order = code.lstrip("<>=|"), code[0] if code[0] in "<>=|" else "="
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, order, subdtype, names, fields = state[:5]
-        if subdtype is not None or names is not None or fields is not None or order not in ("<", ">", "=", "|"):
-            raise _Refused("it holds an array with named fields")
-        self.order = order
-
-    def build(self) -> np.dtype:
-        return np.dtype("O") if self.code == "O8" else np.dtype(self.order + self.code)
-
-
-class _Array:
-    """Stands for an array under construction."""
-
-    state: tuple | None = None
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, *self_state = state
-        self.state = tuple(self_state)
-
-    def build(self) -> np.ndarray:
-        shape, dtype, fortran, data = self.state
-        dtype = dtype.build()
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-            raise _Refused("it holds an array of no shape")
-        if dtype.hasobject:
-            if not isinstance(data, list) or len(data) != int(np.prod(shape, dtype=np.int64)):
-                raise _Refused("it holds a damaged array of objects")
-            array = np.empty(len(data), object)
-            for i, item in enumerate(data):  # a slice assignment would spread lists of equal length over two dimensions
-                array[i] = item
-        elif dtype.itemsize == 0:
-            if math.prod(shape) > _MAX_EMPTY_ITEMS:
-                raise _Refused(f"it holds an array of {math.prod(shape)} empty texts")
-            array = np.zeros(shape, dtype)
-        else:
-            # protocol 2 and older keep the bytes as Latin-1 text
-            data = data.encode("latin-1") if isinstance(data, str) else bytes(data)
-            array = np.frombuffer(data, dtype).copy()
-        return array.reshape(shape, order="F" if fortran else "C")
-
-
-class _NumpyArrayType:
-    """Stands for the class numpy.ndarray, which a pickle hands to _reconstruct."""
-
-
-def _reconstruct(*_type_shape_code: Any) -> _Array:
-    return _Array()
-
-
-def _from_buffer(data: Any, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-    array = _Array()
-    array.state = (shape, dtype, order == "F", data)
-    return array
-
-
-def _scalar(dtype: _Dtype, data: Any = b"") -> _Array:
-    return _from_buffer(data, dtype, (), "C")
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if codecs.lookup(encoding).name != "iso8859-1":
-        raise _Refused(f"it asks for the encoding {encoding!r}")
-    return text.encode("latin-1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-_STAND_INS = {("numpy", "ndarray"): _NumpyArrayType, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode,
-              ("collections", "OrderedDict"): dict,
-              # how protocols 0 to 2 write empty bytes
-              ("builtins", "bytes"): _empty_bytes, ("__builtin__", "bytes"): _empty_bytes}
-for _core in ("numpy.core", "numpy._core"):
-    _STAND_INS.update({(f"{_core}.multiarray", "_reconstruct"): _reconstruct, (f"{_core}.multiarray", "scalar"): _scalar,
-                       (f"{_core}.numeric", "_frombuffer"): _from_buffer})
+    numpy: np.dtype
 
 
 class _Reader(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    """Every operation of a pickle that could run code or take memory that the file does not have is replaced or refused."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # these four are the base class's
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.bytes_left = 2 * len(content)  # protocols 0 to 2 hold the bytes of an array as text, so these are counted twice
+        self.allowed = {"numpy.ndarray": _NDARRAY, "numpy.dtype": self.dtype, "_codecs.encode": self.encode,
+                        "collections.OrderedDict": self.ordered_dict, "builtins.bytes": self.empty_bytes,
+                        "numpy.core.multiarray._reconstruct": self.reconstruct, "numpy.core.multiarray.scalar": self.scalar,
+                        "numpy.core.numeric._frombuffer": self.from_buffer}
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return functools.partial(_STAND_INS[module, name])  # fresh, so that a file cannot set attributes on ours
-        except KeyError:
-            raise _Refused(f"it asks for {f'{module}.{name}'[:160]}") from None
+        module = {"__builtin__": "builtins"}.get(module, module).replace("numpy._core.", "numpy.core.")
+        if f"{module}.{name}" not in self.allowed:
+            raise _Refused(f"it asks for {f'{module}.{name}'[:160]}")
+        return self.allowed[f"{module}.{name}"]
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("it refers to data outside the file")
 
+    def take(self, size: int) -> None:
+        """Count bytes or elements that are made; a few bytes of a pickle could make copies of a large part again and again."""
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise _Refused("it makes more data than it holds")
+
+    # what a name stands for
+
+    def dtype(self, code: Any, *_flags: Any) -> _Dtype:
+        if not isinstance(code, str) or not _DTYPE_CODE.fullmatch(code):
+            raise _Refused(f"it holds an array of type {str(code)[:60]!r}")
+        return _Dtype(np.dtype(code))
+
+    def reconstruct(self, *_type_shape_code: Any) -> np.ndarray:
+        return np.empty(0, _UNFILLED)
+
+    def from_buffer(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+        array = self.reconstruct()
+        self.fill(array, (1, shape, dtype, order == "F", data))
+        return array
+
+    def scalar(self, dtype: Any, data: Any = b"") -> Any:
+        return self.from_buffer(data, dtype, (), "C")[()]
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        if codecs.lookup(encoding).name != "iso8859-1":
+            raise _Refused(f"it asks for the encoding {encoding!r}")
+        self.take(len(text))
+        return text.encode("latin-1")
+
+    def ordered_dict(self, pairs: Sequence[Any] = ()) -> dict:
+        self.take(len(pairs))
+        made: dict[Any, Any] = {}
+        self.set_items(made, [key for key, _ in pairs], [value for _, value in pairs])
+        return made
+
+    def empty_bytes(self) -> bytes:  # how protocols 0 to 2 write them
+        return b""
+
+    # operations
+
+    def fill(self, array: np.ndarray, state: tuple) -> None:
+        """Give an empty array its contents, as numpy.ndarray.__setstate__ does, which is called with checked parts only."""
+        _version, shape, dtype, fortran, data = state
+        if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+            raise _Refused("it holds an array of no shape")
+        of_objects = dtype.numpy.hasobject
+        if isinstance(data, str) and not of_objects:
+            data = self.encode(data)
+        self.take(len(data))
+        size = math.prod(shape) * (1 if of_objects else dtype.numpy.itemsize)
+        if not isinstance(data, list if of_objects else (bytes, bytearray)) or len(data) != size:
+            raise _Refused("it holds a damaged array")
+        checked: Any = (1, shape, dtype.numpy, bool(fortran), data if of_objects else bytes(data))
+        array.__setstate__(checked)
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, np.ndarray) and target.dtype == _UNFILLED:
+            self.fill(target, state)
+        elif isinstance(target, _Dtype):
+            _version, order, subdtype, names, fields = state[:5]
+            if subdtype is not None or names is not None or fields is not None or order not in ("<", ">", "=", "|"):
+                raise _Refused("it holds an array with named fields")
+            target.numpy = target.numpy.newbyteorder(order)
+        else:
+            raise _Refused(f"it fills a {type(target).__name__}")
+
+    def set_items(self, target: Any, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        if type(target) is not dict:
+            raise _Refused(f"it sets an item of a {type(target).__name__}")
+        for key, value in zip(keys, values, strict=True):
+            # to hash a tuple of tuples that share parts may take for ever, as may large integers of equal hash
+            if not isinstance(key, _KEYS) or (isinstance(key, int) and key.bit_length() > 64):
+                raise _Refused(f"it holds a {type(key).__name__} as a key")
+            target[key] = value
+
     def load_setitem(self) -> None:
-        _check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items(self.stack[-1], [key], [value])
 
     def load_setitems(self) -> None:
-        _check_keys(self.stack[::2])
-        super().load_setitems()
+        items = self.pop_mark()
+        self.set_items(self.stack[-1], items[::2], items[1::2])
 
     def load_dict(self) -> None:
-        _check_keys(self.stack[::2])
-        super().load_dict()
-
-    def load_additems(self) -> None:
-        _check_keys(self.stack)
-        super().load_additems()
-
-    def load_frozenset(self) -> None:
-        _check_keys(self.stack)
-        super().load_frozenset()
+        items = self.pop_mark()
+        self.append({})
+        self.set_items(self.stack[-1], items[::2], items[1::2])
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
@@ -193,38 +204,32 @@ class _Reader(pickle._Unpickler):
             raise EOFError("pickle data was truncated")
         self.append(data)
 
-    for _opcode, _load in ((pickle.SETITEM, load_setitem), (pickle.SETITEMS, load_setitems), (pickle.DICT, load_dict),
-                           (pickle.ADDITEMS, load_additems), (pickle.FROZENSET, load_frozenset),
-                           (pickle.BYTEARRAY8, load_bytearray8)):
-        dispatch[_opcode[0]] = _load
+    def refuse(self) -> None:
+        raise _Refused("it holds a set or an object")
 
 
-def _check_keys(keys: list[Any]) -> None:
-    for key in keys:  # to hash a tuple of tuples that share parts may take for ever
-        if not isinstance(key, _KEYS):
-            raise _Refused(f"it holds a {type(key).__name__} as a key")
+_Reader.dispatch |= {pickle.BUILD[0]: _Reader.load_build, pickle.SETITEM[0]: _Reader.load_setitem,
+                     pickle.SETITEMS[0]: _Reader.load_setitems, pickle.DICT[0]: _Reader.load_dict,
+                     pickle.BYTEARRAY8[0]: _Reader.load_bytearray8,
+                     **{code[0]: _Reader.refuse for code in (
+                         pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+                         pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET)}}
 
 
-def _built(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """`value` with every stand-in replaced by its array; `done` keeps shared parts shared (and finished only once)."""
-    if isinstance(value, (str, bytes, bytearray, int, float, complex, bool, type(None))):
-        return value
-    if id(value) in done:
-        return done[id(value)][1]
+def _check(value: Any, done: dict[int, Any], depth: int) -> None:
+    """Refuse what is no plain value and what is nested more than `_MAX_DEPTH` levels; `done` holds each part that is checked."""
+    if isinstance(value, _PLAIN) or id(value) in done:
+        return
     if depth > _MAX_DEPTH:
         raise _Refused("it is nested too deeply")
-    if isinstance(value, _Array):
-        if value.state is None:
-            raise _Refused("it holds an array without content")
-        if isinstance(value.state[3], list):
-            value.state = (*value.state[:3], _built(value.state[3], done, depth + 1))
-        built: Any = value.build()
-        built = built[()] if built.ndim == 0 and built.dtype != object else built  # a numpy scalar
-    elif isinstance(value, dict):
-        built = {_built(k, done, depth + 1): _built(v, done, depth + 1) for k, v in value.items()}
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        built = type(value)(_built(v, done, depth + 1) for v in value)
+    if isinstance(value, dict):
+        parts: Any = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif isinstance(value, np.ndarray) and value.dtype != _UNFILLED:
+        parts = value.flat if value.dtype.hasobject else ()
     else:
         raise _Refused(f"it holds a {type(value).__name__}")
-    done[id(value)] = (value, built)  # holding `value` keeps its id from being reused
-    return built
+    for part in parts:
+        _check(part, done, depth + 1)
+    done[id(value)] = value
