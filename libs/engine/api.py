@@ -40,6 +40,7 @@ from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.writers import plan_output, write_output
+from libs.utils.tables import format_table
 
 Path_ = Union[str, os.PathLike]
 Features = Union[Path_, np.ndarray, Tensor]
@@ -120,11 +121,8 @@ class Predictions:
         return output.files
 
     def __str__(self) -> str:
-        rows = list(self)
-        width = max([len("video"), *(len(r.video_id) for r in rows)])
-        lines = [f"{'video':<{width}}  {'start s':>9}  {'end s':>9}  score  label"]
-        lines += [f"{r.video_id:<{width}}  {r.t_start:>9.2f}  {r.t_end:>9.2f}  {r.score:>5.3f}  {r.label}" for r in rows]
-        return "\n".join(lines)
+        return format_table([(r.video_id, r.t_start, r.t_end, f"{r.score:.3f}", r.label) for r in self],
+                            ("video", "start s", "end s", "score", "label"), left=["label"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ from libs.engine.inference.candidates import CandidateSet, load_candidates
 from libs.engine.inference.predict import external_scores
 from libs.utils.evaluation.metrics import evaluate_detections
 from libs.utils.evaluation.predictions import GroundTruth
+from libs.utils.tables import format_table
 
 KEYS = ("nms_method", "nms_sigma", "iou_threshold", "min_score", "max_seg_num", "voting_thresh", "multiclass_nms",
         "multiclass_voting", "pre_nms_thresh", "pre_nms_topk", "duration_thresh")
@@ -175,9 +176,9 @@ def table(trials: Sequence[Trial], base: TestConfig, tious: Sequence[float], top
     """The configured setting (the first trial) and the best `top` in percent, with their gain and what they change."""
     configured = trials[0]
     best = sorted(trials, key=lambda t: -t.value)[:top]
-    lines = [f"{'':<10}  {'chosen by':>9}  {'gain':>6}  " + "  ".join(f"{t:>5.2f}" for t in tious) + "  setting"]
+    rows = []
     for name, trial in [("configured", configured), *((f"{i}.", t) for i, t in enumerate(best, start=1))]:
-        told = ", ".join(f"{k} {_yaml(v)}" for k, v in changes(trial.config, base).items()) or "as configured"
-        lines.append(f"{name:<10}  {100 * trial.value:>9.2f}  {100 * (trial.value - configured.value):>+6.2f}  "
-                     + "  ".join(f"{100 * m:>5.2f}" for m in trial.mAP) + f"  {told}")
-    return "\n".join(lines)
+        setting = ", ".join(f"{k} {_yaml(v)}" for k, v in changes(trial.config, base).items()) or "as configured"
+        gain = f"{100 * (trial.value - configured.value):+.2f}"
+        rows.append([name, 100 * trial.value, gain, *(100 * m for m in trial.mAP), setting])
+    return format_table(rows, ["", "chosen by", "gain", *(f"{t:.2f}" for t in tious), "setting"], left=["setting"])

@@ -24,6 +24,7 @@ import numpy as np
 from libs.core.errors import UserError
 from libs.utils.evaluation.matching import Groups, best_first, overlapping_pairs, pick_in_order
 from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.tables import format_table
 
 DUPLICATE_TOLERANCE_S = 1e-3
 DEFAULT_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -31,24 +32,34 @@ DEFAULT_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What `evaluate_detections` measures; every rate is a fraction of 1.
+    """What `evaluate_detections` and `evaluate_thumos14` measure; every rate is a fraction of 1.
 
-    tious (n_tiou,); mAP (n_tiou,) mean over classes; average_mAP mean over tIoUs; AP (n_tiou, n_cls); class_ids (n_cls,) the
-    classes of the ground truth; top_k (n_k,); recall (n_tiou, n_k, n_cls) and mean_recall (n_tiou, n_k) at top_k times the
-    number of ground truths; counts: predictions, ground_truth (both used), predictions_ignored (of unknown class),
-    ground_truth_dropped (duplicates and segments shorter than 1 ms).
+    tious (n_tiou,); class_ids (n_cls,) the classes of the ground truth; AP (n_tiou, n_cls); recall (n_tiou, n_recall, n_cls),
+    its kinds named by `recall_names`; counts: predictions and ground_truth that were used, and what was left out.
     """
 
     tious: np.ndarray
-    mAP: np.ndarray
-    average_mAP: float
-    AP: np.ndarray
     class_ids: np.ndarray
-    top_k: tuple[int, ...]
+    AP: np.ndarray
     recall: np.ndarray
-    mean_recall: np.ndarray
+    recall_names: tuple[str, ...]
     counts: Mapping[str, int]
     label_names: Mapping[int, str] | None = None
+
+    @property
+    def mAP(self) -> np.ndarray:
+        """(n_tiou,) mean over classes."""
+        return self.AP.mean(axis=1)
+
+    @property
+    def average_mAP(self) -> float:
+        """Mean over tIoUs."""
+        return float(self.mAP.mean())
+
+    @property
+    def mean_recall(self) -> np.ndarray:
+        """(n_tiou, n_recall) mean over classes."""
+        return self.recall.mean(axis=2)
 
     def class_name(self, class_id: int) -> str:
         """The name of a class, its id in text where no name is known."""
@@ -56,23 +67,22 @@ class Scores:
 
     def table(self, per_class: bool = False) -> str:
         """Percent in text: mAP and recall per tIoU, the average, and with `per_class` the average precision of each class."""
-        columns = ["mAP"] + [f"recall@{k}x" for k in self.top_k]
-        values = np.concatenate([self.mAP[:, None], self.mean_recall], axis=1)
-        lines = text_table("tIoU", columns, [f"{t:.2f}" for t in self.tious] + ["average"],
-                           np.concatenate([values, [[self.average_mAP, *self.mean_recall.mean(axis=0)]]]))
+        names = [f"{t:.2f}" for t in self.tious] + ["average"]
+        rates = np.concatenate([self.mAP[:, None], self.mean_recall], axis=1)
+        text = _percent_table("tIoU", names, ["mAP", *self.recall_names], _with_mean(rates))
         if per_class:
-            average = self.AP.mean(axis=0, keepdims=True)
-            lines += ["", *text_table("AP", [f"{t:.2f}" for t in self.tious] + ["average"],
-                                      [self.class_name(c) for c in self.class_ids], np.concatenate([self.AP, average]).T)]
-        return "\n".join(lines)
+            classes = [self.class_name(c) for c in self.class_ids]
+            text += "\n\n" + _percent_table("AP", classes, names, _with_mean(self.AP).T)
+        return text
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain numbers (fractions of 1) for JSON; lists run over tIoUs."""
         return {
             "tiou": self.tious.tolist(),
             "mAP": self.mAP.tolist(),
-            "average_mAP": float(self.average_mAP),
-            **{f"recall@{k}x": self.mean_recall[:, i].tolist() for i, k in enumerate(self.top_k)},
+            "average_mAP": self.average_mAP,
+            **{"mean_recall" if name == "recall" else name: self.mean_recall[:, i].tolist()
+               for i, name in enumerate(self.recall_names)},
             "per_class_AP": {self.class_name(c): self.AP[:, i].tolist() for i, c in enumerate(self.class_ids)},
             "class_ids": {self.class_name(c): int(c) for c in self.class_ids},
             "counts": dict(self.counts),
@@ -168,9 +178,7 @@ def scores_of(matching: Matching, num_detections: int, num_ground_truth: int, to
     counts = {"predictions": len(matching.used), "ground_truth": len(matching.gt_class),
               "predictions_ignored": num_detections - len(matching.used),
               "ground_truth_dropped": num_ground_truth - len(matching.gt_class)}
-    mean_ap = ap.mean(axis=1)
-    return Scores(matching.tious, mean_ap, float(mean_ap.mean()), ap, matching.class_ids, tuple(top_k), recall,
-                  recall.mean(axis=2), counts, label_names)
+    return Scores(matching.tious, matching.class_ids, ap, recall, tuple(f"recall@{k}x" for k in top_k), counts, label_names)
 
 
 def class_slices(det_class: np.ndarray, classes: int) -> list[slice]:
@@ -253,14 +261,13 @@ def warn_about_unused(detections: Detections, known: np.ndarray) -> np.ndarray:
     return used
 
 
-def text_table(corner: str, columns: Sequence[str], rows: Sequence[str], values: np.ndarray) -> list[str]:
-    """Lines of a table of fractions (rows, columns) in percent with two decimals."""
-    left = max(map(len, [corner, *rows]))
-    widths = [max(len(column), 7) for column in columns]
-    lines = [f"{corner:<{left}}  " + "  ".join(f"{column:>{w}}" for column, w in zip(columns, widths, strict=True))]
-    lines += [f"{name:<{left}}  " + "  ".join(f"{100 * value:>{w}.2f}" for value, w in zip(line, widths, strict=True))
-              for name, line in zip(rows, values, strict=True)]
-    return lines
+def _with_mean(rates: np.ndarray) -> np.ndarray:
+    """Rates (n_tiou, n) with their mean as the last row."""
+    return np.concatenate([rates, rates.mean(axis=0, keepdims=True)])
+
+
+def _percent_table(corner: str, rows: Sequence[str], columns: Sequence[str], rates: np.ndarray) -> str:
+    return format_table([[name, *line] for name, line in zip(rows, (100 * rates).tolist(), strict=True)], [corner, *columns])
 
 
 def _within_top_k(det_group: np.ndarray, groups: Groups, top_k: Sequence[int]) -> np.ndarray:

@@ -16,68 +16,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
 from libs.utils.evaluation.matching import Groups, best_first, overlapping_pairs, pick_in_order
-from libs.utils.evaluation.metrics import checked_tious, class_indices, codes_of, text_table, warn_about_unused
+from libs.utils.evaluation.metrics import Scores, checked_tious, class_indices, codes_of, warn_about_unused
 from libs.utils.evaluation.predictions import Detections, GroundTruth
 
 AMBIGUOUS = "Ambiguous"
 CLASS_LIST = "detclasslist.txt"
 
 
-@dataclass(frozen=True, eq=False)
-class ThumosScores:
-    """What `evaluate_thumos14` measures; every rate is a fraction of 1.
-
-    tious (n_tiou,); mAP and mean_recall (n_tiou,) means over classes; average_mAP; AP and recall (n_tiou, n_cls), recall after
-    the last detection; class_ids (n_cls,); counts: predictions, ground_truth, ambiguous, predictions_ignored (unknown class).
-    """
-
-    tious: np.ndarray
-    mAP: np.ndarray
-    average_mAP: float
-    AP: np.ndarray
-    class_ids: np.ndarray
-    recall: np.ndarray
-    mean_recall: np.ndarray
-    counts: Mapping[str, int]
-    label_names: Mapping[int, str] | None = None
-
-    def class_name(self, class_id: int) -> str:
-        """The name of a class, its id in text where no name is known."""
-        return (self.label_names or {}).get(int(class_id), str(int(class_id)))
-
-    def table(self, per_class: bool = False) -> str:
-        """Percent in text: mAP and recall per tIoU, the average, and with `per_class` the average precision of each class."""
-        values = np.stack([self.mAP, self.mean_recall], axis=1)
-        names = [f"{t:.2f}" for t in self.tious] + ["average"]
-        lines = text_table("tIoU", ["mAP", "recall"], names, np.concatenate([values, values.mean(axis=0, keepdims=True)]))
-        if per_class:
-            ap = np.concatenate([self.AP, self.AP.mean(axis=0, keepdims=True)]).T
-            lines += ["", *text_table("AP", names, [self.class_name(c) for c in self.class_ids], ap)]
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers (fractions of 1) for JSON; lists run over tIoUs."""
-        return {
-            "tiou": self.tious.tolist(),
-            "mAP": self.mAP.tolist(),
-            "average_mAP": float(self.average_mAP),
-            "mean_recall": self.mean_recall.tolist(),
-            "per_class_AP": {self.class_name(c): self.AP[:, i].tolist() for i, c in enumerate(self.class_ids)},
-            "class_ids": {self.class_name(c): int(c) for c in self.class_ids},
-            "counts": dict(self.counts),
-        }
-
-
 def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float],
-                      ambiguous: GroundTruth | None = None, label_names: Mapping[int, str] | None = None) -> ThumosScores:
-    """mAP by the official protocol; inputs are not changed.
+                      ambiguous: GroundTruth | None = None, label_names: Mapping[int, str] | None = None) -> Scores:
+    """mAP by the official protocol, and recall after the last detection; inputs are not changed.
 
     ambiguous: segments (labels unused) that excuse unmatched detections touching them; None: nothing is excused.
     Ground truth is taken as it stands (no duplicate is dropped).  Predictions of a class without ground truth are ignored with
@@ -122,8 +76,7 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
             recall[i, c] = hits.sum() / totals[c]
     counts = {"predictions": len(used), "ground_truth": len(ground_truth), "ambiguous": len(ambiguous or ()),
               "predictions_ignored": len(detections) - len(used)}
-    mean_ap = ap.mean(axis=1)
-    return ThumosScores(tious, mean_ap, float(mean_ap.mean()), ap, class_ids, recall, recall.mean(axis=1), counts, label_names)
+    return Scores(tious, class_ids, ap, recall[:, None], ("recall",), counts, label_names)
 
 
 @dataclass(frozen=True, eq=False)

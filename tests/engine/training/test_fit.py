@@ -154,11 +154,12 @@ def test_log_lines_say_how_long_the_rest_takes(data, tmp_path, capsys):
 
 
 def test_the_best_checkpoint_is_the_first_of_the_highest_score(data, tmp_path, monkeypatch, capsys):
-    values, evaluate = iter([0.2, 0.5, 0.5, 0.3]), fit_module.score
+    values, evaluate = iter([0.25, 0.5, 0.5, 0.375]), fit_module.score
 
     def scripted(detections, dataset):
         import dataclasses
-        return dataclasses.replace(evaluate(detections, dataset), average_mAP=next(values))
+        scores = evaluate(detections, dataset)
+        return dataclasses.replace(scores, AP=np.full_like(scores.AP, next(values)))
     monkeypatch.setattr(fit_module, "score", scripted)
     fit(data_config(data, tmp_path), tmp_path / "run", CPU, FitOptions(eval_every=1, checkpoint_every=10))
     best = load_checkpoint(tmp_path / "run" / "best.pth.tar")

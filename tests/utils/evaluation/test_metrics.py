@@ -228,14 +228,14 @@ def test_table_and_dict() -> None:
         warnings.simplefilter("error")
         scores = evaluate_detections(found, truths, [0.5, 0.9], label_names={0: "jump"})
     assert scores.table().splitlines() == [
-        "tIoU         mAP  recall@1x  recall@5x",
-        "0.50      100.00     100.00     100.00",
-        "0.90       50.00      50.00      50.00",
-        "average    75.00      75.00      75.00"]
+        "tIoU        mAP  recall@1x  recall@5x",
+        "0.50     100.00     100.00     100.00",
+        "0.90      50.00      50.00      50.00",
+        "average   75.00      75.00      75.00"]
     assert scores.table(per_class=True).splitlines()[-3:] == [
-        "AP       0.50     0.90  average",
-        "jump   100.00   100.00   100.00",
-        "3      100.00     0.00    50.00"]
+        "AP      0.50    0.90  average",
+        "jump  100.00  100.00   100.00",
+        "3     100.00    0.00    50.00"]
     content = json.loads(json.dumps(scores.as_dict(), allow_nan=False))
     assert content["per_class_AP"] == {"jump": [1.0, 1.0], "3": [1.0, 0.0]}
     assert content["recall@5x"] == [1.0, 0.5]

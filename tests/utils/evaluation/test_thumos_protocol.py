@@ -143,17 +143,18 @@ def test_script_prints_the_published_number(oracle: Path, tmp_path: Path, capsys
     detections = str(oracle / "detections" / f"{CASE}.csv.gz")
     main([detections, str(oracle / "annotation_test"), "--protocol", "thumos14", "--tiou", "0.1",
           "--json", str(tmp_path / "out.json")])
-    assert "0.10       47.72    78.35" in capsys.readouterr().out
+    assert ["0.10", "47.72", "78.35"] in map(str.split, capsys.readouterr().out.splitlines())
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["protocol"] == "thumos14"
     assert content["mAP"] == [pytest.approx(0.47718649655366505, abs=1e-11)]
     main([detections, str(oracle / "annotation_test"), "--protocol", "thumos14", "--tiou", "0.1", "--count-ambiguous"])
-    assert "0.10       46.56" in capsys.readouterr().out
+    assert ["0.10", "46.56"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
     main([detections, str(oracle / "annotation_test"), "--unique-rank-scores", "--tiou", "0.1", "0.7", "--per-class"])
     want = json.loads((oracle / "oracle.json").read_text())[CASE]["anet_protocol_upstream_unique_rank_scores"]["mAP"]
     printed = capsys.readouterr().out
-    assert f"0.10       {want[0]:.2f}" in printed
-    assert f"0.70        {want[-1]:.2f}" in printed
+    rows = [line.split()[:2] for line in printed.splitlines()]
+    assert ["0.10", f"{want[0]:.2f}"] in rows
+    assert ["0.70", f"{want[-1]:.2f}"] in rows
     assert "VolleyballSpiking" in printed
 
 
@@ -175,7 +176,8 @@ def test_script_reads_every_kind_of_file(tmp_path: Path, capsys: pytest.CaptureF
     main([str(tmp_path / name), annotations, "--tiou", "0.5"])
     printed = capsys.readouterr().out
     assert "split test: 3 predictions, 3 segments, 2 videos, 2 classes" in printed
-    assert "0.50       62.50      75.00      75.00" in printed  # c0: 1; c1: one of two found, after a false positive: 1/2 * 1/2
+    # c0: 1; c1: one of two found, after a false positive: 1/2 * 1/2
+    assert ["0.50", "62.50", "75.00", "75.00"] in map(str.split, printed.splitlines())
 
 
 def test_script_warns_once_about_foreign_videos_and_labels(tmp_path: Path) -> None:
@@ -215,4 +217,4 @@ def test_class_ids_of_another_file_are_not_mistaken(tmp_path: Path, capsys: pyte
     with pytest.raises(UserError, match=r"class id 0.*begin at 1.*--labels-from"):
         main([str(tmp_path / "p.pkl"), str(folder)])
     main([str(tmp_path / "p.pkl"), str(folder), "--labels-from", write_annotations(tmp_path / "gt.json")])
-    assert "average   100.00" in capsys.readouterr().out
+    assert "average  100.00" in capsys.readouterr().out
