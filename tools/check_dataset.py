@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check a data set before training: annotations, features, how they fit, which segments can be learned; suggest a configuration.
+"""Check a dataset before training: annotations, features, how they fit, which segments can be learned; suggest a configuration.
 
     python tools/check_dataset.py data/my/annotations.json data/my/features
     python tools/check_dataset.py data/my/annotations.json data/my/features --write configs/my.yaml

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, run_main
+from libs.datasets.annotations import Video, load_annotations
 from libs.datasets.grid import expected_length
 from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
 from libs.datasets.synthetic.planted import Difficulty, make_video, make_world, pick
@@ -53,27 +54,16 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def read_annotations(path: str) -> dict[str, Any]:
-    """The annotation document, with everything checked that the features depend on."""
+def read_annotations(path: str) -> tuple[dict[str, Any], dict[str, Video]]:
+    """The annotation document as it is, and its videos, with everything checked that the features depend on."""
     document = read_json(path, "THUMOS14 annotation file (thumos14.json; name it with --annotations)")
-    database = document.get("database") if isinstance(document, dict) else None
-    if not isinstance(database, dict) or not database:
-        raise UserError(f'{path}: has no "database" object with videos; expected thumos14.json in ActivityNet layout')
-    for name, video in database.items():
-        try:
-            frames = video["duration"] * video["fps"]
-            events = [(*map(float, a["segment"]), a["label_id"]) for a in video["annotations"]]
-            good = isinstance(video["subset"], str) and NUM_FRAMES <= frames < math.inf and all(
-                len(e) == 3 and math.isfinite(e[0] + e[1]) and isinstance(e[2], int) and e[2] >= 0 for e in events)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path}: {name}: {type(error).__name__} {error}; a video needs subset, duration, fps and "
-                            "annotations with segment and label_id") from error
-        if not good:
-            raise UserError(f"{path}: {name}: its subset, duration, a segment or a label_id cannot be used; "
-                            "expected text, enough for one feature, two finite numbers, a whole number >= 0")
-    if not any(v["annotations"] for v in database.values()):
-        raise UserError(f"{path}: no video has annotations; nothing can be planted")
-    return document
+    annotations = load_annotations(path)
+    for video in annotations.videos.values():
+        if video.fps is None or not NUM_FRAMES <= video.duration_s * video.fps < math.inf:
+            raise UserError(f"{path}: video {video.id!r}: its duration or fps is missing, or gives not one feature; correct it")
+    if not annotations.file_ids:
+        raise UserError(f"{path}: no video has annotations with a label_id; nothing can be planted")
+    return document, annotations.videos
 
 
 def written_before(manifest: Path) -> set[str]:
@@ -85,7 +75,7 @@ def written_before(manifest: Path) -> set[str]:
 
 def main() -> None:
     args = parse_arguments()
-    document, out = read_annotations(args.annotations), Path(args.out)
+    (document, all_videos), out = read_annotations(args.annotations), Path(args.out)
     database = document["database"]
     train = pick(database, "validation", args.train)
     others = {k: v for k, v in database.items() if k not in train}
@@ -100,7 +90,7 @@ def main() -> None:
         raise UserError(f"--out {out}: would replace {args.annotations} by {len(keep)} of its {len(database)} videos; "
                         "choose another folder, e.g. data/planted")
     refuse_foreign(out / FEATURES, written_before(out / PLANTED), "choose another --out, e.g. data/planted")
-    classes = 1 + max(a["label_id"] for v in database.values() for a in v["annotations"])
+    classes = 1 + max(int(v.labels.max()) for v in all_videos.values() if len(v.labels))
     world = make_world(args.seed, classes, args.rgb_dim, args.flow_dim)
     level = Difficulty(args.strength, args.rgb_strength, args.hard)
     chosen, files = set(keep), {}
@@ -108,10 +98,10 @@ def main() -> None:
         (folder / FEATURES).mkdir()
         advance = bar(len(keep), "videos")
         for i, name in enumerate(keep, 1):
-            video = database[name]
-            events = [(float(a["segment"][0]), float(a["segment"][1]), int(a["label_id"])) for a in video["annotations"]]
-            steps = expected_length(video["duration"], video["fps"], STRIDE, NUM_FRAMES)
-            x = make_video(world, args.seed, name, steps, events, float(video["fps"]), level)
+            video = all_videos[name]
+            events = [(*times, label) for times, label in zip(video.segments.tolist(), video.labels.tolist(), strict=True)]
+            steps = expected_length(video.duration_s, video.fps, STRIDE, NUM_FRAMES)
+            x = make_video(world, args.seed, name, steps, events, video.fps, level)
             np.save(folder / FEATURES / f"{name}.npy", x)
             files[name] = {"shape": list(x.shape), "sha256": None if args.no_hash else hashlib.sha256(x.tobytes()).hexdigest()}
             advance(i, len(keep))

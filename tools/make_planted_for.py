@@ -1,4 +1,4 @@
-"""A small data set with a planted signal for any configuration: real widths, stride, frame rate and number of classes.
+"""A small dataset with a planted signal for any configuration: real widths, stride, frame rate and number of classes.
 
     python tools/make_planted_for.py configs/anet_tsp.yaml --out data/planted_anet --train 64 --val 16
     python train.py data/planted_anet/anet_tsp.yaml --output trial --set opt.early_stop_epochs=1

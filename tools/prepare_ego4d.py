@@ -12,8 +12,8 @@ import argparse
 import re
 from pathlib import Path
 
+from libs.core.arguments import refuse_existing
 from libs.core.errors import UserError, run_main
-from libs.datasets.prepare.document import refuse_existing
 from libs.datasets.prepare.ego4d import ANNOTATIONS, convert_ego4d, cut_features
 
 
@@ -31,7 +31,8 @@ def main() -> None:
         if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not folder or name in sets:
             raise UserError(f"--features {item}: expected NAME=FOLDER, e.g. slowfast=v1/slowfast8x8_r101_k400, each name once")
         sets[name] = folder
-    out = refuse_existing(Path(args.out, ANNOTATIONS), args.overwrite)
+    out = Path(args.out, ANNOTATIONS)
+    refuse_existing(out, args.overwrite)
     document = convert_ego4d(args.source)
     content = document.content()
     for line in cut_features(document, sets, args.out, args.ext) if sets else ():

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
+from libs.core.arguments import refuse_existing
 from libs.core.errors import run_main
-from libs.datasets.prepare.document import refuse_existing
 from libs.datasets.prepare.epic import annotation_file, convert_epic
 
 
@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
     args = parser.parse_args()
     documents = convert_epic(args.source)
-    paths = {task: refuse_existing(annotation_file(args.out, task), args.overwrite) for task in documents}
+    paths = {task: annotation_file(args.out, task) for task in documents}
+    for path in paths.values():
+        refuse_existing(path, args.overwrite)
     contents = {task: document.content() for task, document in documents.items()}  # any error comes before the first file
     for task, document in documents.items():
         document.write(paths[task], contents[task])

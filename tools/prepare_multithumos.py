@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from libs.core.arguments import refuse_existing
 from libs.core.errors import run_main
-from libs.datasets.prepare.document import refuse_existing
 from libs.datasets.prepare.multithumos import convert_multithumos
 from libs.datasets.prepare.thumos import ANNOTATIONS
 
@@ -22,10 +22,10 @@ def main() -> None:
                         help=f"thumos14.json (default: data/thumos/{ANNOTATIONS})")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args()
-    out = refuse_existing(args.out, args.overwrite)
+    refuse_existing(args.out, args.overwrite)
     document = convert_multithumos(args.source, args.thumos)
-    document.write(out)
-    print("\n".join([*document.summary(), f"written to {out}"]))
+    document.write(args.out)
+    print("\n".join([*document.summary(), f"written to {args.out}"]))
 
 
 if __name__ == "__main__":

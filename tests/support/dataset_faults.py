@@ -1,6 +1,6 @@
 """Planted faults for test_dataset_check.py: name -> (damage, kind, severity, fragments that the finding must hold).
 
-`damage(case)` changes a sound data set of 10 training and 4 validation videos on disk.
+`damage(case)` changes a sound dataset of 10 training and 4 validation videos on disk.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAIN, VAL = [f"train_{i}" for i in range(10)], [f"val_{i}" for i in range(4)]
 
 
 class Case:
-    """A sound data set; every method changes one thing."""
+    """A sound dataset; every method changes one thing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.annotations, self.features = folder, folder / "my.json", folder / "features"

@@ -101,7 +101,7 @@ def _read_eaf(path: str, options: ConvertOptions) -> Iterator[Row]:
     unit = header.get("TIME_UNITS", "milliseconds") if header is not None else "milliseconds"
     if unit not in EAF_UNITS:
         raise UserError(f"{path}: TIME_UNITS {unit!r}; expected {' or '.join(EAF_UNITS)}")
-    media = [m.get("MEDIA_URL") for m in root.iter("MEDIA_DESCRIPTOR") if m.get("MEDIA_URL")]
+    media = [url for descriptor in root.iter("MEDIA_DESCRIPTOR") if (url := descriptor.get("MEDIA_URL"))]
     video = video_name(media[0] if media else path)
     slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
     tiers = {tier.get("TIER_ID", ""): tier for tier in root.iter("TIER")}
@@ -262,7 +262,7 @@ def _read_fiftyone(path: str, options: ConvertOptions) -> Iterator[Row]:
     else:
         raise UserError(f"{path}: is a {type(content).__name__}; expected labels.json or samples.json of a FiftyOne export")
     if not entries:
-        raise UserError(f"{path}: holds no video; export the data set again")
+        raise UserError(f"{path}: holds no video; export the dataset again")
     units: dict[str, str] = {}
     for vid, items, meta in entries:
         video = video_name(vid)
@@ -286,12 +286,13 @@ def _read_fiftyone(path: str, options: ConvertOptions) -> Iterator[Row]:
             yield Row(f"{path}: {vid!r}", video, **meta)
 
 
-def _samples(path: str, samples: list[Any]) -> Iterator[tuple[str, Any, dict[str, float]]]:
-    """(file, detections, what is known) of the samples of a FiftyOneDataset export."""
+def _samples(path: str, samples: list[Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(file, detections, duration_s and fps as far as they are known) of the samples of a FiftyOneDataset export."""
     for i, sample in enumerate(samples):
         if not isinstance(sample, dict) or not isinstance(sample.get("filepath"), str):
             raise UserError(f"{path}: samples[{i}] has no filepath; expected samples.json of a FiftyOne export")
-        meta = sample.get("metadata") if isinstance(sample.get("metadata"), dict) else {}
+        metadata = sample.get("metadata")
+        meta = metadata if isinstance(metadata, dict) else {}
         known = {ours: float(meta[theirs]) for theirs, ours in (("duration", "duration_s"), ("frame_rate", "fps"))
                  if isinstance(meta.get(theirs), (int, float)) and meta[theirs] > 0}
         fields = [v for v in sample.values() if isinstance(v, dict) and v.get("_cls") == "TemporalDetections"]
@@ -309,10 +310,10 @@ def _class(where: str, label: Any, classes: Any) -> str:
 
 
 def _pair(where: str, values: Any, what: str) -> tuple[float, float]:
-    numbers = values if isinstance(values, list) and len(values) == 2 else [None]
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
+    pair: list[Any] = values if isinstance(values, list) and len(values) == 2 else [None, None]
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in pair):
         raise UserError(f"{where}: {what} {values!r}; expected two numbers")
-    return float(numbers[0]), float(numbers[1])
+    return float(pair[0]), float(pair[1])
 
 
 def _json(path: str) -> Any:

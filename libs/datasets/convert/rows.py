@@ -179,7 +179,8 @@ def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | No
     found: dict[str, tuple[float, float | None]] = {}
     for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",)):
         seconds = positive_number(row["duration"], f"{where}: duration", clock=True)
-        found[video_name(row["video"])] = (seconds, positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None)
+        fps = positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None
+        found[video_name(row["video"])] = seconds, fps
     return found
 
 
@@ -187,7 +188,8 @@ def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: s
                       ) -> dict[str, tuple[float, float | None]]:
     """Video -> (seconds that its features cover, fps): ((T - 1) * stride + num_frames) / fps; absent videos with one note."""
     store = FeatureStore(folder, prefix, extension)
-    found, missing = {}, []
+    found: dict[str, tuple[float, float | None]] = {}
+    missing = []
     for vid in ids:
         if store.exists(vid):
             found[vid] = (round(((store.length(vid) - 1) * stride + num_frames) / fps, 6), fps)

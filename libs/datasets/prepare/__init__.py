@@ -1,1 +1,1 @@
-"""One module per official data set: its files to this project's layout."""
+"""One module per official dataset: its files to this project's layout."""

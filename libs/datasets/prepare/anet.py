@@ -10,6 +10,7 @@ names.
 """
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,19 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
             segment = item.get("segment")
             if not isinstance(segment, list) or len(segment) != 2:
                 raise UserError(f"{where}: annotations[{i}].segment is {str(segment)[:60]}; expected [start, end] in seconds")
-            document.add_segment(video, f"video {key!r}, annotations[{i}]", *segment, item.get("label"))
+            start, end = segment
+            document.add_segment(video, f"video {key!r}, annotations[{i}]", start, end, item.get("label"))
     return document
+
+
+def add_arguments(parser: argparse.ArgumentParser, prefix: str) -> None:
+    """The arguments that the scripts for files of this layout share; prefix: the usual one of the feature files."""
+    parser.add_argument("out", metavar="OUT", help="annotation file to write")
+    parser.add_argument("--features", metavar="FOLDER", help="feature files (a folder, or one .h5/.hdf5): keep only their videos")
+    parser.add_argument("--prefix", default=prefix,
+                        help=f"before the id in a feature file's name (default: {prefix or 'nothing'})")
+    parser.add_argument("--ext", default=".npy", help="extension of the feature files (default: .npy)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
 def keep_videos_with_features(document: Document, folder: str, prefix: str = PREFIX, extension: str = ".npy") -> None:
@@ -64,16 +76,16 @@ def _subsets(path: str | os.PathLike, database: Mapping[str, Mapping[str, Any]],
              validation_every: int | None) -> dict[str, str]:
     """Subset of every key of the database."""
     given = [key for key, entry in database.items() if entry.get("subset") is not None]
-    if video_info is not None or validation_every is not None:
-        if given:
-            raise UserError(f"{path}: says itself which subset a video belongs to ({given[0]!r}); leave out --video-info and "
-                            "--validation-every")
-        if validation_every is None:
-            return _subsets_of_table(path, database, video_info)
+    if given and (video_info is not None or validation_every is not None):
+        raise UserError(f"{path}: says itself which subset a video belongs to ({given[0]!r}); leave out --video-info and "
+                        "--validation-every")
+    if validation_every is not None:
         if video_info is not None or validation_every < 2:
             raise UserError(f"--validation-every {validation_every}: give a number from 2 on, or --video-info, not both")
         chosen = set(sorted(database)[validation_every - 1::validation_every])
         return {key: "validation" if key in chosen else "training" for key in database}
+    if video_info is not None:
+        return _subsets_of_table(path, database, video_info)
     for key, entry in database.items():
         if str(entry.get("subset")).lower() not in SUBSETS:
             missing = ("missing; a file without subsets needs --video-info or --validation-every" if "subset" not in entry

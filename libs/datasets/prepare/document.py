@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from libs.core.errors import UserError, nearest
@@ -89,7 +88,7 @@ class Document:
         return {"version": self.version, "database": database}
 
     def write(self, path: str | os.PathLike, content: dict[str, Any] | None = None) -> None:
-        """Write the JSON file, whole or not at all; content: what `content()` said before, if it is at hand."""
+        """Write the JSON file, whole or not at all; content: the result of `content()`, where the caller has it."""
         write_json_atomic(path, self.content() if content is None else content, indent=None)
 
     def classes(self) -> list[str]:
@@ -153,11 +152,3 @@ def whole(where: str, cell: str, below: int) -> int:
     if not cell.isascii() or not cell.isdigit() or int(cell[:12]) >= below:
         raise UserError(f"{where}: {cell[:60]!r} is not a whole number from 0 to {below - 1}; correct it")
     return int(cell)
-
-
-def refuse_existing(path: str | os.PathLike, overwrite: bool) -> Path:
-    """The path, if nothing is there or it may be replaced; UserError otherwise."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists; name another file, or add --overwrite to replace it")
-    return path

@@ -70,7 +70,8 @@ def cut_features(document: Document, sets: Mapping[str, str], out: str | os.Path
     for name in folders:
         ours = {path.name for path in (out / name).glob("*.npy") if path.stem in document.videos}
         refuse_foreign(out / name, ours, "move them away or choose another output folder")
-    widths, rows, off_by = {}, 0, 0.0
+    widths: dict[str, int] = {}
+    rows, off_by = 0, 0.0
     with staged(out, folders) as work:
         for name in folders:
             (work / name).mkdir()

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def parse_labels(text: str, name: str) -> list[LabelRow]:
         if len(parts) != 5 or not all(re.fullmatch(r"[0-9]{1,9}", p) for p in parts):
             raise UserError(f"{name}: line {number}: expected 5 whole numbers (experiment user activity first last): "
                             f"{line.strip()[:60]!r}")
-        row = LabelRow(*map(int, parts), line=number)
+        experiment, user, activity, first, last = map(int, parts)
+        row = LabelRow(experiment, user, activity, first, last, number)
         if row.first < 1 or row.last < row.first:
             raise UserError(f"{name}: line {number}: samples {row.first} to {row.last} are no range "
                             "(1-based, both ends included); correct the row")
@@ -164,7 +166,9 @@ def build(raw: RawFiles, val_users: Iterable[int]) -> tuple[dict, dict[str, np.n
     """
     val_users = set(val_users)
     classes = parse_activities(raw.activities[1], raw.activities[0])
-    database, features, lengths = {}, {}, {}
+    database: dict[str, dict[str, Any]] = {}
+    features: dict[str, np.ndarray] = {}
+    lengths: dict[tuple[int, int], tuple[str, int]] = {}
     for (experiment, user), pair in raw.signals.items():
         acc, gyro = (parse_signal(pair[kind][1], pair[kind][0]) for kind in ("acc", "gyro"))
         if len(acc) != len(gyro):
@@ -223,7 +227,7 @@ def _only(source: Path, texts: dict[str, str], wanted: str) -> tuple[str, str]:
 
 def _summary(document: dict, features: dict[str, np.ndarray], classes: list[str]) -> Summary:
     videos = document["database"]
-    subsets = {"training": [], "validation": []}
+    subsets: dict[str, list[str]] = {"training": [], "validation": []}
     for name, video in videos.items():
         subsets[video["subset"]].append(name)
     counts = dict.fromkeys(classes, 0)

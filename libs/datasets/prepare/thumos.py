@@ -11,14 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from libs.core.errors import UserError
+from libs.core.problems import Problems
+from libs.datasets.annotations import load_annotations, read_database
 from libs.datasets.grid import expected_length
 from libs.utils.files.archives import Member, copy, members
-from libs.utils.files.io import read_json
 from libs.utils.files.staging import refuse_foreign, staged
 from libs.utils.progress import Clock
 
@@ -85,7 +85,10 @@ def unpack_thumos(archive: str | os.PathLike, out: str | os.PathLike, say: Calla
         if not (folder / ANNOTATIONS).exists() or not count:
             raise UserError(f"{archive}: holds {'no ' if not count else ''}{FEATURES}/*.npy and "
                             f"{'' if (folder / ANNOTATIONS).exists() else 'no '}{ANNOTATIONS}; not the expected archive")
-        _database(folder / ANNOTATIONS, f"{archive}: {ANNOTATIONS}")
+        try:
+            read_database(str(folder / ANNOTATIONS))
+        except UserError as error:
+            raise UserError(str(error).replace(str(folder / ANNOTATIONS), f"{archive}: {ANNOTATIONS}")) from error
         refuse_foreign(out / FEATURES, {p.name for p in (folder / FEATURES).iterdir()}, "move them away or choose another --out")
     say(f"unpacked: {count} feature files, {size / 2**30:.2f} GiB, into {out}")
     return count
@@ -97,9 +100,12 @@ def check_features(json_file: str | os.PathLike, feat_folder: str | os.PathLike)
     Only headers and file sizes are read.  T must lie within max(10, 5 %) steps of floor((duration * fps - 16) / 4) + 1, and
     all files must have the same width.  Raises UserError for an unreadable annotation file.
     """
-    database = _database(Path(json_file), str(json_file))
+    ignored = Problems()  # what training would refuse: durations that are no numbers count as missing here
+    videos = load_annotations(json_file, problems=ignored).videos
+    if not videos:
+        raise UserError(str(ignored.found[0]))
     problems, shapes = [], {}
-    for video in sorted(database):
+    for video in sorted(videos):
         path = Path(feat_folder, f"{video}.npy")
         shape = _shape(path)
         if isinstance(shape, str):
@@ -108,15 +114,17 @@ def check_features(json_file: str | os.PathLike, feat_folder: str | os.PathLike)
             shapes[video] = shape
     width = Counter(shape[1] for shape in shapes.values()).most_common(1)[0][0] if shapes else 0
     for video, (steps, channels) in shapes.items():
-        wanted = _steps(database[video])
+        duration_s, fps = videos[video].duration_s, videos[video].fps
         if channels != width:
             problems.append(f"{video}: {channels} channels, the other files have {width}")
-        elif wanted is None:
+            continue
+        if fps is None or math.isinf(duration_s):
             problems.append(f"{video}: the annotation lacks a positive duration or fps, so {steps} steps cannot be checked")
-        elif abs(steps - wanted) > max(SLACK_STEPS, SLACK_SHARE * wanted):
-            problems.append(f"{video}: {steps} steps, but {database[video]['duration']} s at {database[video]['fps']} fps "
-                            f"give about {wanted}")
-    return len(database), problems
+            continue
+        wanted = expected_length(duration_s, fps, STRIDE, NUM_FRAMES)
+        if abs(steps - wanted) > max(SLACK_STEPS, SLACK_SHARE * wanted):
+            problems.append(f"{video}: {steps} steps, but {duration_s} s at {fps} fps give about {wanted}")
+    return len(videos), problems
 
 
 def _target(member: Member) -> str | None:
@@ -125,25 +133,6 @@ def _target(member: Member) -> str | None:
     if name == Path(ANNOTATIONS).name:
         return ANNOTATIONS
     return f"{FEATURES}/{name}" if parent == FEATURES and name.endswith(".npy") else None
-
-
-def _database(path: Path, shown: str) -> dict[str, dict[str, Any]]:
-    try:
-        document = read_json(path, "annotation file (JSON)")
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), shown)) from error
-    database = document.get("database") if isinstance(document, dict) else None
-    if not isinstance(database, dict) or not database or not all(isinstance(v, dict) for v in database.values()):
-        raise UserError(f'{shown}: has no "database" object with videos; expected the THUMOS14 annotations in ActivityNet layout')
-    return database
-
-
-def _steps(video: dict[str, Any]) -> int | None:
-    duration, fps = video.get("duration"), video.get("fps")
-    for value in (duration, fps):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            return None
-    return expected_length(duration, fps, STRIDE, NUM_FRAMES)
 
 
 def _shape(path: Path) -> tuple[int, int] | str:

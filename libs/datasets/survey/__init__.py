@@ -1,1 +1,1 @@
-"""Reading a whole data set and collecting what is wrong with it."""
+"""Reading a whole dataset and collecting what is wrong with it."""

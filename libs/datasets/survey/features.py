@@ -59,7 +59,7 @@ class Contents(NamedTuple):
 
 
 def feature_names(folder: str) -> list[str]:
-    """Names of the feature files of a folder, or of the data sets of an .h5 file, sorted.
+    """Names of the feature files of a folder, or of the datasets of an .h5 file, sorted.
 
     Raises UserError where there is no such folder, or the file cannot be read.
     """

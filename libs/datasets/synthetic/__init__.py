@@ -1,1 +1,1 @@
-"""Generated data sets: the demo and planted features."""
+"""Generated datasets: the demo and planted features."""

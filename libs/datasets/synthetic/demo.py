@@ -1,4 +1,4 @@
-"""The embedded demo data set: small, two-stream, generated on first use, identical everywhere.
+"""The embedded demo dataset: small, two-stream, generated on first use, identical everywhere.
 
 `ensure_demo(folder)` makes sure that `folder` holds
     annotations/demo.json          ActivityNet layout, subsets training and validation

@@ -48,8 +48,8 @@ class World:
     onset: np.ndarray
     offset: np.ndarray
     shared: tuple[tuple[int, int], ...]
-    mix: tuple[np.ndarray, np.ndarray]
-    bias: tuple[np.ndarray, np.ndarray]
+    mix: tuple[np.ndarray, ...]
+    bias: tuple[np.ndarray, ...]
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -92,7 +92,7 @@ def read_out(rng: np.random.Generator, latent: np.ndarray, mix: np.ndarray, bias
     return (np.round(x * 4096.0) / 4096.0).astype(np.float32)
 
 
-def make_read_outs(seed: int, dims: tuple[int, int]) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def make_read_outs(seed: int, dims: tuple[int, int]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """(mix, bias) per stream; they draw from streams of their own, so that the latent world is the same for any width."""
     mix, bias = [], []
     for j, d in enumerate(dims):

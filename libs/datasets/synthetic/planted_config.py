@@ -1,4 +1,4 @@
-"""A small data set for any configuration: annotations, and planted features of the shape that the configuration reads.
+"""A small dataset for any configuration: annotations, and planted features of the shape that the configuration reads.
 
     data = plant(load_config("configs/ego4d_slowfast_egovlp.yaml"), "data/planted_ego4d", training=8, validation=4)
 
@@ -82,15 +82,18 @@ def _write_features(work: Path, config: Config, folders: Mapping[str, int], data
         feats = make_video(world, seed, video, steps, events, fps, level, data.feat_stride, data.num_frames)
         for folder, part in zip(folders, np.split(feats, borders, axis=1), strict=True):
             path = work / folder / f"{data.file_prefix or ''}{video}{data.file_ext}"
-            if format_of(data.file_ext) == ".npz":
-                np.savez(path, **{NPZ_KEY: part})
+            if path.suffix.lower() == ".npz":
+                arrays: dict[str, Any] = {NPZ_KEY: part}
+                np.savez(path, **arrays)
             else:
                 np.save(path, part)
 
 
 def _folders(config: Config) -> dict[str, int]:
     """Names of the feature folders and their widths, in order."""
-    paths, widths = ((v if isinstance(v, tuple) else (v,)) for v in (config.dataset.feat_folder, config.dataset.input_dim))
+    data = config.dataset
+    paths = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,)
+    widths = data.input_dim if isinstance(data.input_dim, tuple) else (data.input_dim,)
     if len(paths) != len(widths):
         raise UserError(f"{config.source}: dataset.input_dim: {list(widths)} does not tell the width of each of the {len(paths)} "
                         "folders; write one per folder")
@@ -103,7 +106,8 @@ def _folders(config: Config) -> dict[str, int]:
 def _generated(seed: int, subsets: Mapping[str, int], classes: int, fps: float,
                seconds: tuple[float, float]) -> dict[str, dict[str, Any]]:
     """Videos with an action every 12 s or so, 1 to 30 s long; every class occurs in the first video of the first subset."""
-    database, first = {}, True
+    database: dict[str, dict[str, Any]] = {}
+    first = True
     for subset, count in subsets.items():
         for i in range(count):
             rng = generator(seed, len(database), 4711)
@@ -121,7 +125,7 @@ def _generated(seed: int, subsets: Mapping[str, int], classes: int, fps: float,
 
 def _chosen(annotations: Annotations, subsets: Mapping[str, int], classes: int, fps: float) -> dict[str, dict[str, Any]]:
     """Videos of a file, evenly spread over the sorted ids of each of its subsets of these names; the rest as LEFT_OUT."""
-    kept = {}
+    kept: dict[str, str] = {}
     for subset, count in subsets.items():
         videos = [v for v in annotations.videos.values() if v.subset == subset]
         ids = sorted(v.id for v in videos if len(v.segments) and v.duration_s < math.inf)
@@ -133,7 +137,8 @@ def _chosen(annotations: Annotations, subsets: Mapping[str, int], classes: int, 
     database = {}
     for video in annotations.videos.values():
         labels = video.labels.tolist() if classes == 1 else (video.labels % classes).tolist()
-        items = [_item(*segment, label, names.get(label)) for segment, label in zip(video.segments.tolist(), labels, strict=True)]
+        items = [_item(start, end, label, names.get(label))
+                 for (start, end), label in zip(video.segments.tolist(), labels, strict=True)]
         duration = min(video.duration_s, 1e6)
         database[video.id] = {"subset": kept.get(video.id, LEFT_OUT), "duration": duration, "fps": fps, "annotations": items}
     return database

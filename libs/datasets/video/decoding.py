@@ -60,14 +60,14 @@ def probe(path: str) -> VideoInfo:
         return _info(path, container)
 
 
-def fitted_size(width: int, height: int, shorter: int | None, exact: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of frames: `exact`, else the shorter side scaled to `shorter` pixels (other rounded), else as stored."""
-    if exact is not None:
-        return exact
-    if shorter is None:
+def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of frames: as `resize` says, or its shorter side scaled to `resize` pixels; None: as stored."""
+    if isinstance(resize, tuple):
+        return resize
+    if resize is None:
         return height, width
-    scale = shorter / min(width, height)
-    return max(round(height * scale), shorter), max(round(width * scale), shorter)
+    scale = resize / min(width, height)
+    return max(round(height * scale), resize), max(round(width * scale), resize)
 
 
 def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = None, allow_truncated: bool = False,

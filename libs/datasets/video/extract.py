@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -133,8 +134,7 @@ def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Str
     refuses its input or returns something else than finite (B, C) or (B, C, ...) (then averaged over the rest).
     """
     info = probe(path)
-    exact = settings.resize if isinstance(settings.resize, tuple) else None
-    size = fitted_size(info.width, info.height, None if exact else settings.resize, exact)
+    size = fitted_size(info.width, info.height, settings.resize)
     if settings.crop and settings.crop > min(size):
         raise UserError(f"{path}: frames of {size[0]} x {size[1]} pixels (height x width) are smaller than --crop {settings.crop}"
                         "; raise --resize or lower --crop")
@@ -225,7 +225,8 @@ def describe(settings: ExtractSettings, streams: Sequence[Stream]) -> dict[str, 
     """The head of the provenance file: all that decides the features, without the videos."""
     parts = []
     for stream in streams:
-        part = {"name": stream.name, "model": os.path.basename(stream.path), "sha256": stream.sha256, "kind": stream.kind}
+        part: dict[str, Any] = {"name": stream.name, "model": os.path.basename(stream.path), "sha256": stream.sha256,
+                                "kind": stream.kind}
         if stream.name == "rgb":
             part |= {"values": "RGB / 255", "mean": list(settings.mean), "std": list(settings.std)}
         else:
@@ -265,8 +266,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     todo, skipped = [], 0
     for name, path in names.items():
         entry = done.get(name)
-        there = entry is not None and (folder / f"{name}.npy").is_file() and os.path.exists(path)
-        if there and entry.get("bytes") == os.path.getsize(path):
+        there = (folder / f"{name}.npy").is_file() and os.path.exists(path)
+        if entry is not None and there and entry.get("bytes") == os.path.getsize(path):
             skipped += 1
         else:
             todo.append((name, path))
@@ -280,7 +281,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
             except UserError as error:
                 failed.append(str(error))
                 continue
-            write_atomic(folder / f"{name}.npy", lambda file, feats=feats: np.save(file, feats))
+            write_atomic(folder / f"{name}.npy", functools.partial(np.save, arr=feats))
             head["channels"] = int(feats.shape[1])
             done[name] = entry
             write_json_atomic(folder / FILE_NAME, {**head, "libraries": libraries(streams), "videos": done})

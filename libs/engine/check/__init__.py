@@ -1,1 +1,1 @@
-"""Checking a data set before training: coverage, report, a suggested configuration."""
+"""Checking a dataset before training: coverage, report, a suggested configuration."""

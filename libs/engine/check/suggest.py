@@ -1,4 +1,4 @@
-"""A configuration for a data set that nobody has trained on yet: every number follows from the data by a stated rule.
+"""A configuration for a dataset that nobody has trained on yet: every number follows from the data by a stated rule.
 
     grid = guess_grid(frames, lengths)                     stride and window of the features, from durations and file lengths
     text = suggest_yaml(DataFacts(...))                    a YAML file with the reason beside each key

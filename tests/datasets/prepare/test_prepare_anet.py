@@ -82,7 +82,7 @@ def test_an_existing_file_is_kept(capsys, tmp_path):
     assert convert(capsys, tmp_path, official())[0] == 0
     before = (tmp_path / "a/b.json").read_bytes()
     code, _, err = convert(capsys, tmp_path, bmn())
-    assert "b.json: exists; name another file, or add --overwrite" in one_error(code, err)
+    assert "b.json: exists already; choose another name, or add --overwrite" in one_error(code, err)
     assert (tmp_path / "a/b.json").read_bytes() == before
 
 

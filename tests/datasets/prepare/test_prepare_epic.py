@@ -51,7 +51,7 @@ def test_the_three_tasks(capsys, tmp_path, tables):
     assert found["action"].label_ids == {"verb3 noun8": 3 * NOUNS + 8, "verb0 noun2": 2, "verb2 noun2": 2 * NOUNS + 2}
     assert out.count("1 segments that do not end after they start left out") == 3
     code, _, err = convert(capsys, tables, tmp_path / "out")
-    assert "exists; name another file, or add --overwrite" in one_error(code, err)
+    assert "exists already; choose another name, or add --overwrite" in one_error(code, err)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "message"), [

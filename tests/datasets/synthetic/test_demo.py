@@ -1,4 +1,4 @@
-"""The demo data set: same bytes everywhere, whole or not there, and built so that rgb alone is worse than both streams."""
+"""The demo dataset: same bytes everywhere, whole or not there, and built so that rgb alone is worse than both streams."""
 from __future__ import annotations
 
 import hashlib

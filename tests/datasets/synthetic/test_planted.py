@@ -122,15 +122,16 @@ def test_bad_arguments(tmp_path, monkeypatch, capsys, annotations, arguments, me
 
 
 @pytest.mark.parametrize("change", [
-    {"duration": None}, {"duration": 0.4}, {"fps": "30"}, {"subset": 3}, {"annotations": [{"segment": [1, 2]}]},
-    {"annotations": [{"segment": [1, float("nan")], "label_id": 0}]}, {"annotations": [{"segment": [1], "label_id": 0}]},
-    {"annotations": [{"segment": [1, 2], "label_id": -1}]}])
+    {"duration": None}, {"duration": 0.4}, {"fps": "30"}, {"subset": 3}, {"annotations": [{"segment": [1, 2], "label": "a"}]},
+    {"annotations": [{"segment": [1, float("nan")], "label": "a", "label_id": 0}]},
+    {"annotations": [{"segment": [1], "label": "a", "label_id": 0}]},
+    {"annotations": [{"segment": [1, 2], "label": "a", "label_id": -1}]}])
 def test_bad_annotations_name_file_and_video(tmp_path, monkeypatch, capsys, annotations, change):
     document = json.loads(annotations.read_text())
     document["database"]["b_2"].update(change)
     annotations.write_text(json.dumps(document))
     assert run(monkeypatch, annotations, tmp_path / "out", "--rgb-dim 2 --flow-dim 2") == 2
-    assert "thumos14.json: b_2: " in capsys.readouterr().err
+    assert "thumos14.json: video 'b_2'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -165,9 +165,9 @@ def test_clips_by_hand_and_in_bounded_memory():
 
 
 def test_sizes():
-    assert fitted_size(640, 480, 256, None) == (256, 341)
-    assert fitted_size(33, 57, None, None) == (57, 33)
-    assert fitted_size(640, 480, 256, (10, 20)) == (10, 20)
+    assert fitted_size(640, 480, 256) == (256, 341)
+    assert fitted_size(33, 57, None) == (57, 33)
+    assert fitted_size(640, 480, (10, 20)) == (10, 20)
 
 
 def test_odd_sizes(folder, capsys):

@@ -1,4 +1,4 @@
-"""check_dataset finds planted faults, names place and remedy, says nothing about a sound data set, and suggests what trains."""
+"""check_dataset finds planted faults, names place and remedy, says nothing about a sound dataset, and suggests what trains."""
 from __future__ import annotations
 
 import json
@@ -39,7 +39,7 @@ def test_finds(name, tmp_path):
 
 
 @pytest.mark.parametrize("configured", [False, True])
-def test_a_sound_data_set_has_no_findings(configured, tmp_path):
+def test_a_sound_dataset_has_no_findings(configured, tmp_path):
     case = Case(tmp_path)
     if configured:
         case.configure()
