@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -328,7 +328,7 @@ def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, fl
         rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV of fps and durations"))))
         if not rows or "video_id" not in rows[0]:
             raise UserError(f"{path}: expected a first line {','.join(INFO_COLUMNS)} and a line per video")
-        entries = {row["video_id"]: {k: row.get(k) or None for k in INFO_COLUMNS[1:]} for row in rows}
+        entries: Any = {row["video_id"]: {k: row.get(k) or None for k in INFO_COLUMNS[1:]} for row in rows}
     elif path.suffix.lower() == ".json":
         content = read_json(path, "JSON of fps and durations")
         entries = content.get("database") if isinstance(content, dict) else None
@@ -336,10 +336,11 @@ def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, fl
             raise UserError(f'{path}: expected {{"database": {{"<video id>": {{"fps": ..., "duration": ...}}}}}}')
     else:
         raise UserError(f"{path}: unknown kind of file {path.suffix!r}; use .csv or .json")
-    return {vid: tuple(_number(path, vid, key, entry.get(key)) for key in INFO_COLUMNS[1:]) for vid, entry in entries.items()}
+    return {vid: (_number(path, vid, "fps", entry.get("fps")), _number(path, vid, "duration", entry.get("duration")))
+            for vid, entry in entries.items()}
 
 
-def _number(path: Path, video: str, key: str, value: object) -> float | None:
+def _number(path: Path, video: str, key: str, value: Any) -> float | None:
     if value is None:
         return None
     try:

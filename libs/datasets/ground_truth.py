@@ -156,7 +156,7 @@ def _fps(videos: Iterable[Video]) -> dict[str, float]:
 
 def _against_folder(predictions: Sequence[str | os.PathLike], folder: str | os.PathLike, split: str | None,
                     labels_from: str | os.PathLike | None) -> tuple[list[Detections], Truth]:
-    official = load_thumos14_folder(folder, split)
+    official = load_thumos14_folder(os.fspath(folder), split)
     ids = load_annotations(labels_from).label_ids if labels_from else official.label_ids
     found = [read_predictions(path, ids) for path in predictions]
     lowest = min(official.label_ids.values())

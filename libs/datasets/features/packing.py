@@ -30,7 +30,7 @@ from libs.datasets.features.store import FeatureStore, Keys
 from libs.datasets.presets import get_preset
 
 Say = Callable[[str], None]
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 CHECKSUM, SOURCE = "blake2b", "source"  # attributes of every dataset
 LISTED = 10
 
@@ -105,7 +105,8 @@ def pack_stream(stream: Stream, videos: Mapping[str, Sequence[str]], out: Path, 
     """
     path, unfinished = stream.packed_in(out), out / f".unfinished-{stream.name}.h5"
     plan = _plan(stream, videos, dtype, skip_missing, say)
-    with _opened_pack(path) if path.exists() else contextlib.nullcontext({}) as before:
+    with contextlib.ExitStack() as stack:
+        before = stack.enter_context(_opened_pack(path)) if path.exists() else {}
         others = [name for name in _names(before) if name not in plan] if before else []
         for name in others:
             _check_alike(path, name, before[name], next(iter(plan.values())))

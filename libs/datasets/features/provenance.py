@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from libs.core.errors import UserError
 from libs.utils.files.io import read_json
@@ -32,8 +32,13 @@ def read_provenance(folder: str | os.PathLike) -> Provenance | None:
     if not path.is_file():
         return None
     content = read_json(path, "provenance file")
-    values = [content.get(key) if isinstance(content, dict) else None for key in ("stride", "num_frames")]
-    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values):
-        raise UserError(f"{path}: stride and num_frames are {values[0]!r} and {values[1]!r}; expected numbers of frames above 0: "
+    content = content if isinstance(content, dict) else {}
+    stride, num_frames = content.get("stride"), content.get("num_frames")
+    if not (_is_positive(stride) and _is_positive(num_frames)):
+        raise UserError(f"{path}: stride and num_frames are {stride!r} and {num_frames!r}; expected numbers of frames above 0: "
                         "correct the file, or remove it")
-    return Provenance(str(path), float(values[0]), float(values[1]), content)
+    return Provenance(str(path), float(stride), float(num_frames), content)
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

@@ -54,9 +54,9 @@ class _Piece:
 class FeatureStore:
     """Features of many videos; picklable, and safe to use in forked workers.
 
-    folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the
-    video id; width: channels expected over all folders together (None: not checked); narrower: other widths that are accepted
-    too; keys: what messages call these settings.
+    folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the video id; width: channels expected
+    over all folders together (None: not checked); narrower: other widths that are accepted too; keys: what messages call these
+    settings.
     Raises UserError if a folder does not exist or the extension is not known.
     """
 

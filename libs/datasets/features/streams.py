@@ -6,7 +6,7 @@ that is not asked for is never opened or looked for: its channels, files and fol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,21 +14,21 @@ from torch import Tensor
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DatasetConfig, FolderModality
 from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys
-from libs.datasets.grid import file_window
+from libs.datasets.grid import file_window, is_resampled
 from libs.datasets.transforms import resize
 
 
 @dataclass
 class _Part:
-    """Channels of one store, side by side in the result; channels: None for all; stretched: resampled to the grid."""
+    """Channel ranges of one store, side by side in the result; stretched: resampled to the grid."""
 
     store: FeatureStore
-    channels: list[tuple[int, int]] | None = field(default_factory=list)
+    channels: list[tuple[int, int]]
     stretched: bool = False
 
     @property
     def width(self) -> int:
-        return self.store.width if self.channels is None else sum(high - low for low, high in self.channels)
+        return sum(high - low for low, high in self.channels)
 
 
 class StreamReader:
@@ -36,17 +36,16 @@ class StreamReader:
 
     names: from dataset.modalities; None: all channels of dataset.feat_folder.  Channel ranges give the grid; without them
     the first stream that is not resampled does.
-    Attributes: `resampled`: every stream is stretched (dataset.force_upsampling or feat_stride <= 0); `channels`: of the result.
+    `channels`: of the result.
     Raises UserError for names that are not declared, folders that do not exist, and streams without a grid.
     """
 
     def __init__(self, config: Config, names: Sequence[str] | None) -> None:
         self._data = data = config.dataset
-        self.resampled = data.force_upsampling or data.feat_stride <= 0
         if names is None:
-            store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, config.file_channels)
-            self._parts = [_Part(store, None)]
-            self._grid_store, self.channels = store, store.width
+            self.channels = config.file_channels
+            self._grid_store = FeatureStore(data.feat_folder, data.file_prefix, data.file_ext, self.channels)
+            self._parts = [_Part(self._grid_store, [(0, self.channels)])]
             return
         where = f"{config.source}: " if config.source else ""
         _check_names(where, names, data)
@@ -91,23 +90,20 @@ class StreamReader:
                                 f"{length}; {remedy}")
         return length
 
-    def read(self, video_id: str, file_length: int, length: int, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Float32 (stop - start, C): grid steps start .. stop - 1 of a video of `length` steps, written into the CPU tensor `out`
-        of that shape, or into a new one.
+    def read(self, video_id: str, file_length: int, length: int, start: int, stop: int, out: Tensor) -> None:
+        """Write grid steps start .. stop - 1 of a video of `length` steps into `out`, (stop - start, C) float32 on the CPU.
 
-        file_length: what `length(video_id)` said.  Raises UserError as `FeatureStore.read`.
+        file_length: as `length(video_id)` gives it.  Raises UserError as `FeatureStore.read`.
         """
-        out = torch.empty(stop - start, self.channels) if out is None else out
         window = file_window(start, stop, file_length, self._data.downsample_rate)
         columns = out.split([part.width for part in self._parts], dim=1)
         for part, target in zip(self._parts, columns, strict=True):
-            if part.stretched or self.resampled:
+            if part.stretched or is_resampled(self._data):
                 rows = None if part.stretched else slice(0, file_length)
                 whole = torch.from_numpy(part.store.read(video_id, rows, part.channels))
                 target.copy_(resize(whole, length)[start:stop])
             else:
                 part.store.read(video_id, window, part.channels, target.numpy())
-        return out
 
 
 def _check_names(where: str, names: Sequence[str], data: DatasetConfig) -> None:
@@ -123,20 +119,21 @@ def _check_names(where: str, names: Sequence[str], data: DatasetConfig) -> None:
 
 def _parts(data: DatasetConfig, names: Sequence[str]) -> list[_Part]:
     """What is read, in order; neighbours in the same store become one part."""
-    ranges = [data.modalities[name] for name in names if not isinstance(data.modalities[name], FolderModality)]
+    modalities = data.modalities or {}
+    ranges = [entry for name in names if not isinstance(entry := modalities[name], FolderModality)]
     stores = list(_range_stores(data, ranges)) if ranges else []
     parts: list[_Part] = []
     for name in names:
-        modality = data.modalities[name]
+        modality = modalities[name]
         if isinstance(modality, FolderModality):
             store = FeatureStore(modality.folder, modality.file_prefix, modality.file_ext, modality.dim,
                                  keys=Keys(f"dataset.modalities.{name}", "folder", "dim"))
-            parts.append(_Part(store, None, modality.resample == "linear"))
+            parts.append(_Part(store, [(0, modality.dim)], modality.resample == "linear"))
             continue
         for low, high, store in stores:
             if inside := _overlap(modality, low, high):
                 if not parts or parts[-1].store is not store:
-                    parts.append(_Part(store))
+                    parts.append(_Part(store, []))
                 parts[-1].channels.append(inside)
     return parts
 
@@ -156,7 +153,7 @@ def _range_stores(data: DatasetConfig, wanted: list[tuple[int, int]]) -> Iterato
         inside = [pair for r in wanted if (pair := _overlap(r, low, high))]
         if inside:
             needed = max(end for _, end in inside)
-            declared = [pair for r in data.modalities.values() if not isinstance(r, FolderModality)
+            declared = [pair for r in (data.modalities or {}).values() if not isinstance(r, FolderModality)
                         if (pair := _overlap(r, low, high))]
             narrower = [end for _, end in declared if end >= needed] if len(block) == 1 else ()
             yield low, high, FeatureStore(block, data.file_prefix, data.file_ext, width, narrower)
