@@ -7,7 +7,7 @@ import re
 import doc_stand_ins as stand_ins
 import pytest
 import yaml
-from doc_commands import ROOT, anchors, blocks, check, commands, inline_commands, links, pages, run
+from doc_commands import ROOT, Block, anchors, blocks, check, commands, inline_commands, links, pages, run
 
 from libs.core.config import load_config
 from libs.datasets.synthetic.demo import DemoSpec, ensure_demo
@@ -47,6 +47,13 @@ def test_every_command_fits_its_program(page, tmp_path, monkeypatch):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*.json")), ids=lambda path: path.stem)
+def test_commands_of_results_fit_their_programs(path, tmp_path):
+    text = "\n".join(json.loads(path.read_text(encoding="utf-8"))["commands"]) + "\n"
+    for words in commands(Block(path.name, 0, "sh", text), tmp_path):
+        check(words)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_json_blocks_are_json(page):
     for block in blocks(page):
@@ -60,7 +67,7 @@ def test_yaml_blocks_are_configurations(page, tmp_path):
     for block in blocks(page):
         if block.language != "yaml":
             continue
-        content = yaml.safe_load(block.text)
+        content = yaml.safe_load(block.text) or {}  # nothing but a comment for the editor
         if "dataset_name" not in content:
             base = "configs/distill/thumos/multi_teacher.yaml" if "distill" in content else "configs/thumos_i3d.yaml"
             content = {"_base_": str(ROOT / base), **content}
