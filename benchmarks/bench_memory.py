@@ -23,7 +23,7 @@ from libs.core.schema import PRECISIONS, Config
 from libs.datasets.batch import Batch
 from libs.datasets.grid import regular_grid
 from libs.datasets.sample import Sample
-from libs.engine.inference.predict import detections_of_batch
+from libs.engine.inference.predict import Timeline, detections_of_batch
 from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
@@ -60,7 +60,7 @@ def inference(config: Config, steps: int, device: torch.device) -> tuple[Memory,
 
     @torch.inference_mode()
     def run(batch: Batch) -> None:
-        detections_of_batch(model(batch.feats, batch.mask), config.test_cfg, [(s.grid, s.duration_s) for s in batch.samples])
+        detections_of_batch(model(batch.feats, batch.mask), config.test_cfg, [Timeline.of(s) for s in batch.samples])
 
     with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
         run(short)

@@ -83,11 +83,11 @@ def measure(case: Case, config: Config, device: torch.device, runs: int) -> list
     outputs = LevelOutputs(*(t.to(device) for t in outputs[:4]), outputs.level_sizes)
     setting = nms_settings(config.test_cfg)
     found = decode_batch(outputs, config.test_cfg)
-    kept = nms.nms_of_batch(*found, **setting)
+    kept = nms.nms_of_batch(found, **setting)
     print(f"{case.name}: {case.videos} x {case.steps} steps, {case.above} scores above 0.001 per video, "
           f"{len(found.scores)} candidates, {len(kept[1])} kept; {nms.implementation(device)}", flush=True)
-    works = {"decode": lambda: decode_batch(outputs, config.test_cfg), "NMS": lambda: nms.nms_of_batch(*found, **setting),
-             "decode + NMS": lambda: nms.nms_of_batch(*decode_batch(outputs, config.test_cfg), **setting)}
+    works = {"decode": lambda: decode_batch(outputs, config.test_cfg), "NMS": lambda: nms.nms_of_batch(found, **setting),
+             "decode + NMS": lambda: nms.nms_of_batch(decode_batch(outputs, config.test_cfg), **setting)}
     reference = dict(zip(works, (*case.reference_g, sum(case.reference_g)), strict=True)) if case.reference_g else {}
     return [{"case": case.name, "work": work, "device": str(device), "candidates": len(found.scores), "videos": case.videos,
              "seconds": [s / case.videos for s in seconds_of(call, device, runs, warmup=5)], "reference_g": reference.get(work)}

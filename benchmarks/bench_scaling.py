@@ -82,7 +82,7 @@ def post(config: Config, classes: int, candidates: int, device: torch.device) ->
     """Decoding + NMS of one video with so many candidates, no cap per level."""
     test = dataclasses.replace(config.test_cfg, pre_nms_topk=candidates, pre_nms_thresh=0.001)
     out = outputs(config, TYPICAL["steps"], classes, candidates, device)
-    return lambda: nms_of_batch(*decode_batch(out, test), **nms_settings(test))
+    return lambda: nms_of_batch(decode_batch(out, test), **nms_settings(test))
 
 
 def evaluator(videos: int, classes: int, per_video: int) -> Callable[[], object]:

@@ -23,6 +23,7 @@ from libs.core.schema import Config, FolderModality
 from libs.datasets.annotations import Video
 from libs.datasets.dataset import TalDataset
 from libs.datasets.sample import Sample, VideoDataset
+from libs.utils.evaluation.predictions import GroundTruth
 
 SEVERITIES = (1, 2, 3, 4, 5)
 WINDOW = 8  # grid steps of one dropped window
@@ -177,7 +178,7 @@ class CorruptedDataset(VideoDataset):
                                              sample.video_id))
         out.copy_(feats)
 
-    def ground_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def ground_truth(self) -> GroundTruth:
         """As of the clean dataset."""
         return self.dataset.ground_truth()
 

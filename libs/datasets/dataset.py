@@ -30,6 +30,7 @@ from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import random_crop, trim_to_features
+from libs.utils.evaluation.predictions import GroundTruth
 
 UNKNOWN_DURATION_S = 1e8
 AGNOSTIC = "action"  # the name of the one class of class-agnostic detections
@@ -160,9 +161,8 @@ class TalDataset(VideoDataset):
     def lengths(self) -> np.ndarray:
         return np.array([e.length for e in self._extents], np.int64)
 
-    def ground_truth(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(video ids, starts s, ends s, labels) of every segment of the subset, in file order, videos without features
-        included: str, float64, float64, int64 arrays of one length.
+    def ground_truth(self) -> GroundTruth:
+        """Every segment of the subset, in file order, videos without features included.
 
         Labels are 0 where the evaluation is `class_agnostic`, which external scores (test_cfg.ext_score_file) end.
         """
@@ -276,15 +276,12 @@ def is_single_class(config: Config) -> bool:
     return get_preset(config.dataset_name).class_agnostic and config.dataset.num_classes == 1
 
 
-def ground_truth_of(videos: Sequence[Video], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def ground_truth_of(videos: Sequence[Video], config: Config) -> GroundTruth:
     """`TalDataset.ground_truth` of these videos."""
-    counts = [len(v.segments) for v in videos]
-    ids = np.repeat(np.array([v.id for v in videos], dtype=str), counts)
-    segments = np.concatenate([v.segments for v in videos])
-    labels = np.concatenate([v.labels for v in videos])
+    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), config.dataset.json_file)
     if is_single_class(config) and not config.test_cfg.ext_score_file:
-        labels = np.zeros_like(labels)
-    return ids, segments[:, 0].copy(), segments[:, 1].copy(), labels
+        return dataclasses.replace(truth, label=np.zeros_like(truth.label))
+    return truth
 
 
 def crop_rng(seed: int, epoch: int, video_id: str) -> random.Random:

@@ -1,56 +1,30 @@
 """From the network's outputs to candidate segments, in grid units, before NMS (SPEC item 41).
 
-Of each FPN level the best `pre_nms_topk` scores above `pre_nms_thresh`; equal scores keep the order point, class.  Those longer
-than `duration_thresh` grid units are the candidates: levels fine to coarse, falling score inside a level, segments not clipped.
+The best `pre_nms_topk` scores above `pre_nms_thresh` of each FPN level; equal scores keep the order point, class.  Those longer
+than `duration_thresh` grid units are the candidates: levels fine to coarse, scores descending in a level, segments not clipped.
 """
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from libs.core.schema import TestConfig
 from libs.modeling.model import LevelOutputs
-from libs.utils.nms.api import backend_for
-
-
-class Candidates(NamedTuple):
-    """M candidate segments of one video, levels fine to coarse, falling score inside a level."""
-
-    segments: Tensor  # (M, 2) float32, grid units, not clipped
-    scores: Tensor  # (M,) float32
-    labels: Tensor  # (M,) int64
-
-
-class BatchCandidates(NamedTuple):
-    """The candidates of B videos, one video after the other; `libs.utils.nms.api.nms_of_batch` takes all four."""
-
-    segments: Tensor  # (M, 2) float32, grid units, not clipped
-    scores: Tensor  # (M,) float32
-    labels: Tensor  # (M,) int64
-    counts: Tensor  # (B,) int64, candidates of each video, their sum is M
-
-
-def decode(outputs: LevelOutputs, index: int, config: TestConfig) -> Candidates:
-    """Candidates of video `index` of a batch."""
-    logits, offsets, mask = (t[index].unsqueeze(0) for t in (outputs.logits, outputs.offsets, outputs.mask))
-    one = outputs._replace(logits=logits, offsets=offsets, mask=mask)
-    return Candidates(*decode_batch(one, config)[:3])
+from libs.utils.nms.api import Candidates, backend_for
 
 
 @torch.no_grad()
-def decode_batch(outputs: LevelOutputs, config: TestConfig) -> BatchCandidates:
-    """Candidates of every video of a batch, on the device of the outputs: the same as `decode` of one video after the other.
+def decode_batch(outputs: LevelOutputs, config: TestConfig) -> Candidates:
+    """Candidates of every video of a batch, on the device of the outputs; a video's do not depend on the others.
 
-    `nms_of_batch(*decode_batch(outputs, config), ...)` is the whole post-processing.
+    `nms_of_batch(decode_batch(outputs, config), ...)` is the whole post-processing.
     On a CPU compiled code does it where it is built (see `libs.utils.nms.api`).  On a GPU the host waits once, for the number of
     candidates.
     """
     scores_BPK = _scores(outputs.logits)
     library = backend_for(scores_BPK.device)
     if scores_BPK.device.type == "cpu" and hasattr(library, "decode") and scores_BPK[0].numel() < 2**32:
-        return BatchCandidates(*library.decode(
+        return Candidates(*library.decode(
             scores_BPK.contiguous(), outputs.offsets.float().contiguous(), outputs.mask.contiguous(), outputs.points.contiguous(),
             outputs.level_sizes, config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh))
     return decode_by_torch(outputs, scores_BPK, config, sort_all=scores_BPK.device.type == "cuda")
@@ -64,7 +38,7 @@ def _scores(logits_BPK: Tensor) -> Tensor:
     return torch.stack(scores) if len(scores) > 1 else scores[0].unsqueeze(0)
 
 
-def decode_by_torch(outputs: LevelOutputs, scores_BPK: Tensor, config: TestConfig, sort_all: bool) -> BatchCandidates:
+def decode_by_torch(outputs: LevelOutputs, scores_BPK: Tensor, config: TestConfig, sort_all: bool) -> Candidates:
     """`decode_batch` without compiled code, for any device; `scores_BPK`: sigmoid of the logits, not masked yet.
 
     sort_all: sort the scores below the threshold too (last in their level), so that the host need not wait for a number before
@@ -92,4 +66,4 @@ def decode_by_torch(outputs: LevelOutputs, scores_BPK: Tensor, config: TestConfi
     keep = above[entry] & (rank < config.pre_nms_topk) & long_enough
     counts = torch.zeros(videos, dtype=torch.int64, device=device).index_add_(0, video, keep.long())
     keep = keep.nonzero().squeeze(1)
-    return BatchCandidates(segments[keep], flat[entry[keep]], entry[keep] % classes, counts)
+    return Candidates(segments[keep], flat[entry[keep]], entry[keep] % classes, counts)

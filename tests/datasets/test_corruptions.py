@@ -174,7 +174,7 @@ def test_the_data_set_hands_on_everything_else(tmp_path):
     assert noisy.videos is clean.videos
     assert (noisy.tious, noisy.label_names) == (clean.tious, clean.label_names)
     assert noisy.lengths().tolist() == [30, 52, 9]
-    assert all(np.array_equal(a, b) for a, b in zip(noisy.ground_truth(), clean.ground_truth(), strict=True))
+    assert noisy.ground_truth().t_start.tolist() == clean.ground_truth().t_start.tolist()
     for i in range(3):
         assert torch.equal(item(unchanged, i).feats, item(clean, i).feats)
         assert torch.equal(item(noisy, i).feats, item(unread, i).feats)

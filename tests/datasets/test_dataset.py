@@ -192,11 +192,11 @@ def test_ground_truth_covers_videos_without_features(make, tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 3 videos of subset training have no features.*3 ground-truth segments: a$"):
         dataset = make(missing="skip")
     assert (dataset.missing_ids, dataset.unreachable_segments, [v.id for v in dataset.videos]) == (("a",), 3, ["b", "c"])
-    ids, starts, ends, labels = dataset.ground_truth()
-    assert ids.tolist() == ["a", "a", "a", "b"]
-    assert starts.tolist() == [1.0, 8.0, 2.0, 2.0]
-    assert ends.tolist() == [3.0, 12.0, 19.0, 4.0]
-    assert labels.tolist() == [0, 1, 2, 1]
+    truth = dataset.ground_truth()
+    assert truth.video_id.tolist() == ["a", "a", "a", "b"]
+    assert truth.t_start.tolist() == [1.0, 8.0, 2.0, 2.0]
+    assert truth.t_end.tolist() == [3.0, 12.0, 19.0, 4.0]
+    assert truth.label.tolist() == [0, 1, 2, 1]
 
 
 def test_missing_features_stop_by_default(make, tmp_path):
@@ -236,7 +236,7 @@ def test_fewer_annotated_classes_are_fine_where_the_preset_allows(make):
 def test_one_class_agnostic_class(make):
     dataset = make(name="anet", num_classes=1)
     assert item(dataset, 0).labels.tolist() == [0, 0, 0]
-    assert dataset.ground_truth()[3].tolist() == [0, 0, 0, 0]
+    assert dataset.ground_truth().label.tolist() == [0, 0, 0, 0]
 
 
 def test_anet_trims_in_training_only(make):

@@ -112,7 +112,7 @@ def test_plain_training_and_evaluation_leave_them_out(data, tmp_path, sections):
         evaluated = TalDataset(config, config.val_split, training=False)
         assert [v.id for v in evaluated.videos] == list(VALIDATION)
         assert evaluated.unlabelled_ids == frozenset()
-        assert set(evaluated.ground_truth()[0].tolist()) == set(VALIDATION)
+        assert set(evaluated.ground_truth().video_id.tolist()) == set(VALIDATION)
 
 
 def test_a_batch_of_both_kinds(data, tmp_path):

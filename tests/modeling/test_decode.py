@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nms_cases import compiled_cpu
 
 from libs.core.schema import TestConfig as InferenceConfig  # pytest would collect a class called Test...
-from libs.modeling.decode import Candidates, decode, decode_batch, decode_by_torch
+from libs.modeling.decode import decode_batch, decode_by_torch
 from libs.modeling.model import LevelOutputs
 from libs.modeling.points import make_points
 from libs.utils.nms import api as nms
@@ -57,8 +57,14 @@ def slow_decode(out, index, config):
     return rows
 
 
+def decode(outputs, index, config):
+    """Video `index` of a batch, decoded alone."""
+    alone = {name: getattr(outputs, name)[index].unsqueeze(0) for name in ("logits", "offsets", "mask")}
+    return decode_batch(outputs._replace(**alone), config)
+
+
 def first_decode(outputs, index, config):
-    """The first version of `decode`: level by level, everything above the threshold sorted."""
+    """The first version of decoding: level by level, everything above the threshold sorted."""
     scores_PK = torch.sigmoid(outputs.logits[index].float()) * outputs.mask[index].unsqueeze(-1)
     num_classes = scores_PK.shape[1]
     kept, first = [], 0
@@ -74,7 +80,8 @@ def first_decode(outputs, index, config):
     offsets = outputs.offsets[index, point].float()
     segments = torch.stack((t - offsets[:, 0] * stride, t + offsets[:, 1] * stride), dim=1)
     long_enough = (segments[:, 1] - segments[:, 0]) > config.duration_thresh
-    return Candidates(segments[long_enough], scores_PK.flatten()[entry][long_enough], (entry % num_classes)[long_enough])
+    scores, labels = scores_PK.flatten()[entry][long_enough], (entry % num_classes)[long_enough]
+    return nms.Candidates(segments[long_enough], scores, labels, torch.tensor([len(scores)]))
 
 
 def random_outputs(seed, sizes, classes, batch, ties, dtype=torch.float32):

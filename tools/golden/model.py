@@ -14,7 +14,7 @@ from libs.core.config import from_dict
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
 from libs.datasets.grid import Grid
-from libs.engine.inference.predict import VideoDetections, detections_of_batch
+from libs.engine.inference.predict import Timeline, detections_of_batch
 from libs.engine.runs.checkpoint import strip_prefix
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import parameter_groups
@@ -22,6 +22,7 @@ from libs.modeling.losses import diou_loss, focal_loss, giou_loss
 from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
 from libs.modeling.points import make_points
 from libs.modeling.targets import assign_targets
+from libs.utils.evaluation.predictions import Detections
 
 LOGITS = {"atol": 2e-5, "rtol": 1e-4}
 LOSS = {"rtol": 1e-5}
@@ -95,26 +96,31 @@ def _check_inference(data: dict[str, np.ndarray], config: Config, out: LevelOutp
         method, classes, vote = kind.split("_")
         test = dataclasses.replace(config.test_cfg, nms_method=method, multiclass_nms=classes == "multi",
                                    voting_thresh=config.test_cfg.voting_thresh if vote == "vote" else 0.0)
-        want = VideoDetections(*(torch.from_numpy(data[f"{key}/{part}"]) for part in ("segments", "scores", "labels")))
-        given = detections_of_batch(stored, test, [(grid, duration)])[0]
-        checks += [compare(f"{key} labels from stored logits", given.labels.numpy(), want.labels.numpy().astype(np.int64)),
-                   compare(f"{key} segments from stored logits", given.segments, want.segments, atol=1e-4, rtol=1e-6),
-                   compare(f"{key} scores from stored logits", given.scores, want.scores, atol=1e-7, rtol=1e-5)]
-        got = detections_of_batch(out, test, [(grid, duration)])[0]
-        checks += [compare(f"{key} scores", got.scores, want.scores, atol=2e-5, rtol=1e-4),
+        segments = data[f"{key}/segments"]
+        want = Detections(np.full(len(segments), "video"), segments[:, 0], segments[:, 1], data[f"{key}/labels"].astype(np.int64),
+                          data[f"{key}/scores"])
+        timelines = [Timeline("video", grid, duration)]
+        given = detections_of_batch(stored, test, timelines)
+        checks += [compare(f"{key} labels from stored logits", given.label, want.label),
+                   compare(f"{key} segments from stored logits", _segments(given), segments, atol=1e-4, rtol=1e-6),
+                   compare(f"{key} scores from stored logits", given.score, want.score, atol=1e-7, rtol=1e-5)]
+        got = detections_of_batch(out, test, timelines)
+        checks += [compare(f"{key} scores", got.score, want.score, atol=2e-5, rtol=1e-4),
                    Check(f"{key} segments and labels", _matching_error(got, want))]
     return checks
 
 
-def _matching_error(got: VideoDetections, want: VideoDetections) -> float:
+def _segments(found: Detections) -> np.ndarray:
+    return np.stack([found.t_start, found.t_end], axis=1)
+
+
+def _matching_error(got: Detections, want: Detections) -> float:
     """Largest segment error over its tolerance when equal labels are paired in order, near ties of score in any order."""
-    if len(got.labels) != len(want.labels):
+    if len(got) != len(want):
         return float("inf")
-    (segments, scores, labels), (wanted, wanted_scores, wanted_labels) = (
-        (d.segments.numpy(), d.scores.numpy(), d.labels.numpy()) for d in (got, want))
-    free, worst = np.ones(len(labels), dtype=bool), 0.0
-    for segment, score, label in zip(wanted, wanted_scores, wanted_labels, strict=True):
-        near = np.flatnonzero(free & (labels == label) & (np.abs(scores - score) <= 4e-5))
+    segments, free, worst = _segments(got), np.ones(len(got), dtype=bool), 0.0
+    for segment, score, label in zip(_segments(want), want.score, want.label, strict=True):
+        near = np.flatnonzero(free & (got.label == label) & (np.abs(got.score - score) <= 4e-5))
         if not len(near):
             return float("inf")
         errors = (np.abs(segments[near] - segment) / (2e-3 + 1e-4 * np.abs(segment))).max(axis=1)

@@ -23,7 +23,7 @@ from libs.datasets.batch import read_batch
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset
 from libs.datasets.padding import padding_of
 from libs.datasets.sample import Sample
-from libs.engine.inference.predict import suppress
+from libs.engine.inference.predict import Timeline, suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import check_precision, matmul_precision
@@ -124,9 +124,9 @@ def _one(model: LocPointTransformer, dataset: TalDataset, sample: Sample, config
     marks.append(_now(device))
     candidates = decode_batch(outputs, config.test_cfg)
     marks.append(_now(device))
-    found = suppress(candidates, config.test_cfg, [(sample.grid, sample.duration_s)])
+    found = suppress(candidates, config.test_cfg, [Timeline.of(sample)])
     marks.append(_now(device))
-    return np.diff(marks), len(candidates.scores), len(found[0].scores)
+    return np.diff(marks), len(candidates.scores), len(found)
 
 
 def _now(device: torch.device) -> float:

@@ -27,11 +27,12 @@ from libs.core.errors import UserError
 from libs.core.schema import Config, TestConfig
 from libs.datasets.grid import Grid
 from libs.datasets.sample import Sample
-from libs.engine.inference.predict import as_detections, fused, suppress
-from libs.modeling.decode import BatchCandidates, decode_batch
+from libs.engine.inference.predict import Timeline, fused, suppress
+from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.files.io import write_atomic
+from libs.utils.nms.api import Candidates
 
 CANDIDATES = "candidates.npz"
 ARRAYS = ("segments", "scores", "labels", "levels", "video_ids", "counts", "grids", "durations", "about")
@@ -43,7 +44,7 @@ class CandidateCollector:
 
     def __init__(self, config: TestConfig):
         self.config = dataclasses.replace(config, duration_thresh=ALL_LENGTHS)
-        self._found: dict[str, tuple[tuple[Tensor, ...], Sample]] = {}
+        self._found: dict[str, tuple[tuple[Tensor, ...], Timeline]] = {}
 
     def __call__(self, samples: Sequence[Sample], outputs: LevelOutputs) -> None:
         """Keep the candidates of a batch, on the CPU."""
@@ -55,19 +56,19 @@ class CandidateCollector:
         columns.append(decode_batch(named, self.config).segments[:, 0].to(torch.uint8))
         parts = zip(*(t.cpu().split(counts.tolist()) for t in columns), strict=True)
         for sample, part in zip(samples, parts, strict=True):
-            self._found[sample.video_id] = (part, sample)
+            self._found[sample.video_id] = (part, Timeline.of(sample))
 
     def write(self, path: str | os.PathLike, order: Sequence[str], config: Config, about: dict[str, Any]) -> int:
         """Write the candidates of the videos `order`; returns how many.  UserError when the file cannot be written."""
-        parts, samples = zip(*(self._found[v] for v in order), strict=True)
+        parts, timelines = zip(*(self._found[v] for v in order), strict=True)
         segments, scores, labels, levels = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-        grids = [s.grid for s in samples]
+        grids = [t.grid for t in timelines]
         buffer = io.BytesIO()
         np.savez(buffer, segments=segments, scores=scores, levels=levels,
                  labels=labels.astype(np.int16 if config.dataset.num_classes < 2**15 else np.int32),
                  video_ids=np.array(order, dtype=np.str_), counts=np.array([len(p[1]) for p in parts], np.int64),
                  grids=np.array([(g.stride, g.num_frames, g.offset, g.fps) for g in grids], np.float64),
-                 durations=np.array([s.duration_s for s in samples], np.float64),
+                 durations=np.array([t.duration_s for t in timelines], np.float64),
                  about=np.array(json.dumps({**about, "config": to_dict(config)})))
         write_atomic(path, lambda file: file.write(buffer.getbuffer()))
         return len(scores)
@@ -78,10 +79,9 @@ class CandidateSet:
     """A candidates file as read; `config` is the configuration of the evaluation that wrote it."""
 
     path: Path
-    columns: BatchCandidates
+    candidates: Candidates
     levels: Tensor  # (M,) int64
-    video_ids: tuple[str, ...]
-    videos: tuple[tuple[Grid, float], ...]
+    videos: tuple[Timeline, ...]
     config: Config
     about: dict[str, Any]
 
@@ -95,22 +95,26 @@ class CandidateSet:
                                 f"was written with {getattr(stored, key)}); run eval.py --save-candidates --set test_cfg.{key}="
                                 f"{getattr(config, key)}")
 
-    def select(self, config: TestConfig) -> BatchCandidates:
+    @property
+    def video_ids(self) -> list[str]:
+        """The ids of the videos, in dataset order."""
+        return [video.video_id for video in self.videos]
+
+    def select(self, config: TestConfig) -> Candidates:
         """The candidates that decoding with `config` gives; raises as `check`."""
         self.check(config)
-        segments, scores, labels, counts = self.columns
+        segments, scores, labels, counts = self.candidates
         video = torch.repeat_interleave(torch.arange(len(counts)), counts)
         group = video * (int(self.levels.max()) + 1 if len(self.levels) else 1) + self.levels
         found = torch.bincount(group)
         rank = torch.arange(len(scores)) - (found.cumsum(0) - found)[group]
         keep = (scores > config.pre_nms_thresh) & (rank < config.pre_nms_topk)
         keep &= (segments[:, 1] - segments[:, 0]) > config.duration_thresh
-        return BatchCandidates(segments[keep], scores[keep], labels[keep], torch.bincount(video[keep], minlength=len(counts)))
+        return Candidates(segments[keep], scores[keep], labels[keep], torch.bincount(video[keep], minlength=len(counts)))
 
     def detections(self, config: TestConfig, external: Mapping[str, np.ndarray] | None = None) -> Detections:
         """What `predict` gives with `config`, whose ext_score_file holds `external`."""
-        found = as_detections(dict(zip(self.video_ids, suppress(self.select(config), config, self.videos), strict=True)),
-                              list(self.video_ids))
+        found = suppress(self.select(config), config, self.videos)
         return fused(found, external, dataclasses.replace(self.config, test_cfg=config))
 
 
@@ -132,7 +136,7 @@ def load_candidates(path: str | os.PathLike) -> CandidateSet:
     same = {len(arrays[n]) for n in ("segments", "labels", "levels")} == {rows} and int(counts.sum()) == rows
     if not same or len({len(arrays[n]) for n in ("video_ids", "counts", "grids", "durations")}) != 1:
         raise UserError(f"{path}: its columns have different lengths; write it again with eval.py --save-candidates")
-    columns = BatchCandidates(torch.from_numpy(arrays["segments"]), torch.from_numpy(arrays["scores"]),
-                              torch.from_numpy(arrays["labels"]).long(), counts)
-    return CandidateSet(path, columns, torch.from_numpy(arrays["levels"]).long(), tuple(arrays["video_ids"].tolist()),
-                        tuple(zip(grids, arrays["durations"].tolist(), strict=True)), config, about)
+    candidates = Candidates(torch.from_numpy(arrays["segments"]), torch.from_numpy(arrays["scores"]),
+                            torch.from_numpy(arrays["labels"]).long(), counts)
+    videos = map(Timeline, arrays["video_ids"].tolist(), grids, arrays["durations"].tolist())
+    return CandidateSet(path, candidates, torch.from_numpy(arrays["levels"]).long(), tuple(videos), config, about)

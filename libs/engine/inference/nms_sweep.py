@@ -29,7 +29,6 @@ from libs.datasets.presets import get_preset
 from libs.engine.inference.candidates import CandidateSet, load_candidates
 from libs.engine.inference.predict import external_scores
 from libs.utils.evaluation.metrics import evaluate_detections
-from libs.utils.evaluation.predictions import GroundTruth
 from libs.utils.tables import format_table
 
 KEYS = ("nms_method", "nms_sigma", "iou_threshold", "min_score", "max_seg_num", "voting_thresh", "multiclass_nms",
@@ -69,7 +68,7 @@ class Sweep:
                             "and the split that they were made from")
         self._label_ids, self._external = annotations.label_ids, {}
         videos = [without_duplicates(v) if preset.drop_duplicates else v for v in videos]
-        self.truth = GroundTruth.from_arrays(*ground_truth_of(videos, config), source=data.json_file)
+        self.ground_truth = ground_truth_of(videos, config)
 
     def trial(self, config: TestConfig) -> Trial:
         """The mAP of one setting, equal to that of eval.py with it."""
@@ -77,7 +76,7 @@ class Sweep:
         if file not in self._external:
             self._external[file] = external_scores(dataclasses.replace(self.config, test_cfg=config), self._label_ids,
                                                    self.candidates.video_ids)
-        scores = evaluate_detections(self.candidates.detections(config, self._external[file]), self.truth, self.tious)
+        scores = evaluate_detections(self.candidates.detections(config, self._external[file]), self.ground_truth, self.tious)
         value = scores.average_mAP if self.at is None else scores.mAP[int(np.isclose(self.tious, self.at).argmax())]
         return Trial(config, tuple(scores.mAP.tolist()), float(value))
 

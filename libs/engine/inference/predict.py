@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from libs.core.schema import Config, TestConfig
 from libs.datasets.batch import Batch
@@ -18,23 +17,27 @@ from libs.datasets.loader import batches, close, inference_loader
 from libs.datasets.sample import Sample, VideoDataset
 from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.runtime.world import ALONE, World
-from libs.modeling.decode import BatchCandidates, decode_batch
+from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
-from libs.utils.evaluation.metrics import Scores, evaluate_detections
-from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.evaluation.metrics import Scores, codes_of, evaluate_detections
+from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
-from libs.utils.nms.api import announce_fallback, nms_of_batch
+from libs.utils.nms.api import Candidates, announce_fallback, nms_of_batch
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class VideoDetections:
-    """Detections of one video: segments (K, 2) float32 in seconds, scores (K,) float32, labels (K,) int64."""
+class Timeline(NamedTuple):
+    """What turns the grid units of a video into seconds: its feature grid and its duration, where segments end."""
 
-    segments: Tensor
-    scores: Tensor
-    labels: Tensor
+    video_id: str
+    grid: Grid
+    duration_s: float
+
+    @classmethod
+    def of(cls, sample: Sample) -> Timeline:
+        """The timeline of a sample."""
+        return cls(sample.video_id, sample.grid, sample.duration_s)
 
 
 def nms_settings(config: TestConfig) -> dict[str, Any]:
@@ -44,20 +47,19 @@ def nms_settings(config: TestConfig) -> dict[str, Any]:
             "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting}
 
 
-def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
-    """Decode a batch, suppress (in grid units), convert to seconds and clamp to [0, duration].
-
-    `videos`: feature grid and duration in seconds of each video of the batch.
-    """
+def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Sequence[Timeline]) -> Detections:
+    """Decode the outputs of a batch of `videos`, then `suppress`."""
     return suppress(decode_batch(outputs, config), config, videos)
 
 
-def suppress(candidates: BatchCandidates, config: TestConfig, videos: Sequence[tuple[Grid, float]]) -> list[VideoDetections]:
-    """What follows decoding in `detections_of_batch`."""
-    *kept, counts = nms_of_batch(*candidates, **nms_settings(config))
-    parts = zip(*(t.cpu().split(counts.tolist()) for t in kept), videos, strict=True)
-    return [VideoDetections(grid.grid_to_seconds(segments).clamp(min=0.0, max=duration_s), scores, labels)
-            for segments, scores, labels, (grid, duration_s) in parts]
+def suppress(candidates: Candidates, config: TestConfig, videos: Sequence[Timeline]) -> Detections:
+    """NMS (in grid units), conversion to seconds, segments clamped to [0, duration]; video after video."""
+    kept = nms_of_batch(candidates, **nms_settings(config))
+    counts = kept.counts.tolist()
+    seconds = torch.cat([v.grid.grid_to_seconds(segments).clamp(min=0.0, max=v.duration_s)
+                         for segments, v in zip(kept.segments.cpu().split(counts), videos, strict=True)]).numpy()
+    video_ids = np.repeat(np.array([v.video_id for v in videos], dtype=np.str_), counts)
+    return Detections.from_arrays(video_ids, seconds[:, 0], seconds[:, 1], kept.labels.cpu().numpy(), kept.scores.cpu().numpy())
 
 
 @torch.inference_mode()
@@ -74,7 +76,8 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
     external = external_scores(config, getattr(dataset, "label_ids", None), [v.id for v in dataset.videos])
     was_training = model.training
     model.eval()
-    found: dict[str, VideoDetections] = {}
+    parts: list[Detections] = []
+    done = 0
     loader = inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)
     try:
         with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
@@ -82,14 +85,14 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
                 if collect is not None:
                     collect(samples, outputs)
-                done = detections_of_batch(outputs, config.test_cfg, [(s.grid, s.duration_s) for s in samples])
-                found.update(zip((s.video_id for s in samples), done, strict=True))
-                progress(min(len(found) * world.size, len(dataset)), len(dataset))
+                parts.append(detections_of_batch(outputs, config.test_cfg, [Timeline.of(s) for s in samples]))
+                done += len(samples)
+                progress(min(done * world.size, len(dataset)), len(dataset))
     finally:
         model.train(was_training)
         close(loader)
-    found = merged(world.all_gather(found))
-    return fused(as_detections(found, [v.id for v in dataset.videos]), external, config)
+    found = merged(world.all_gather(Detections.concat(parts)), [v.id for v in dataset.videos])
+    return fused(found, external, config)
 
 
 def fused(detections: Detections, external: Mapping[str, np.ndarray] | None, config: Config) -> Detections:
@@ -100,12 +103,14 @@ def fused(detections: Detections, external: Mapping[str, np.ndarray] | None, con
                                 keep_unscored=config.dataset.num_classes > 1)
 
 
-def merged(parts: Sequence[dict[str, VideoDetections]]) -> dict[str, VideoDetections]:
-    """The detections that several processes have found; ValueError if two of them had the same video."""
-    found = {video: its for part in parts for video, its in part.items()}
-    if len(found) < sum(map(len, parts)):
+def merged(parts: Sequence[Detections], order: Sequence[str]) -> Detections:
+    """The detections that several processes have found, videos in the given order; ValueError if two had the same video."""
+    places = {video: i for i, video in enumerate(order)}
+    places_of_parts = [codes_of(part.video_id, places) for part in parts]
+    place = np.concatenate(places_of_parts)
+    if len(np.unique(place)) < sum(len(np.unique(p)) for p in places_of_parts):
         raise ValueError("a video was evaluated by more than one process")
-    return found
+    return Detections.concat(parts).take(np.argsort(place, kind="stable"))
 
 
 def external_scores(config: Config, label_ids: Mapping[str, int] | None, videos: Sequence[str]) -> dict[str, np.ndarray] | None:
@@ -138,17 +143,6 @@ def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
     yield from waiting
 
 
-def as_detections(found: dict[str, VideoDetections], order: list[str]) -> Detections:
-    """One table of the detections per video, videos in the given order."""
-    parts = [found[v] for v in order]
-    ids = np.repeat(np.asarray(order, dtype=object), [len(p.scores) for p in parts])
-    segments = np.concatenate([p.segments.numpy() for p in parts])
-    return Detections.from_arrays(ids, segments[:, 0], segments[:, 1], np.concatenate([p.labels.numpy() for p in parts]),
-                                  np.concatenate([p.scores.numpy() for p in parts]))
-
-
 def score(detections: Detections, dataset: TalDataset) -> Scores:
     """mAP and recall of detections against the ground truth of a data set, at its tIoU thresholds."""
-    ids, starts, ends, labels = dataset.ground_truth()
-    truth = GroundTruth.from_arrays(ids, starts, ends, labels)
-    return evaluate_detections(detections, truth, dataset.tious, label_names=dataset.label_names)
+    return evaluate_detections(detections, dataset.ground_truth(), dataset.tious, label_names=dataset.label_names)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,17 @@ from libs.utils.nms import native as nms_native
 
 SOFT_METHODS = tuple(nms_native.METHODS)
 BATCHED_METHODS = ("soft", "hard", "none")
+
+
+
+class Candidates(NamedTuple):
+    """Scored segments of B videos, one video after the other: what decoding finds, and what NMS leaves of it."""
+
+    segments: torch.Tensor  # (M, 2) float32, grid units, not clipped
+    scores: torch.Tensor  # (M,) float32
+    labels: torch.Tensor  # (M,) int64
+    counts: torch.Tensor  # (B,) int64, candidates of each video; their sum is M
+
 
 _forced: Any = None
 _announced: set[str] = set()
@@ -85,22 +96,19 @@ def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tens
                 **setting: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`nms_of_batch` of a single video: the same keywords; segments (k, 2), scores (k,), labels (k,)."""
     counts = torch.tensor([len(scores)]) if scores.device.type == "cpu" else torch.full((1,), len(scores), device=scores.device)
-    return nms_of_batch(segments, scores, labels, counts, **setting)[:3]
+    return nms_of_batch(Candidates(segments, scores, labels, counts), **setting)[:3]
 
 
-def nms_of_batch(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor, *, method: str,
-                 iou_threshold: float, min_score: float, max_seg_num: int, sigma: float, multiclass: bool, voting_thresh: float,
-                 multiclass_voting: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def nms_of_batch(candidates: Candidates, *, method: str, iou_threshold: float, min_score: float, max_seg_num: int, sigma: float,
+                 multiclass: bool, voting_thresh: float, multiclass_voting: bool = False) -> Candidates:
     """NMS of the candidates of B videos, each video apart, as `test_cfg` asks for it (SPEC items 42, 43).
 
-    Args: segments (M, 2), scores (M,), labels (M,) of all videos, one after the other; counts (B,) int64, candidates per video,
-    on the device of the rest.
+    Args: candidates, all tensors on one device.
     method 'soft': gaussian soft-NMS, iou_threshold unused; 'hard': candidates with score <= min_score are dropped first;
     'none': everything comes back unchanged.  multiclass: each class apart, then merged; else over all labels.  voting_thresh
     > 0: voting by all candidates of the video with their input scores, in class-agnostic mode, or per class with
     multiclass_voting.
-    Returns: segments (k, 2), scores (k,), labels (k,), video after video in their order, and counts (B,) int64; a video has
-    <= max_seg_num rows, score descending; all on the inputs' device.
+    Returns: what is left, on the inputs' device; a video has <= max_seg_num rows, score descending.
     Raises: as `soft_nms`; UserError also for max_seg_num < 1.
     """
     if method not in BATCHED_METHODS:
@@ -111,18 +119,18 @@ def nms_of_batch(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Ten
     threshold, low = _number("test_cfg.iou_threshold", iou_threshold), _number("test_cfg.min_score", min_score)
     voting_threshold = _number("test_cfg.voting_thresh", voting_thresh)
     sigma = _sigma(sigma)
-    _check(segments, scores, labels)
-    _check_counts(counts, scores)
-    if method == "none" or len(scores) == 0:
-        return segments, scores, labels, counts
+    _check(*candidates[:3])
+    _check_counts(candidates.counts, candidates.scores)
+    if method == "none" or len(candidates.scores) == 0:
+        return candidates
     voting = "off"
     if voting_threshold > 0 and (multiclass_voting or not multiclass):
         voting = "class" if multiclass else "all"
-    backend = backend_for(segments.device)
-    segments, scores, labels, counts, home = _move(backend, segments, scores, labels, counts)
-    out = backend.batched(segments, scores, labels, counts, method == "soft", threshold, low, min(int(max_seg_num), 2**31 - 1),
-                          sigma, bool(multiclass), voting, voting_threshold)
-    return out[0].to(home), out[1].to(home), out[2].to(home), out[3].to(home)
+    backend = backend_for(candidates.scores.device)
+    *moved, home = _move(backend, *candidates)
+    kept = backend.batched(*moved, method == "soft", threshold, low, min(int(max_seg_num), 2**31 - 1), sigma, bool(multiclass),
+                           voting, voting_threshold)
+    return Candidates(*(t.to(home) for t in kept))
 
 
 def implementation(device: torch.device | str) -> str:

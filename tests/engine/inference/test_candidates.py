@@ -16,7 +16,7 @@ from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector, load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, changes, parse_grid, set_line, settings_of, table
-from libs.engine.inference.predict import predict, score
+from libs.engine.inference.predict import Timeline, predict, score
 from libs.engine.runs.checkpoint import save_checkpoint
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import build_model
@@ -56,16 +56,17 @@ def test_every_setting_gives_what_the_network_gives_with_it(saved, overrides):
 def test_the_file_holds_all_candidates_with_their_level(saved):
     config, model, dataset, path = saved
     file = load_candidates(path)
-    assert file.video_ids == tuple(v.id for v in dataset.videos)
+    assert file.video_ids == [v.id for v in dataset.videos]
     assert (file.config, file.about) == (config, {"epoch": 3})
-    assert file.videos[2] == (dataset.sample(2).grid, dataset.sample(2).duration_s)
-    assert len(file.columns.scores) == int(file.columns.counts.sum()) == len(file.levels)
+    sample = dataset.sample(2)
+    assert file.videos[2] == Timeline.of(sample) == (dataset.videos[2].id, sample.grid, sample.duration_s)
+    assert len(file.candidates.scores) == int(file.candidates.counts.sum()) == len(file.levels)
     assert set(file.levels.tolist()) == {0, 1, 2}
-    ends = file.columns.counts.cumsum(0).tolist()
+    ends = file.candidates.counts.cumsum(0).tolist()
     levels = file.levels[ends[0]:ends[1]]
     assert levels.tolist() == sorted(levels.tolist())
     for level in range(3):
-        scores = file.columns.scores[ends[0]:ends[1]][levels == level]
+        scores = file.candidates.scores[ends[0]:ends[1]][levels == level]
         assert (scores[:-1] >= scores[1:]).all()
         assert len(scores) <= 40
     sample = item(dataset, 1)

@@ -10,8 +10,9 @@ import torch
 from helpers import data_config, show_every_term, write_data
 
 from libs.datasets.dataset import TalDataset
-from libs.engine.inference.predict import _one_ahead, predict, score
+from libs.engine.inference.predict import _one_ahead, merged, predict, score
 from libs.modeling.model import build_model
+from libs.utils.evaluation.predictions import Detections
 
 CPU = torch.device("cpu")
 
@@ -92,9 +93,9 @@ def test_the_model_is_left_as_it_was(data, tmp_path):
 
 def test_a_perfect_prediction_scores_100(data, tmp_path):
     _, dataset, _ = setup(data, tmp_path, "validation")
-    from libs.utils.evaluation.predictions import Detections
-    ids, starts, ends, labels = dataset.ground_truth()
-    scores = score(Detections.from_arrays(ids, starts, ends, labels, np.full(len(ids), 0.5)), dataset)
+    truth = dataset.ground_truth()
+    found = Detections(truth.video_id, truth.t_start, truth.t_end, truth.label, np.full(len(truth), 0.5))
+    scores = score(found, dataset)
     assert scores.average_mAP == 1.0
     assert scores.tious.tolist() == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
 
@@ -104,6 +105,17 @@ def test_external_scores_replace_the_classes(data, tmp_path):
     model, dataset, config = setup(data, tmp_path, "validation", test_cfg={"ext_score_file": str(tmp_path / "external.json")})
     with pytest.warns(UserWarning, match=r"replaces the classes that the network itself finds.*66\.4 without, 61\.8 with"):
         assert set(predict(model, dataset, config, CPU).label.tolist()) == {1, 2}
+
+
+def test_detections_of_several_processes_come_in_the_order_of_the_videos():
+    a = Detections.from_arrays(["v2", "v2", "v0"], [0, 1, 2], [1, 2, 3], [0, 1, 2], [0.9, 0.1, 0.5])
+    b = Detections.from_arrays(["v11"], [4], [5], [3], [0.7])
+    for parts in ([a, b, Detections.empty()], [b, a]):
+        found = merged(parts, ["v0", "v1", "v11", "v2"])
+        assert found.video_id.tolist() == ["v0", "v11", "v2", "v2"]
+        assert found.score.tolist() == [0.5, 0.7, 0.9, 0.1]
+    with pytest.raises(ValueError, match="more than one process"):
+        merged([a, a.take(np.array([2]))], ["v0", "v1", "v11", "v2"])
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])

@@ -31,9 +31,9 @@ def backend(request):
 
 
 def batch_of(sizes, kind="random", classes=4):
-    """Segments, scores, labels and counts of videos with that many candidates."""
+    """Videos with that many candidates."""
     parts = [candidates(kind, n, seed=50 + i, classes=classes) for i, n in enumerate(sizes)]
-    return *(torch.cat(column) for column in zip(*parts, strict=True)), torch.tensor(sizes)
+    return nms.Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)), torch.tensor(sizes))
 
 
 def one_by_one(segments, scores, labels, counts, setting):
@@ -57,7 +57,7 @@ def as_batch(videos):
     segments = torch.from_numpy(np.stack([start, end], axis=1).reshape(-1, 2))
     scores = torch.tensor([row[2] for row in rows], dtype=torch.float32)
     labels = torch.tensor([row[3] for row in rows], dtype=torch.int64)
-    return segments, scores, labels, torch.tensor([len(video) for video in videos], dtype=torch.int64)
+    return nms.Candidates(segments, scores, labels, torch.tensor([len(video) for video in videos], dtype=torch.int64))
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -72,7 +72,7 @@ def test_every_backend_equals_the_twin_bit_for_bit(videos, method, multiclass, l
         want.append(twin.batched(segments.numpy(), scores.numpy(), labels.numpy(), **setting))
     for name in (compiled_cpu(), "torch fallback"):
         with nms.using(name):
-            segments, scores, labels, counts = nms.nms_of_batch(*inputs, **setting)
+            segments, scores, labels, counts = nms.nms_of_batch(inputs, **setting)
         assert counts.tolist() == [len(rows) for rows in want]
         assert labels.tolist() == [row[2] for rows in want for row in rows]
         assert scores.tolist() == [float(row[1]) for rows in want for row in rows]
@@ -86,7 +86,7 @@ def test_a_batch_equals_its_videos_one_by_one(backend, kind):
     for method, multiclass, voting, limit, low in itertools.product(*choices):
         setting = {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
                    "min_score": low}
-        assert_same(nms.nms_of_batch(*inputs, **setting), one_by_one(*inputs, setting))
+        assert_same(nms.nms_of_batch(inputs, **setting), one_by_one(*inputs, setting))
 
 
 @pytest.mark.parametrize("multiclass", [True, False])
@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch, multiclass)
         for threads in (1, 2, 3, 16):
             monkeypatch.setattr(nms_native.torch, "get_num_threads", lambda threads=threads: threads)
             for _ in range(3):
-                assert_same(nms.nms_of_batch(*inputs, **setting), want)
+                assert_same(nms.nms_of_batch(inputs, **setting), want)
 
 
 @pytest.mark.parametrize("method", ["soft", "hard"])
@@ -125,7 +125,7 @@ def test_no_video_and_no_candidate(backend):
     segments, scores, labels, none = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.tensor([]).long()
     for counts in (none, torch.tensor([0, 0])):
         for method in nms.BATCHED_METHODS:
-            out = nms.nms_of_batch(segments, scores, labels, counts, **{**SETTING, "method": method})
+            out = nms.nms_of_batch(nms.Candidates(segments, scores, labels, counts), **{**SETTING, "method": method})
             assert [tuple(t.shape) for t in out] == [(0, 2), (0,), (0,), counts.shape]
 
 
@@ -133,10 +133,10 @@ def test_no_video_and_no_candidate(backend):
 def test_counts_must_split_the_candidates(counts):
     inputs = candidates("random", 5, seed=0)
     with pytest.raises(ValueError, match="do not split 5 candidates"):
-        nms.nms_of_batch(*inputs, torch.tensor(counts), **SETTING)
+        nms.nms_of_batch(nms.Candidates(*inputs, torch.tensor(counts)), **SETTING)
     for wrong in (torch.tensor([5], dtype=torch.int32), torch.tensor(5)):
         with pytest.raises(ValueError, match="NMS needs counts"):
-            nms.nms_of_batch(*inputs, wrong, **SETTING)
+            nms.nms_of_batch(nms.Candidates(*inputs, wrong), **SETTING)
 
 
 @pytest.mark.parametrize(("column", "value", "words"), [
@@ -146,5 +146,5 @@ def test_one_unusable_candidate_of_a_batch_is_named(column, value, words):
     inputs = batch_of([2, 3])
     inputs[column][3] = value
     with pytest.raises(UserError) as error:
-        nms.nms_of_batch(*inputs, **SETTING)
+        nms.nms_of_batch(inputs, **SETTING)
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -87,9 +87,9 @@ def assert_batches_same_as_fallback(library, device, sizes, kind):
     there = [t.to(device) for t in inputs]
     for setting in settings(limits=(5, 30, 400)):
         with nms.using("torch fallback"):
-            want = nms.nms_of_batch(*inputs, **setting)
+            want = nms.nms_of_batch(nms.Candidates(*inputs), **setting)
         with nms.using(library):
-            got = [t.cpu() for t in nms.nms_of_batch(*there, **setting)]
+            got = [t.cpu() for t in nms.nms_of_batch(nms.Candidates(*there), **setting)]
         assert all(torch.equal(a, b) for a, b in zip(got[1:], want[1:], strict=True))
         torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6)
 
