@@ -306,7 +306,7 @@ def test_compressed_predictions_have_a_limit(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(gzip.compress(bytes(2 << 20)))
         refused(read_predictions, tmp_path / name, message="unpacks to more than 1 MiB")
     (tmp_path / "p.csv").write_text("video_id,t_start,t_end,label,score,score\nv,0,1,0,1,2\n")
-    refused(read_predictions, tmp_path / "p.csv", message="lacks the column(s) score, or names them twice")
+    refused(read_predictions, tmp_path / "p.csv", message="names the column 'score' twice")
 
 
 def annotated(folder, change):

@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
 
@@ -40,7 +42,7 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
     delimiter = max(delimiters, key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines: list[int] = []
-    cells: list[list[str]] = []
+    cells: list[str] = []  # of all rows: a list per row would cost as much time in garbage collection as the reading
     try:
         header = [column_name(name) for name in next(reader, [])]
         for name in required:
@@ -59,10 +61,11 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
                 raise UserError(f"{path}: line {reader.line_num}: {len(row)} cells, the first line has {len(header)}; correct "
                                 "it, or get the complete file")
             lines.append(reader.line_num)
-            cells.append(row)
+            cells += row
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); expected a {what}") from error
-    return pandas.DataFrame(cells, index=lines, columns=header, dtype=object)[columns]
+    values = np.array(cells, dtype=object).reshape(len(lines), len(header))
+    return pandas.DataFrame(values, index=lines, columns=header)[columns]
 
 
 def numbered_rows(table: pandas.DataFrame) -> Iterator[tuple[int, dict[str, str]]]:

@@ -129,6 +129,14 @@ def test_a_nest_without_end_is_refused() -> None:
         load_plain_pickle(pickle.dumps(loop), "x", "y")
 
 
+@pytest.mark.parametrize("kind", ["p.csv", "p.csv.gz", "p.json"])
+def test_ids_and_names_that_look_like_something_else_stay_text(tmp_path: Path, kind: str) -> None:
+    videos, names = ["NA", "007", "7", "nan", "1e3", "true"], {0: "None", 1: "NA", 2: "null", 3: "1.50", 4: "007", 5: "inf"}
+    want = Detections.from_arrays(videos, range(6), range(1, 7), range(6), [0.5] * 6)
+    write_predictions(tmp_path / kind, want, names)
+    assert_same(read_predictions(tmp_path / kind, {name: i for i, name in names.items()}), want)
+
+
 def test_unknown_names_are_left_out_with_one_warning(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("score,label,video_id,t_start,t_end\n.9,jumpp,a,0,1\n.8,jump,a,0,1\n.7,12,a,0,1\n"
                                     ".6,jumpp,a,0,1\n.5,swim,a,0,1\n\n.4,-1,a,0,1\n.3,7,a,0,1\n")
@@ -152,9 +160,12 @@ def test_unknown_names_are_left_out_with_one_warning(tmp_path: Path) -> None:
     ("p.json", '{"results": {"a": [{"segment": [1, 2], "label": 0, "score": NaN}]}}', r"entry 0 \(video a\): score is nan"),
     ("p.json", '{"results": {"a": [{"segment": [3, 2], "label": 0, "score": 1}]}}', r"p\.json: entry 0 \(video a\): the segment"),
     ("p.csv", "", "lacks the column"),
-    ("p.csv", "video_id,t_start,t_end,label\n", r"lacks the column\(s\) score"),
-    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,0,0.5\na,0,one,0,0.5\n", r"p\.csv: line 3 is 'a,0,one,0,0.5'"),
+    ("p.csv", "video_id,t_start,t_end,label\n", "lacks the column .*score"),
+    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,0,0.5\na,0,one,0,0.5\n", r"p\.csv: line 3: t_end is 'one'.*seconds"),
     ("p.csv", "video_id,t_start,t_end,label,score\na,0,1\n", r"p\.csv: line 2"),
+    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,0,0.5,7\n", r"p\.csv: line 2: 6 cells"),
+    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1_000,0,0.5\n", r"p\.csv: line 2: t_end is '1_000'"),
+    ("p.csv", "video_id,t_start,t_end,label,score,label\na,0,1,0,0.5,1\n", r"p\.csv: .*'label' twice"),
     ("p.csv", "video_id,t_start,t_end,label,score\na,0,inf,0,0.5\n", r"p\.csv: entry 0 \(video a\): t_end is inf"),
     ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,jump,0.5\n", "class name 'jump', and no class list"),
     ("p.csv.gz", "plain text", "not a whole gzip file"),
