@@ -118,7 +118,7 @@ def _modalities(config: Config, fail: Fail) -> None:
 
 
 def _hallucination(config: Config, fail: Fail) -> None:
-    """What the backbone sees beyond what the model reads: hallucinated modalities and their fusion."""
+    """Hallucinated modalities, their fusion, and the gate of the neck."""
     model, declared = config.model, config.dataset.modalities or {}
     if (model.hallucinator == "none") != (not model.hallucinated):
         fail("model.hallucinated", f"{list(model.hallucinated)} does not fit hallucinator: {model.hallucinator}; name what "

@@ -8,11 +8,12 @@
 Every error is one `UserError` that names the file, the dotted key, the value and what to write instead.  The keys
 themselves, their types and defaults are in `libs.core.schema`; relations between keys in `libs.core.checks`.
 
-Why not pydantic: it was tried on the sections dataset, opt and distill.  Layers with the place of every value, relations between
-keys and the documentation stay ours; coerce.py (about 180 lines) becomes about 150 lines that turn pydantic's errors into ours
-(it reports every arm of a union, and a strict list is no tuple except in JSON), so libs/core would shrink by less than a
-twentieth.  Importing it and building the validators takes 0.1 s of the 0.07 s that reading a configuration takes otherwise.  Won:
-a JSON schema, which config_docs.py writes in 40 lines, and types that are checked when a record is built in Python.
+Why not pydantic: it was tried on the sections dataset, opt and distill.  The layers with the place of every value, the
+relations between keys and the documentation stay ours.  The conversion in coerce.py would make room for about as many lines
+that put pydantic's errors into our words: it reports every arm of a union, and its strict mode takes a list for a tuple only
+in JSON.  libs/core would shrink by a twentieth at most.  Importing it and building the validators of these sections adds
+0.11 s to the 0.07 s of CPU time that importing this module takes.  Lost: a number as the name of a modality is taken for text
+instead of refused.  Won: a JSON schema, which config_docs.py writes in 40 lines.
 """
 from __future__ import annotations
 

@@ -21,18 +21,17 @@ def check_devices(config: Config, fail: Callable[[str, str], object]) -> None:
             fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
         if len(devices) > 1 and not device.startswith("cuda:"):
             fail("devices", f"{device!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
-                 "CPU torchrun --nproc_per_node alone says how many processes there are")
+                 "CPU torchrun --nproc_per_node alone sets the number of processes")
     if len(devices) > 1 and len({int(d[5:]) for d in devices}) < len(devices):
         fail("devices", f"{list(devices)} names a GPU twice; every process needs its own")
 
 
 def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
-    """The torch device name of `config.devices`: "cpu" or "cuda:N", for process number `process` of the `processes` that
-    torchrun has started on this machine.
+    """The torch device ("cpu" or "cuda:N") of local rank `process` of the `processes` on this machine.
 
-    `auto` is the first CUDA device, or the CPU with one line on stderr that says so.  Of several processes each gets a CUDA
-    device of its own: that of the list, or by its number.  Raises UserError when a CUDA device is asked for that this machine
-    does not have, and when devices and processes do not fit.
+    `auto` is the first CUDA device, or the CPU with a line on stderr.  Each of several processes gets a CUDA device of its own:
+    that of the list, or by its rank.  Raises UserError when this machine lacks the device, and when devices and processes do
+    not fit.
     """
     device = config.devices[0]
     if device == "cpu":
@@ -52,7 +51,7 @@ def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
 
 
 def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[str, int]:
-    """The entry of `devices` that a process uses and the number of its GPU; UserError if devices and processes do not fit."""
+    """The entry of `devices` for a local rank and the number of its GPU; UserError if devices and processes do not fit."""
     device, listed = config.devices[0], len(config.devices)
     if listed > 1:
         if listed != processes:

@@ -1,4 +1,4 @@
-"""The one exception for bad input, and the one place that turns it into a line on stderr and an exit code.
+"""UserError for bad input, and the place that turns it into a line on stderr and an exit code.
 
 Anything a user can get wrong (config, annotation, feature file, checkpoint, command line) raises `UserError` with a
 message that names the file, the key, the value and the remedy.  Programming errors stay ordinary exceptions.
@@ -22,11 +22,11 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 class UserError(Exception):
-    """Bad input: the message is complete as it stands and is shown without a traceback."""
+    """Bad input; its message is shown without a traceback."""
 
 
 class Stopped(Exception):
-    """A run that stopped on request and has saved its state; the message is complete as it stands."""
+    """A run that stopped on request and has saved its state; its message is shown."""
 
 
 class Terminated(BaseException):
@@ -54,7 +54,7 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def note(message: str) -> None:
-    """Print one plain line on stderr at once (for warnings a user must see; never repeated by a filter)."""
+    """Print one line on stderr at once: for warnings that no filter may hide."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -95,7 +95,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed; not where somebody handles or ignores it already."""
+    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed; unless it is handled or ignored already."""
     def terminate(_number: int, _frame: Any) -> None:
         raise Terminated
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -1,7 +1,7 @@
-"""What a video id from a file may be: it becomes part of a path and of arrays of fixed-width text."""
+"""Check of video ids from files: an id becomes part of a path and of arrays of fixed-width text."""
 from __future__ import annotations
 
-MAX_ID_CHARACTERS = 500  # one long id would widen every row of a text array
+MAX_ID_CHARACTERS = 500  # one long id widens every row of a text array
 
 
 def id_problem(name: object) -> str:
