@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,15 +47,6 @@ class FileFacts:
     spread: float | None = None
     digest: bytes | None = None
     constant: bool = False
-
-
-class Contents(NamedTuple):
-    """One pass over the values of a file: lowest and highest value per channel, (C,) each; the rest as in FileFacts."""
-
-    low: np.ndarray
-    high: np.ndarray
-    spread: float
-    digest: bytes
 
 
 def feature_names(folder: str) -> list[str]:
@@ -116,12 +107,8 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
             facts[vid] = FileFacts(store.path(vid), *shape)
         else:
             _report_width(store.path(vid), vid, shape, width, problems)
-    extremes: list[np.ndarray] = []  # per channel over all files: lowest, highest
-    sound = list(facts) if read_values else []
-    for vid, contents in zip(sound, _read_all(store, sound), strict=True):
-        facts[vid] = _with_contents(store, vid, facts[vid], contents, extremes, problems)
-        step()
-    _compare(facts, extremes, problems)
+    if read_values:
+        _check_values(store, facts, problems, step)
     return facts
 
 
@@ -184,42 +171,42 @@ def _report_width(path: str, vid: str, shape: tuple[int, int], width: tuple[int,
                        f"({width[1]})", "extract it with the same network, or correct dataset.input_dim")
 
 
-def _read_all(store: FeatureStore, ids: Sequence[str]) -> Iterator[Contents | UserError]:
-    """Contents of the files of all videos, or why they cannot be used, in the order of `ids`.
+def _check_values(store: FeatureStore, facts: dict[str, FileFacts], problems: Problems, step: Callable[[], Any]) -> None:
+    """Read all files and complete `facts`, in their order.
 
     In threads: reading, hashing and NumPy's reductions release the interpreter lock.  `_shapes` has opened shared files before.
     """
     from joblib import Parallel, cpu_count, delayed
 
-    if not ids:
-        return iter(())
-    return Parallel(min(cpu_count(), MAX_THREADS), backend="threading", return_as="generator")(
-        delayed(_read)(store, vid) for vid in ids)
+    if not facts:
+        return
+    parallel = Parallel(min(cpu_count(), MAX_THREADS), backend="threading", return_as="generator")
+    extremes: list[np.ndarray] = []  # per channel over all files: lowest, highest
+    for vid, found in zip(list(facts), parallel(delayed(_read)(store, vid, facts[vid]) for vid in list(facts)), strict=True):
+        if isinstance(found, UserError):
+            kind = "non-finite" if "NaN or infinite" in str(found) else "feature-file"
+            problems.caught(kind, _file_of(store, vid, found), "", found)
+        else:
+            facts[vid], low, high = found
+            extremes = [np.minimum(extremes[0], low), np.maximum(extremes[1], high)] if extremes else [low, high]
+            if facts[vid].constant:
+                what = "all feature vectors are equal" if high.any() else "all values are 0"
+                problems.error("constant-features", facts[vid].path, f"video {vid!r}", what,
+                               "extract it again: the network saw no video")
+        step()
+    _compare(facts, extremes, problems)
 
 
-def _read(store: FeatureStore, vid: str) -> Contents | UserError:
+def _read(store: FeatureStore, vid: str, header: FileFacts) -> tuple[FileFacts, np.ndarray, np.ndarray] | UserError:
+    """One pass over the values: the facts, lowest and highest value per channel, (C,) each; or why the file is unusable."""
     try:
         feats = store.read(vid)
     except UserError as error:
         return error
-    return Contents(feats.min(axis=0), feats.max(axis=0), float(feats.std(dtype=np.float32)),
-                    hashlib.blake2b(feats.data, digest_size=16).digest())
-
-
-def _with_contents(store: FeatureStore, vid: str, facts: FileFacts, contents: Contents | UserError, extremes: list[np.ndarray],
-                   problems: Problems) -> FileFacts:
-    """The facts of a file that was read; `extremes` takes its lowest and highest values in."""
-    if isinstance(contents, UserError):
-        kind = "non-finite" if "NaN or infinite" in str(contents) else "feature-file"
-        problems.caught(kind, _file_of(store, vid, contents), "", contents)
-        return facts
-    low, high = contents.low, contents.high
-    extremes[:] = [np.minimum(extremes[0], low), np.maximum(extremes[1], high)] if extremes else [low, high]
-    constant = facts.length > 1 and np.array_equal(low, high)
-    if constant:
-        what = "all values are 0" if not high.any() else "all feature vectors are equal"
-        problems.error("constant-features", facts.path, f"video {vid!r}", what, "extract it again: the network saw no video")
-    return FileFacts(facts.path, facts.length, facts.width, contents.spread, contents.digest, constant)
+    low, high = feats.min(axis=0), feats.max(axis=0)
+    spread, digest = float(feats.std(dtype=np.float32)), hashlib.blake2b(feats.data, digest_size=16).digest()
+    constant = len(feats) > 1 and np.array_equal(low, high)
+    return FileFacts(header.path, header.length, header.width, spread, digest, constant), low, high
 
 
 def _compare(facts: dict[str, FileFacts], extremes: list[np.ndarray], problems: Problems) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from libs.core.problems import ERROR, WARNING
 from libs.engine.check.dataset_check import Report
 from libs.engine.check.suggest import overlap_share
+from libs.utils.tables import format_table
 
 BINS_S = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf)
 BAR = 40
@@ -43,9 +44,11 @@ def as_text(report: Report, shown: int | None = 10) -> str:
     values = as_dict(report)
     lines = [f"{values['annotations']}: {len(report.annotations.videos)} videos, {len(report.annotations.label_ids)} classes; "
              f"features: {', '.join(report.features)}", ""]
-    lines += _table([["subset", "videos", "features", "segments", "without", "hours", "video s", "segment s", "overlap"]] + [
-        [name or "(none)", s["videos"], s["with_features"], s["segments"], s["without_segments"], f"{s['hours']:.2f}",
-         _range(s["video_s"]), _range(s["segment_s"]), f"{s['overlapping_share']:.1%}"] for name, s in values["subsets"].items()])
+    columns = ("subset", "videos", "features", "segments", "without", "hours", "video s", "segment s", "overlap")
+    rows = [[name or "(none)", s["videos"], s["with_features"], s["segments"], s["without_segments"], f"{s['hours']:.2f}",
+             _range(s["video_s"]), _range(s["segment_s"]), f"{s['overlapping_share']:.1%}"]
+            for name, s in values["subsets"].items()]
+    lines.append(format_table(rows, columns))
     if values["grid"]:
         grid = values["grid"]
         lines += ["", f"grid: feat_stride {grid['feat_stride']:g}, num_frames {grid['num_frames']:g} ({grid['source']}, fits "
@@ -64,13 +67,6 @@ def _five(values: Any) -> list[float] | None:
 
 def _range(five: list[float] | None) -> str:
     return f"{five[0]:.4g} / {five[2]:.4g} / {five[4]:.4g}" if five else "-"
-
-
-def _table(rows: list[list[Any]]) -> list[str]:
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-            for row in cells]
 
 
 def _histogram(subsets: dict[str, Any]) -> list[str]:
@@ -93,21 +89,20 @@ def _classes(report: Report, subsets: dict[str, Any]) -> list[str]:
     for video in report.annotations.videos.values():
         for label, (start, end) in zip(video.labels, video.segments.tolist(), strict=True):
             lengths[label].append(end - start)
-    rows: list[list[Any]] = [["class", "id", *(name or "(none)" for name in subsets), "segment s"]]
-    rows += [[name, ids.get(name, "-"), *(s["classes"][name] for s in subsets.values()), _range(_five(lengths[i]))]
-             for i, name in enumerate(names)]
-    return _table(rows)
+    rows = [[name, ids.get(name), *(s["classes"][name] for s in subsets.values()), _range(_five(lengths[i]))]
+            for i, name in enumerate(names)]
+    return [format_table(rows, ["class", "id", *(name or "(none)" for name in subsets), "segment s"])]
 
 
 def _coverage(coverage: dict[str, Any]) -> list[str]:
     total = max(coverage["segments"], 1)
-    rows: list[list[Any]] = [["level stride", "range", "segments", "share", "points"]]
-    rows += [[level["stride"], f"{level['range'][0]:g} to {level['range'][1]:g}", level["segments"],
-              f"{level['segments'] / total:.1%}", level["points"]] for level in coverage["levels"]]
+    rows = [[level["stride"], f"{level['range'][0]:g} to {level['range'][1]:g}", level["segments"],
+             f"{level['segments'] / total:.1%}", level["points"]] for level in coverage["levels"]]
     lost = ", ".join(f"{name} {s['unmatched']} of {s['segments']}" for name, s in coverage["unmatched_per_subset"].items())
     return [f"the pyramid of {coverage['config']}: segments with a point, per level (a segment may have points on several)",
-            *_table(rows), f"segments without any point: {lost or 'none'}; shorter than a grid step: "
-                           f"{coverage['shorter_than_a_step']} of {coverage['segments']}"]
+            format_table(rows, ("level stride", "range", "segments", "share", "points")),
+            f"segments without any point: {lost or 'none'}; shorter than a grid step: {coverage['shorter_than_a_step']} of "
+            f"{coverage['segments']}"]
 
 
 def _findings(report: Report, shown: int | None) -> list[str]:
