@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
+from libs.modeling.blocks.conv import ConvBlock
 from libs.modeling.blocks.convnext import ConvNextBlock
-from libs.modeling.blocks.transformer import ConvBlock, LayerNorm, MaskedConv1D, MaxPoolBlock, TransformerBlock
-from libs.modeling.kernels.chunks import over_time
+from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, masked
+from libs.modeling.blocks.pooling import MaxPoolBlock
+from libs.modeling.blocks.transformer import TransformerBlock
 
 
 def sinusoid_table(length: int, channels: int) -> Tensor:
@@ -29,6 +31,7 @@ def sinusoid_table(length: int, channels: int) -> Tensor:
 class Backbone(nn.Module):
     """Embedding, stem and branch around the blocks of a subclass."""
 
+    position: Tensor | None  # (max_seq_len, width)
     uses_position = True
     separable = False  # depthwise + 1x1 convs in the embedding and the projections of list inputs
 
@@ -37,15 +40,16 @@ class Backbone(nn.Module):
         model = config.model
         n_embd, n_stem, n_branch = model.backbone_arch
         input_dim, embd_dim = config.backbone_input_dim, model.embd_dim
-        self.scale_factor, self.embd_halo = model.scale_factor, model.embd_kernel_size // 2
+        in_channels = width = sum(embd_dim) if isinstance(embd_dim, tuple) else embd_dim
+        self.scale_factor = model.scale_factor
         self.input_dims = input_dim if isinstance(input_dim, tuple) else None
-        if self.input_dims is not None:
-            widths = embd_dim if isinstance(embd_dim, tuple) else (embd_dim,) * len(self.input_dims)
+        if isinstance(input_dim, tuple):
+            widths = embd_dim if isinstance(embd_dim, tuple) else (embd_dim,) * len(input_dim)
             self.proj = nn.ModuleList(MaskedConv1D(i, o, 1, separable=self.separable)
-                                      for i, o in zip(self.input_dims, widths, strict=True))
-            width = in_channels = sum(widths)
+                                      for i, o in zip(input_dim, widths, strict=True))
+            in_channels = width = sum(widths)
         else:
-            in_channels, width = input_dim, sum(embd_dim) if isinstance(embd_dim, tuple) else embd_dim
+            in_channels = input_dim
         self.width = width
         self.embd = nn.ModuleList(
             MaskedConv1D(in_channels if i == 0 else width, width, model.embd_kernel_size, bias=not model.embd_with_ln,
@@ -59,14 +63,14 @@ class Backbone(nn.Module):
         self.branch = nn.ModuleList(
             MaxPoolBlock(model.scale_factor) if model.branch_type == "max_pool"
             else self.make_block(config, width, model.scale_factor, window) for window in windows[1:n_branch + 1])
-        if self.uses_position and model.use_abs_pe:
-            self.register_buffer("position", sinusoid_table(config.dataset.max_seq_len, width), persistent=False)
+        table = sinusoid_table(config.dataset.max_seq_len, width) if self.uses_position and model.use_abs_pe else None
+        self.register_buffer("position", table, persistent=False)
         for module in self.modules():  # the published initialisation: torch's own, with every bias at zero
             if isinstance(module, (nn.Conv1d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
-        """The block of this backbone: (B, T, C), output mask -> (B, T / stride, C); its attribute `halo` as in `over_time`."""
+        """The block of this backbone: (B, T, C), output mask -> (B, T / stride, C)."""
         raise NotImplementedError
 
     def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
@@ -75,9 +79,8 @@ class Backbone(nn.Module):
             parts = x_BTC.split(self.input_dims, dim=-1)
             x_BTC = torch.cat([proj(part, mask_BT) for proj, part in zip(self.proj, parts, strict=True)], dim=-1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
-            x_BTC = over_time(lambda x, m, _, conv=conv, norm=norm: F.relu(norm(conv(x, m)), inplace=True), x_BTC, mask_BT,
-                              halo=self.embd_halo)
-        if hasattr(self, "position"):
+            x_BTC = F.relu(norm(conv(x_BTC, mask_BT)), inplace=True)
+        if self.position is not None:
             T, table = x_BTC.shape[1], self.position
             if table.shape[0] < T:  # longer than in training: the table is stretched
                 table = F.interpolate(table.t().unsqueeze(0), T, mode="linear", align_corners=False)[0].t()
@@ -88,18 +91,14 @@ class Backbone(nn.Module):
         """Features per level, fine to coarse, and their masks; T must be a multiple of the coarsest stride."""
         x = self.embed(x_BTC, mask_BT)
         for block in self.stem:
-            x = _run(block, x, mask_BT, 1)
+            x = block(x, mask_BT)
         feats, masks = [x], [mask_BT]
         for block in self.branch:
             mask_BT = mask_BT[:, ::self.scale_factor]
-            x = _run(block, x, mask_BT, self.scale_factor)
+            x = block(x, mask_BT)
             feats.append(x)
             masks.append(mask_BT)
         return feats, masks
-
-
-def _run(block: nn.Module, x_BTC: Tensor, mask_BT: Tensor, stride: int) -> Tensor:
-    return over_time(lambda x, m, _: block(x, m), x_BTC, mask_BT, stride, block.halo)
 
 
 class ConvTransformerBackbone(Backbone):
@@ -132,7 +131,7 @@ class ConvNextBackbone(Backbone):
     separable = True
 
     def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        return super().embed(x_BTC, mask_BT) * mask_BT.unsqueeze(-1).to(x_BTC.dtype)  # wide kernels must not see norm biases
+        return masked(super().embed(x_BTC, mask_BT), mask_BT)  # wide kernels must not see norm biases
 
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
         model, train = config.model, config.train_cfg

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks.transformer import MaskedConv1D
+from libs.modeling.blocks.layers import MaskedConv1D
 
 
 class Rgb2Flow(nn.Module):
@@ -85,8 +85,8 @@ class GatedFusion(nn.Module):
     @classmethod
     def of(cls, config: Config) -> GatedFusion:
         """The fusion of a configuration: the first of model.modalities against all the other streams."""
-        first = config.modality_dim(config.model.modalities[0])
-        return cls(first, config.backbone_input_dim - first)
+        first, *others = (config.modality_dim(name) for name in (*(config.model.modalities or ()), *config.model.hallucinated))
+        return cls(first, sum(others))
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, first + second) and the mask of valid steps (B, T) -> the same shape."""

@@ -12,13 +12,12 @@ from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
 from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
-from libs.modeling.kernels.chunks import in_pieces
 from libs.modeling.necks import NECKS
 from libs.modeling.points import PointGrid, point_grid
 
 
 class LevelOutputs(NamedTuple):
-    """What the network says about P points, the points of all FPN levels, fine to coarse."""
+    """Predictions of the network at P points, those of all FPN levels, fine to coarse."""
 
     logits: Tensor  # (B, P, K) class logits, 0 at padded points
     offsets: Tensor  # (B, P, 2) distances to start and end in units of the level stride, 0 at padded points
@@ -28,7 +27,7 @@ class LevelOutputs(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What the network computes on the way; padded steps hold whatever the layer left there."""
+    """Intermediate features of the network; padded steps hold whatever the layer left there."""
 
     inputs: Tensor  # (B, T, C_in) streams that are read, then those that are hallucinated, before their fusion
     stem: Tensor  # (B, T, C) finest backbone feature, before the branch and the neck
@@ -61,23 +60,23 @@ class LocPointTransformer(nn.Module):
         return self.strides[-1]
 
     def forward(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> LevelOutputs:
-        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`; see `trace`."""
-        with self._precision(feats_BTC):
-            _, maps, masks = self._backbone(feats_BTC, mask_BT)
-            return self._heads(*self.neck(maps, masks), self.grid(mask_BT) if grid is None else grid)
+        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`.
 
-    def trace(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> tuple[LevelOutputs, Features]:
-        """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs` and the `Features` behind them.
-
-        T must be a multiple of `coarsest_stride`; valid steps come first, padded ones are zero.  Raises ValueError otherwise.
-        `grid`: `self.grid(mask_BT)`, if the caller has it already.
+        T must be a multiple of `coarsest_stride` (ValueError otherwise); valid steps come first, padded ones are zero.  `grid`:
+        `self.grid(mask_BT)`, if the caller has it already.
         """
         with self._precision(feats_BTC):
-            inputs, maps, masks = self._backbone(feats_BTC, mask_BT)
-            stem = maps[0]
-            levels, masks = self.neck(maps, masks)
-            outputs = self._heads(list(levels), masks, self.grid(mask_BT) if grid is None else grid)
-            return outputs, Features(inputs, stem, tuple(levels))
+            joined = torch.cat(self.neck(*self._maps(self._streams(feats_BTC, mask_BT), mask_BT)), dim=1)
+            return self._heads(joined, self.grid(mask_BT) if grid is None else grid)
+
+    def trace(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> tuple[LevelOutputs, Features]:
+        """As `forward`: the same outputs, and the `Features` behind them."""
+        with self._precision(feats_BTC):
+            inputs = self._streams(feats_BTC, mask_BT)
+            maps, masks = self._maps(inputs, mask_BT)
+            levels = self.neck(maps, masks)
+            outputs = self._heads(torch.cat(levels, dim=1), self.grid(mask_BT) if grid is None else grid)
+        return outputs, Features(inputs, maps[0], tuple(levels))
 
     def grid(self, mask_BT: Tensor) -> PointGrid:
         """Points, their mask and the level sizes of the outputs for valid steps (B, T), without running the network."""
@@ -89,30 +88,26 @@ class LocPointTransformer(nn.Module):
             return nullcontext()
         return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
-    def _backbone(self, feats_BTC: Tensor, mask_BT: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Input of the backbone before its fusion, one feature map per level, their masks."""
+    def _streams(self, feats_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """The features after input dropout, followed by the streams that the hallucinator makes of them."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_dropout.p > 0:
             feats_BTC = self.input_dropout(feats_BTC.transpose(1, 2)).transpose(1, 2).contiguous()
         hallucinator = getattr(self, self.hallucinator_name, None)
-        if hallucinator is not None:
-            feats_BTC = torch.cat([feats_BTC, hallucinator(feats_BTC, mask_BT)], dim=-1)
-        fused_BTC = feats_BTC if self.fusion is None else self.fusion(feats_BTC, mask_BT)
-        return feats_BTC, *self.backbone(fused_BTC, mask_BT)
+        if hallucinator is None:
+            return feats_BTC
+        return torch.cat([feats_BTC, hallucinator(feats_BTC, mask_BT)], dim=-1)
 
-    def _heads(self, levels: list[Tensor], masks: list[Tensor], grid: PointGrid) -> LevelOutputs:
-        """Outputs of the heads on the levels (B, T_l, C), fine to coarse, with masks (B, T_l); empties `levels`."""
-        sizes = grid.level_sizes
-        if in_pieces(levels[0], grid.mask):  # joined, they would take the memory of another pyramid
-            said = [(self.cls_head(x, m, (n,)), self.reg_head(x, m, (n,), i))
-                    for i, (x, m, n) in enumerate(zip(levels, masks, sizes, strict=True))]
-            logits, offsets = (torch.cat(parts, dim=1) for parts in zip(*said, strict=True))
-        else:
-            joined = torch.cat(levels, dim=1)
-            levels.clear()  # else two pyramids are alive while the heads run
-            logits, offsets = self.cls_head(joined, grid.mask, sizes), self.reg_head(joined, grid.mask, sizes)
-        return LevelOutputs(logits, offsets, grid.mask, grid.points, sizes)
+    def _maps(self, inputs_BTC: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """One backbone feature map per level, and their masks."""
+        return self.backbone(inputs_BTC if self.fusion is None else self.fusion(inputs_BTC, mask_BT), mask_BT)
+
+    def _heads(self, joined_BPC: Tensor, grid: PointGrid) -> LevelOutputs:
+        """Outputs of both heads on the levels, joined along time, fine to coarse."""
+        logits = self.cls_head(joined_BPC, grid.mask, grid.level_sizes)
+        offsets = self.reg_head(joined_BPC, grid.mask, grid.level_sizes)
+        return LevelOutputs(logits, offsets, grid.mask, grid.points, grid.level_sizes)
 
 
 def build_model(config: Config, empty_classes: Collection[int] = ()) -> LocPointTransformer:

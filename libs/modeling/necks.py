@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks.transformer import LayerNorm, MaskedConv1D
+from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, TimeConv, masked
 
 
 class FixedLengthGate(nn.Module):
@@ -31,16 +31,18 @@ class FixedLengthGate(nn.Module):
         return x_BTC * (F.interpolate(gate_B1T, T) if self.steps < T else gate_B1T).transpose(1, 2)
 
 
-class StepGate(MaskedConv1D):
+class StepGate(nn.Module):
     """A gate per time step from its neighbourhood, 2 sigmoid(conv), for any length; starts at 1 and is 1 at padded steps."""
 
     def __init__(self, width: int):
-        super().__init__(width, 1, 3)
-        nn.init.zeros_(self.conv.weight)
+        super().__init__()
+        self.conv = TimeConv(width, 1, 3)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and its mask -> the same, times the gate."""
-        return x_BTC * (2 * torch.sigmoid(super().forward(x_BTC, mask_BT)))
+        return x_BTC * (2 * torch.sigmoid(masked(self.conv(x_BTC), mask_BT)))
 
 
 class IdentityNeck(nn.Module):
@@ -50,27 +52,28 @@ class IdentityNeck(nn.Module):
         super().__init__()
         model = config.model
         self.start, kept = model.fpn_start_level, range(model.fpn_start_level, levels)
-        self.seblocks = self.gates = None
+        self.seblocks: nn.ModuleList | None = None
+        self.gates: nn.ModuleList | None = None
         if model.temporal_gate == "published":
             self.seblocks = nn.ModuleList(FixedLengthGate(config.dataset.max_seq_len // model.scale_factor**i) for i in kept)
         self.fpn_norms = nn.ModuleList(LayerNorm(width) if model.fpn_with_ln else nn.Identity() for _ in kept)
         if model.temporal_gate == "post_norm":
             self.gates = nn.ModuleList(StepGate(width) for _ in kept)
 
-    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level.
+    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        """Lists of (B, T_l, C) and (B, T_l), fine to coarse -> (B, T_l, C) of the levels from fpn_start_level on.
 
-        Empties `feats`: without gradients the memory of each level is free as soon as the next one begins.
         With the published gate T must be at least dataset.max_seq_len, else ValueError.
         """
-        kept, masks = feats[self.start:], masks[self.start:]
-        feats.clear()
-        for i, norm in enumerate(self.fpn_norms):
-            x = kept[i] if self.seblocks is None else self.seblocks[i](kept[i])
-            x = kept[i] = norm(x)
+        levels = []
+        for i, (x, mask) in enumerate(zip(feats[self.start:], masks[self.start:], strict=True)):
+            if self.seblocks is not None:
+                x = self.seblocks[i](x)
+            x = self.fpn_norms[i](x)
             if self.gates is not None:
-                kept[i] = self.gates[i](x, masks[i])
-        return kept, masks
+                x = self.gates[i](x, mask)
+            levels.append(x)
+        return levels
 
 
 class FPN(nn.Module):
@@ -84,15 +87,14 @@ class FPN(nn.Module):
         self.fpn_convs = nn.ModuleList(MaskedConv1D(out, out, 3, groups=out, bias=not with_ln) for _ in kept)
         self.fpn_norms = nn.ModuleList(LayerNorm(out) if with_ln else nn.Identity() for _ in kept)
 
-    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists of (B, T_l, C) and (B, T_l), fine to coarse, without the levels below fpn_start_level; empties `feats`."""
+    def forward(self, feats: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+        """Lists of (B, T_l, C) and (B, T_l), fine to coarse -> (B, T_l, fpn_dim) of the levels from fpn_start_level on."""
         masks = masks[self.start:]
         laterals = [conv(x, m) for conv, x, m in zip(self.lateral_convs, feats[self.start:], masks, strict=True)]
-        feats.clear()
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + laterals[i].repeat_interleave(self.scale_factor, dim=1)
         convs = zip(self.fpn_convs, self.fpn_norms, laterals, masks, strict=True)
-        return [norm(conv(x, m)) for conv, norm, x, m in convs], masks
+        return [norm(conv(x, m)) for conv, norm, x, m in convs]
 
 
 NECKS: dict[str, type[nn.Module]] = {"identity": IdentityNeck, "fpn": FPN}

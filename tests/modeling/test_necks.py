@@ -7,7 +7,7 @@ import torch
 from helpers import padded_batch, show_every_term, tiny_config
 from torch import nn
 
-from libs.modeling.blocks.transformer import LayerNorm
+from libs.modeling.blocks.layers import LayerNorm
 from libs.modeling.model import build_model
 from libs.modeling.necks import FixedLengthGate, StepGate
 

@@ -6,7 +6,10 @@ import torch
 from helpers import padded_batch, tiny_config
 from test_model import VARIANTS, channels, network
 
-from libs.modeling.blocks.transformer import pointwise
+from libs.datasets.padding import BF16_MULTIPLE, padding_of
+from libs.engine.runtime.precision import low_weights
+from libs.modeling.blocks.layers import TimeConv
+from libs.modeling.model import build_model
 
 BF16 = {"precision": "bf16"}
 
@@ -50,14 +53,46 @@ def test_training_and_evaluation_have_their_own_precision(monkeypatch):
     x, mask = padded_batch([40], 48, channels(config))
     seen = []
 
-    def spy(x_BTC, conv):
-        out = pointwise(x_BTC, conv)
+    forward = TimeConv.forward
+
+    def spy(self, x_BTC, sizes=()):
+        out = forward(self, x_BTC, sizes)
         seen.append(out.dtype)
         return out
 
-    monkeypatch.setattr("libs.modeling.blocks.transformer.pointwise", spy)
+    monkeypatch.setattr(TimeConv, "forward", spy)
+    model.cls_head.cls_head.forward = model.reg_head.offset_head.forward = lambda x, mask, sizes: x[..., :3]  # always float32
     model(x, mask)
     assert set(seen) == {torch.float32}
     seen.clear()
     model.train()(x, mask)
     assert set(seen) == {torch.bfloat16}
+
+
+def test_weights_rounded_once_give_what_rounding_in_every_pass_gives():
+    config = tiny_config(test_cfg={"precision": "bf16"})
+    model = build_model(config).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, mask = padded_batch([40, 17], 48, config.model_channels)
+    with torch.inference_mode():
+        want = model(x, mask)
+        with low_weights(model, "bf16"):
+            dtypes = {name: p.dtype for name, p in model.named_parameters() if p.ndim == 3}
+            got = model(x, mask)
+    assert torch.equal(got.logits, want.logits)
+    assert torch.equal(got.offsets, want.offsets)
+    assert dtypes["cls_head.head.0.conv.weight"] == dtypes["backbone.stem.0.mlp.3.weight"] == torch.bfloat16
+    assert dtypes["cls_head.cls_head.conv.weight"] == dtypes["reg_head.offset_head.conv.weight"] == torch.float32
+    with pytest.raises(ZeroDivisionError), low_weights(model, "bf16"):
+        raise ZeroDivisionError
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with low_weights(model, "fp32"):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bf16_evaluation_has_few_lengths():
+    config = tiny_config(dataset={"max_seq_len": 576}, test_cfg={"precision": "bf16"})
+    padding = padding_of(config)
+    assert {padding.of_batch([n]) for n in range(1, 577)} == {BF16_MULTIPLE, 2 * BF16_MULTIPLE, 576}
+    assert padding.of_batch([600]) == 3 * BF16_MULTIPLE
+    assert padding_of(tiny_config()).multiple == 1

@@ -24,7 +24,7 @@ from libs.datasets.presets import get_preset
 from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
 from libs.engine.runtime.precision import matmul_precision
-from libs.modeling.blocks.transformer import AffineDropPath
+from libs.modeling.blocks.layers import AffineDropPath
 from libs.modeling.distill_losses import TeacherOutputs, TeacherSpec
 from libs.modeling.model import LocPointTransformer, build_model
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from libs.core.schema import OptConfig
-from libs.modeling.blocks.transformer import AffineDropPath, LayerNorm, Scale
+from libs.modeling.blocks.layers import AffineDropPath, LayerNorm, Scale
 
 Named = list[tuple[str, nn.Parameter]]
 

@@ -5,10 +5,10 @@ window.  Unlike the published blocks it masks its input: padding never leaks int
 """
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from libs.modeling.blocks.transformer import AffineDropPath, LayerNorm, MaskedConv1D, add_branch, gelu, max_pool_time, pointwise
+from libs.modeling.blocks.layers import MLP, AffineDropPath, LayerNorm, MaskedConv1D
+from libs.modeling.blocks.pooling import max_pool_time
 
 
 class ConvNextBlock(nn.Module):
@@ -16,19 +16,17 @@ class ConvNextBlock(nn.Module):
 
     def __init__(self, channels: int, stride: int, kernel: int, expansion: int, dropout: float, droppath: float):
         super().__init__()
-        self.stride, self.halo = stride, kernel // 2 + 1
+        self.stride = stride
         self.conv = MaskedConv1D(channels, channels, kernel, stride, channels)
         self.norm = LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Conv1d(channels, expansion * channels, 1), nn.GELU(), nn.Dropout(dropout),
-                                 nn.Conv1d(expansion * channels, channels, 1), nn.Dropout(dropout))
-        self.drop_path = AffineDropPath(channels, droppath) if droppath > 0 else nn.Identity()
+        self.mlp = MLP(channels, expansion, dropout)
+        self.drop_path = AffineDropPath(channels, droppath)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, C) and the mask of the output steps -> (B, T / stride, C), zero at padded steps."""
-        m = mask_BT.unsqueeze(-1).to(torch.promote_types(x_BTC.dtype, torch.float32))
+        m_BT1 = mask_BT.unsqueeze(-1).float()  # the sum of all branches keeps float32, whatever precision products have
         if self.stride > 1:
-            skip = max_pool_time(x_BTC, self.stride) * m
+            skip = max_pool_time(x_BTC, self.stride) * m_BT1
         else:
-            skip = x_BTC = x_BTC * m
-        hidden = self.mlp[2](gelu(pointwise(self.norm(self.conv(x_BTC, mask_BT)), self.mlp[0])))
-        return add_branch(skip, hidden, self.mlp[3], self.mlp[4], self.drop_path, mask_BT)
+            skip = x_BTC = x_BTC * m_BT1
+        return self.drop_path(skip, self.mlp(self.norm(self.conv(x_BTC, mask_BT))), mask_BT)

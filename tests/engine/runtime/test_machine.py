@@ -37,3 +37,19 @@ def test_processor(monkeypatch, tmp_path, text, name):
         path.write_text(text)
     monkeypatch.setattr(machine, "Path", lambda _: path)
     assert this_machine().processor == name
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    asked = []
+
+    class Library:
+        """A C library that takes notes."""
+
+        def mallopt(self, option, value):
+            asked.append((option, value))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: Library())
+    machine.keep_freed_memory()
+    assert asked == [(-3, 2**30), (-1, 2**31 - 1)]
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: object())
+    machine.keep_freed_memory()  # no such function: nothing happens
+    assert len(asked) == 2

@@ -1,0 +1,29 @@
+"""Downsampling without parameters."""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from libs.modeling.blocks.layers import masked
+from libs.modeling.kernels.conv1d import as_image, as_sequence
+
+
+def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:
+    """Max pooling over time around every stride-th step, kernel stride + 1 (odd strides: stride), padding half of it.
+
+    (B, T, C) -> (B, T / stride, C); T must be a multiple of `stride`.
+    """
+    kernel = stride // 2 * 2 + 1
+    return as_sequence(F.max_pool2d(as_image(x_BTC), (1, kernel), (1, stride), (0, kernel // 2)))
+
+
+class MaxPoolBlock(nn.Module):
+    """Max pooling over time, padded steps set to zero."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C)."""
+        return masked(max_pool_time(x_BTC, self.stride), mask_BT)
