@@ -26,6 +26,21 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in anchors(str(goal.resolve().relative_to(ROOT))), f"{page}:{line}: {target}"
 
 
+def test_python_files_that_are_named_exist():
+    """In pages, docstrings and comments: `libs/...py` and the like from the root, `metrics.py` and the like anywhere."""
+    folders = ("libs", "tools", "benchmarks", "tests", "examples", "configs", "docs")
+    python = [path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    python += [path.relative_to(ROOT) for path in ROOT.glob("*.py")]
+    known = {"/".join(path.parts[i:]) for path in python for i in range(len(path.parts))}
+    yaml_files = [path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml")]
+    wrong = []
+    for page in [*PAGES, *(path for path in python if path.parts[0] != "tests"), *yaml_files]:
+        for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), 1):
+            named = re.findall(r"(?<![\w/.{}*<>-])[\w/.-]*\w\.py\b", line)
+            wrong += [f"{page}:{number}: {name}" for name in named if name not in known]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_page_is_linked_from_the_index():
     linked = {target.partition("#")[0] for _, target in links("docs/README.md")}
     assert {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked

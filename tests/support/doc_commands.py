@@ -193,6 +193,6 @@ def pages() -> list[str]:
     """Every page that is tested, in the order in which they run (features.md writes the network that README.md uses)."""
     docs = sorted(os.path.relpath(p, ROOT) for p in (ROOT / "docs").glob("*.md"))
     first = ["docs/features.md", "README.md"]
-    others = ["INSTALL.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "pretrained/README.md", "data/README.md",
+    others = ["INSTALL.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "pretrained/README.md", "data/README.md",
               "ckpt/README.md", "tests/golden/README.md"]
     return first + [p for p in docs if p not in first] + others
