@@ -114,8 +114,8 @@ def read_database(path: str, pairs_hook: PairsHook | None = None) -> dict[str, A
 
 
 def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S) -> Video:
-    """The video without repeated segments (same label, both ends within the tolerance of one kept before) and without
-    segments shorter than the tolerance (SPEC 7, 8)."""
+    """The video without segments shorter than the tolerance, and without repeated ones: same label, both ends within the
+    tolerance of one kept before (SPEC items 7 and 8)."""
     kept: list[int] = []
     near: dict[tuple[int, int], list[tuple[float, float]]] = {}  # kept before, by label and start in units of the tolerance
     for i, ((start, end), label) in enumerate(zip(video.segments.tolist(), video.labels.tolist(), strict=True)):
@@ -241,7 +241,7 @@ class _Reader:
         return None
 
     def _items(self, place: str, at: str, entry: dict[str, Any], may_lack: bool) -> list[Any]:
-        """The unchecked annotations of a video; [] where they are wrong, or lack and `may_lack`."""
+        """The unchecked annotations of a video; [] where they are wrong, or missing and `may_lack`."""
         items = entry.get("annotations")
         if items is None and may_lack:
             return []
@@ -329,7 +329,7 @@ def _number(value: Any) -> float | None:
 
 
 def _report_repeated(path: str, key: str, first: Any, second: Any, problems: Problems) -> None:
-    """A key that one object has twice: a video, or anything else."""
+    """Add the problem of a key that occurs twice in one object."""
     both = (first, second)
     if not all(isinstance(value, dict) for value in both) or not any("annotations" in value for value in both):
         problems.error("duplicate-key", path, f"key {key!r}", "is set twice in one object; readers keep the last value",

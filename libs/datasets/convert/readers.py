@@ -30,9 +30,9 @@ LS_MEDIA = ("video", "audio", "timeseries", "csv", "ts", "url", "file")
 
 
 def read_source(paths: Sequence[str], kind: str, options: ConvertOptions) -> tuple[str, list[Row]]:
-    """(format, rows) of the files, all of one format; `kind` auto tells it from the contents.
+    """(format, rows) of files of one format; `kind` auto: detect the format from the contents.
 
-    Raises UserError naming the file and place of whatever is not as the format says.
+    Raises UserError naming the file and the place that does not follow the format.
     """
     files = _files(paths)
     kinds = {detect(path) if kind == "auto" else kind for path in files}
@@ -53,7 +53,7 @@ def read_source(paths: Sequence[str], kind: str, options: ConvertOptions) -> tup
 
 
 def detect(path: Path) -> str:
-    """The format of a file from its ending and first keys; UserError where it is none of FORMATS."""
+    """Detect the format of a file from its suffix and first keys; UserError for none of FORMATS."""
     suffix = path.suffix.lower()
     if suffix == ".eaf":
         return "eaf"
@@ -142,7 +142,7 @@ def _slot(where: str, slots: dict[str | None, str | None], name: str | None) -> 
 
 
 def _safe_xml(path: str) -> ElementTree.Element:
-    """The root of an XML file; one with a DOCTYPE, where entities (bombs, other files) would be declared, is refused."""
+    """Root of an XML file; UserError for a DOCTYPE, which could declare entity bombs or include other files."""
     data = read_text(path, "ELAN file").encode("utf-8")
     parser = expat.ParserCreate("utf-8")
 
@@ -204,7 +204,7 @@ def _read_labelstudio(path: str, options: ConvertOptions) -> Iterator[Row]:
 
 
 def _task_results(video: str, task: dict[str, Any], several: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(type, value) of the results of one task: of its ground truth, else of its last annotation that was not skipped."""
+    """(type, value) of the results of a task's ground truth or, without one, of its last annotation that was not skipped."""
     every = task.get("annotations", task.get("completions")) or []
     done = [a for a in every if isinstance(a, dict) and not a.get("was_cancelled")]
     if len(done) > 1:
@@ -287,7 +287,7 @@ def _read_fiftyone(path: str, options: ConvertOptions) -> Iterator[Row]:
 
 
 def _samples(path: str, samples: list[Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """(file, detections, duration_s and fps as far as they are known) of the samples of a FiftyOneDataset export."""
+    """(file, detections, known ones of duration_s and fps) of the samples of a FiftyOneDataset export."""
     for i, sample in enumerate(samples):
         if not isinstance(sample, dict) or not isinstance(sample.get("filepath"), str):
             raise UserError(f"{path}: samples[{i}] has no filepath; expected samples.json of a FiftyOne export")

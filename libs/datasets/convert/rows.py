@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the user says about a source; see tools/convert_annotations.py."""
+    """The options of tools/convert_annotations.py that describe a source."""
 
     time_unit: str | None = None
     fps: float | None = None
@@ -131,7 +131,7 @@ def _assign_subsets(videos: dict[str, dict[str, Any]], options: ConvertOptions) 
 
 
 def video_name(text: str, uploaded: bool = False) -> str:
-    """The id of a video from an id, file name, path or URL: the bare name without a media file's extension.
+    """Video id from an id, file name, path or URL: the bare name without the extension of a media file.
 
     uploaded: also without the prefix that Label Studio gives to uploads.
     """
@@ -146,7 +146,7 @@ def video_name(text: str, uploaded: bool = False) -> str:
 
 
 def clock_or_number(text: str, where: str) -> tuple[float, bool]:
-    """(value, True if it was h:mm:ss) of a time; UserError for anything but a number or a clock time."""
+    """(value, whether it was h:mm:ss) of a time; UserError unless it is a number or a clock time."""
     text = text.strip()
     match = CLOCK.fullmatch(text)
     if match:
@@ -175,7 +175,7 @@ def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequen
 
 
 def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | None]]:
-    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, if it likes, fps."""
+    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, optionally, fps."""
     found: dict[str, tuple[float, float | None]] = {}
     for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",)):
         seconds = positive_number(row["duration"], f"{where}: duration", clock=True)
@@ -186,7 +186,10 @@ def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | No
 
 def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: str, fps: float, stride: float, num_frames: float
                       ) -> dict[str, tuple[float, float | None]]:
-    """Video -> (seconds that its features cover, fps): ((T - 1) * stride + num_frames) / fps; absent videos with one note."""
+    """Video -> (seconds that its features cover, fps): ((T - 1) * stride + num_frames) / fps.
+
+    One warning counts the videos without features.
+    """
     store = FeatureStore(folder, prefix, extension)
     found: dict[str, tuple[float, float | None]] = {}
     missing = []

@@ -27,7 +27,7 @@ PREFIX = "v_"
 
 def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_info: str | os.PathLike | None = None,
                         validation_every: int | None = None) -> Document:
-    """The document of an official file.
+    """Convert an official annotation file.
 
     For a file without subsets: video_info, a CSV with the columns video and subset (as BMN has it), or validation_every n: every
     n-th id in sorted order is validation, the others training.  Raises UserError for anything that is not the official layout.
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser, prefix: str) -> None:
 
 
 def keep_videos_with_features(document: Document, folder: str, prefix: str = PREFIX, extension: str = ".npy") -> None:
-    """Leave out the videos without a feature file (many videos are no longer available); UserError when none has one."""
+    """Leave out videos without a feature file (many are no longer available); UserError if none has one."""
     store = FeatureStore(folder, prefix, extension)
     missing = [video for video in document.videos if not store.exists(video)]
     if len(missing) == len(document.videos):

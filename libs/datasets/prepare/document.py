@@ -16,7 +16,7 @@ from libs.utils.files.io import read_json, write_json_atomic
 
 
 class Document:
-    """An annotation document in our layout (libs/datasets/annotations.py) in the making.
+    """Builds an annotation document in our layout (libs/datasets/annotations.py).
 
     source: the official file, for messages; version: goes into the document; label_ids: class name -> id (names outside it are
     refused), None: ids follow the sorted names of what is added.
@@ -33,11 +33,11 @@ class Document:
 
     @property
     def videos(self) -> dict[str, dict[str, Any]]:
-        """Video id -> entry, as it will be written but for label_id."""
+        """Video id -> entry as it will be written, still without label ids."""
         return self._videos
 
     def add_video(self, video: str, subset: str, duration: Any, fps: Any = None, /, **more: Any) -> None:
-        """One video without segments; duration in seconds; `more`: further keys of the entry.
+        """Add a video without segments; duration in seconds; `more`: further keys of the entry.
 
         UserError for a repeated id, and for a duration or fps that is not above 0.
         """
@@ -52,7 +52,7 @@ class Document:
         self._videos[video] = {**entry, **more, "annotations": []}
 
     def add_segment(self, video: str, where: str, start: Any, end: Any, label: Any) -> None:
-        """A segment in seconds; one that does not end after it starts is left out and counted, as evaluation does.
+        """Add a segment in seconds; one that does not end after it starts is left out and counted, as in evaluation.
 
         where: what names the entry in messages.  UserError for times that are no numbers and labels that are not known.
         """
@@ -68,14 +68,14 @@ class Document:
         self._videos[video]["annotations"].append({"segment": [start, end], "label": label})
 
     def leave_out(self, videos: Collection[str], why: str) -> None:
-        """Take videos out again; `why` goes into the summary with their number."""
+        """Remove videos; the summary gives their number and `why`."""
         for video in videos:
             del self._videos[video]
         if videos:
             self.remark(f"{len(videos):,} videos {why} left out (first: {next(iter(videos))})")
 
     def remark(self, line: str) -> None:
-        """A further line of the summary."""
+        """Add a line to the summary."""
         self._left_out.append(line)
 
     def content(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ ANNOTATIONS = "annotations/ego4d.json"
 
 
 def convert_ego4d(paths: Sequence[str | os.PathLike]) -> Document:
-    """The document of all files together (train and val, in any order; test clips have no labels).
+    """Convert all files (train and val in any order; test clips have no labels) to one document.
 
     Clips of train and val without a primary label are left out and counted.  Raises UserError for another layout, and for a clip
     that is there twice.
@@ -90,7 +90,7 @@ def cut_features(document: Document, sets: Mapping[str, str], out: str | os.Path
 
 
 def _rows(clip: Mapping[str, Any], lengths: Mapping[str, int]) -> tuple[int, int, float]:
-    """First feature vector of a clip, their number, and how much later than the clip the first one starts (s)."""
+    """Index of the first feature vector of a clip, number of vectors, and seconds from the clip's start to the first one's."""
     start = clip["offset"] * FPS / STRIDE
     first = max(math.floor(start + 0.5), 0)
     wanted = expected_length(clip["duration"], FPS, STRIDE, NUM_FRAMES)

@@ -27,7 +27,7 @@ _TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)")
 
 
 def annotation_file(folder: str | os.PathLike, task: str) -> Path:
-    """Where the annotations of a task are kept: the name that the configurations have."""
+    """Path of the annotations of a task, as the configurations name it."""
     return Path(folder, f"epic_kitchens_100_{task}.json")
 
 

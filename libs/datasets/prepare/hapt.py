@@ -46,7 +46,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class RawFiles:
-    """The text of everything needed, by kind; `signals` maps (experiment, user) -> {"acc": (name, text), "gyro": ...}."""
+    """Texts of the files that are needed; `signals` maps (experiment, user) -> {"acc": (name, text), "gyro": ...}."""
 
     labels: tuple[str, str]
     activities: tuple[str, str]
@@ -129,7 +129,7 @@ def window_features(acc: np.ndarray, gyro: np.ndarray) -> np.ndarray:
 
 
 def read_raw(source: str | os.PathLike) -> RawFiles:
-    """Find and read the files of the published layout; UserError naming what is missing or there twice."""
+    """Find and read the files of the published layout; UserError naming what is missing or occurs twice."""
     source, texts = Path(source), {}
     nested = ""
     for member in members(source):

@@ -20,7 +20,7 @@ CLASS_LIST = "class_list.txt"
 
 
 def convert_multithumos(folder: str | os.PathLike, thumos_json: str | os.PathLike) -> Document:
-    """The document of a folder with the official text files, searched for in it and its folder `annotations`.
+    """Convert the official text files of a folder, or of its subfolder `annotations`.
 
     Videos that thumos14.json lacks (it leaves out those without usable THUMOS14 annotations) are left out and counted.  Raises
     UserError for a missing or damaged file, and unless there are 65 classes.

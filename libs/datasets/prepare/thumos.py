@@ -48,7 +48,7 @@ def md5(path: str | os.PathLike, say: Callable[[str], None] = lambda line: None)
 
 
 def check_md5(path: str | os.PathLike, allow_other: bool = False, say: Callable[[str], None] = lambda line: None) -> None:
-    """UserError when the archive is not the published one; with `allow_other` the difference is only said."""
+    """UserError when the archive is not the published one; with `allow_other` it is only reported."""
     found = md5(path, say)
     if found == MD5:
         say(f"md5 {found}: the published archive")

@@ -1,1 +1,1 @@
-"""Reading a whole dataset and collecting what is wrong with it."""
+"""Checks of a whole dataset that collect every problem."""

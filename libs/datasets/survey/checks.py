@@ -1,4 +1,4 @@
-"""What can be wrong with annotations that parse: units and order of times, labels, subsets.  Each check adds to `Problems`.
+"""Checks of readable annotations: ids, subsets, units and order of times, labels.  Each adds to `Problems`.
 
 Nothing here reads features; the length of a video comes as `spans_s`, seconds per video id, from its duration or its features.
 """
@@ -24,7 +24,7 @@ RARE = 2  # training segments that are too few to learn a class from
 
 
 class Splits(NamedTuple):
-    """Subset names, lower case, and where they come from ('' when they were guessed)."""
+    """Subset names, lower case; source: the configuration that names them, '' when they were guessed."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -33,7 +33,7 @@ class Splits(NamedTuple):
 
 
 def guess_splits(annotations: Annotations) -> Splits:
-    """The usual names that the file has; validation and test where it has no other to train on, as THUMOS14."""
+    """The usual names that occur in the file; without a training subset, as in THUMOS14, validation and test."""
     usual = [name for name in VAL_NAMES if name in annotations.spellings]
     train = next((name for name in TRAIN_NAMES if name in annotations.spellings), None)
     if train is None and len(usual) > 1:
@@ -42,7 +42,7 @@ def guess_splits(annotations: Annotations) -> Splits:
 
 
 def check_ids(annotations: Annotations, problems: Problems) -> None:
-    """Video ids that name no plain file, or differ in case or spaces only."""
+    """Video ids that are no bare file names, or that differ in case or spaces only."""
     path = annotations.path
     for vid in annotations.videos:
         if vid != vid.strip() or "/" in vid or "\\" in vid:
@@ -213,7 +213,7 @@ def _per_class(annotations: Annotations, videos: list[Video]) -> Counter[str]:
 
 
 def _one_typo(a: str, b: str) -> bool:
-    """One letter added, lost, changed or two neighbours swapped, in words of at least 5 letters; digits tell classes apart."""
+    """Whether words of 5 or more letters differ by one letter (no digit) added, removed or changed, or by two swapped ones."""
     short, long = sorted((a, b), key=len)
     if len(short) < 5 or len(long) - len(short) > 1:
         return False

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of one video's features.
+    """Facts about the features of one video.
 
     path: the (first) file; length, width: T and C from the header; spread: standard deviation of all values; digest: of the
     values (both None where values are unusable or were not read); constant: every vector is the same.
@@ -94,7 +94,8 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
                     may_lack: bool = False) -> dict[str, FileFacts]:
     """Check the features of every video.
 
-    width: the channels that are expected and who says so; None: those of most files.  read_values False: headers only.
+    width: expected channels and the source of that number; None: the number that most files have.  read_values False: only
+    headers.
     step: called after every file whose values were read; may_lack: a missing file is a warning only.
     A video is in the result if its header is sound and its width is the expected one.
     """
@@ -113,7 +114,7 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
 
 
 def check_orphans(folder: str, layout: Layout, ids: Collection[str], problems: Problems) -> None:
-    """One warning that counts the feature files of a folder that belong to no annotated video."""
+    """Warn once of the feature files of a folder that belong to no annotated video."""
     extension = "" if not os.path.isdir(folder) else layout.extension
     expected = {f"{layout.prefix}{vid}{extension}" for vid in ids}
     orphans = [name for name in feature_names(folder) if name not in expected]
@@ -146,13 +147,13 @@ def _shapes(store: FeatureStore, ids: Sequence[str], problems: Problems, may_lac
 
 
 def _file_of(store: FeatureStore, vid: str, error: UserError) -> str:
-    """The file that a store's error is about: the first of the video's that begins the message."""
+    """The file of a video that an error of the store names."""
     paths = [store.path(vid, i) for i in range(len(store.folders))]
     return next((path for path in paths if str(error).startswith(f"{path}:")), paths[0])
 
 
 def _usual_width(shapes: dict[str, tuple[int, int]]) -> tuple[int, str] | None:
-    """The number that most files have as channels, or, if they all look transposed, as rows."""
+    """The most frequent number of channels, or of rows if most files look transposed."""
     if not shapes:
         return None
     rows, columns = (Counter(shape[i] for shape in shapes.values()).most_common(1)[0] for i in (0, 1))

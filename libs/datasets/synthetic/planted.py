@@ -40,7 +40,7 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class World:
-    """What all videos share.  Prototypes (K, LATENT) of unit length; per stream a read-out (LATENT, D) and a bias (D,)."""
+    """Parameters shared by all videos: unit prototypes (K, LATENT); per stream a read-out (LATENT, D) and a bias (D,)."""
 
     p_rgb: np.ndarray
     p_flow: np.ndarray
@@ -191,7 +191,7 @@ def _background(rng: np.random.Generator, steps: int) -> tuple[np.ndarray, np.nd
 
 
 def _grouped(events: list[tuple[float, float, int]]) -> list[tuple[tuple[float, float], list[int]]]:
-    """Events by boundaries: the same segment annotated twice (CliffDiving is Diving too) is one event with two labels."""
+    """Events grouped by boundaries: a segment with two labels (CliffDiving is also Diving) is one event."""
     groups: dict[tuple[float, float], set[int]] = {}
     for start, end, label in events:
         groups.setdefault((round(start, 3), round(end, 3)), set()).add(label)

@@ -24,7 +24,7 @@ COMPLETE = 0.95  # share of the announced duration that a whole file must give
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the header says: average frames per second, size in pixels, seconds (None: unknown)."""
+    """Header of a video: average frames per second, size in pixels, seconds (None: unknown)."""
 
     path: str
     fps: float
@@ -35,7 +35,7 @@ class VideoInfo:
 
 @dataclass
 class Decoded:
-    """What decoding found: frames in the file, frames given out, seconds, and whether time stamps are uneven."""
+    """Results of decoding: frames in the file, frames on the grid, seconds, and whether time stamps are uneven."""
 
     source_frames: int = 0
     frames: int = 0

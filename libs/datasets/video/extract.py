@@ -40,7 +40,7 @@ class NetworkError(UserError):
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How features are made; all of it goes into the provenance file.
+    """Settings of the extraction; the provenance file records them.
 
     resize: pixels of the shorter side, or (height, width), or None; crop: side of a centre crop, or None; mean, std: per channel
     of RGB in [0, 1]; fps: of the frame grid, None: each file's own average; device: torch device of the networks.
@@ -73,7 +73,7 @@ class Stream:
 
 
 def load_streams(settings: ExtractSettings) -> list[Stream]:
-    """The networks that are asked for, RGB first; UserError for a file that is missing or no such program."""
+    """Load the networks, RGB first; UserError for a missing file or one that holds no program."""
     video_library()
     if settings.flow_model:
         flow_method(settings.flow_method)
@@ -128,7 +128,7 @@ def clips(frames: Iterable[np.ndarray], num_frames: int, stride: int) -> Iterato
 
 def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Stream], step: Callable[[], Any] = lambda: None
                      ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(T, C) float32 features of one video, streams joined along channels, and what the provenance file says of it.
+    """(T, C) float32 features of one video, streams joined along channels, and its entry in the provenance file.
 
     Memory: a window and a batch of windows, whatever the length.  Raises UserError for an unusable video, and where a network
     refuses its input or returns something else than finite (B, C) or (B, C, ...) (then averaged over the rest).
@@ -222,7 +222,7 @@ def _run(path: str, batch: list[np.ndarray], streams: Sequence[Stream], settings
 
 
 def describe(settings: ExtractSettings, streams: Sequence[Stream]) -> dict[str, Any]:
-    """The head of the provenance file: all that decides the features, without the videos."""
+    """Head of the provenance file: everything that the features depend on, without the videos."""
     parts = []
     for stream in streams:
         part: dict[str, Any] = {"name": stream.name, "model": os.path.basename(stream.path), "sha256": stream.sha256,
@@ -239,7 +239,7 @@ def describe(settings: ExtractSettings, streams: Sequence[Stream]) -> dict[str, 
 
 
 def libraries(streams: Sequence[Stream]) -> dict[str, str]:
-    """Versions of what makes the features."""
+    """Versions of the libraries that the features depend on."""
     av = video_library()
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "av": av.__version__}
     found |= {name: ".".join(map(str, av.library_versions[name])) for name in ("libavcodec", "libswscale")}
@@ -298,7 +298,7 @@ def _frames(paths: Iterable[str]) -> int | None:
 
 
 def _done(path: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Videos that an earlier run with the same settings finished."""
+    """Entries of videos that an earlier run with the same settings finished."""
     if overwrite or not path.exists():
         return {}
     before = read_json(path, "provenance file")

@@ -47,7 +47,7 @@ def level_strides(config: Config) -> tuple[int, ...]:
 
 
 def segment_coverage(config: Config, length: int, segments: np.ndarray) -> Coverage:
-    """Apply the assignment rule of training (SPEC 31) to the segments (N, 2), grid units, of a video of `length` steps.
+    """Apply the assignment rule of training (SPEC item 31) to the segments (N, 2), grid units, of a video of `length` steps.
 
     Points lie on the grid of the whole video; a training crop shifts them by less than a level's stride.
     """
@@ -112,12 +112,12 @@ def check_coverage(config: Config, source: str, annotations: Annotations, grids:
 
 
 def segments_on_grid(grid: Grid, video: Video) -> np.ndarray:
-    """(N, 2) float64 grid units; times that float32 cannot hold are cut, they are findings already."""
+    """Segments of a video, (N, 2) float64 grid units; clipped to what float32 holds (such times are findings already)."""
     return grid.seconds_to_grid(np.clip(video.segments, -FAR_S, FAR_S)).astype(np.float64)
 
 
 def why_unmatched(config: Config, length: int, segment: Sequence[float], alone: bool) -> str:
-    """Key of REASONS for a segment (start, end), grid units, that no point was assigned to; `alone`: it would have had one."""
+    """Key of REASONS for an unmatched segment (start, end), grid units; alone: it has a point if it is the only segment."""
     start, end = segment
     if alone:
         return "taken"

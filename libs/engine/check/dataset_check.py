@@ -39,7 +39,7 @@ FEW_LEFT = 0.5  # share of training videos longer than max_seq_len from which it
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What a user may say beyond the two paths; None: from the configuration, the provenance file, or the data."""
+    """Options beside the two paths; None: taken from the configuration, the provenance file or the data."""
 
     config_path: str | None = None
     feat_stride: float | None = None
@@ -53,7 +53,7 @@ class CheckOptions:
 
 @dataclass
 class Report:
-    """All findings and what they rest on.
+    """All findings and the data behind them.
 
     fps: frames per second of the videos for which they are known; files: of the videos whose features are sound; grid: stride and
     window of the features, from grid_source; config: the user's; coverage: of the pyramid; suggestion: a configuration as YAML
@@ -74,7 +74,7 @@ class Report:
 
 
 def check_dataset(path: str, features: Sequence[str], options: CheckOptions = CheckOptions()) -> Report:
-    """Check everything, in the order in which a user would look; whatever is wrong becomes a problem of the report.
+    """Check annotations, features, their fit, the configuration and the pyramid; every mistake becomes a problem of the report.
 
     path: annotation JSON; features: folders (or .h5 files) joined along channels, as dataset.feat_folder.
     """
@@ -109,7 +109,7 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
 
 
 def _config(path: str | None, problems: Problems) -> Config | None:
-    """The configuration; a contradiction inside it is a finding, and its single values are used all the same."""
+    """Load the configuration; one that contradicts itself is a problem, and its values are used all the same."""
     if path is None:
         return None
     try:
@@ -123,7 +123,7 @@ def _config(path: str | None, problems: Problems) -> Config | None:
 
 
 def _annotations(path: str, config: Config | None, problems: Problems) -> Annotations:
-    """The annotations; videos need no `annotations` key where training with this configuration does not ask for it."""
+    """Read the annotations; `annotations` keys may be missing where training with this configuration allows it."""
     if config is None:
         return load_annotations(path, problems=problems)
     preset = PRESETS.get(config.dataset_name)
@@ -155,7 +155,7 @@ def _read_features(report: Report, options: CheckOptions) -> Layout:
 
 
 def _find_grid(report: Report, options: CheckOptions) -> tuple[GridGuess | None, str]:
-    """Stride and window, and their source: options, else the configuration, else the provenance file, else a guess."""
+    """(stride and window, source): from the options, the configuration, the provenance file or a guess, in this order."""
     grid, source = _grid_of_data(report)
     given = options.feat_stride or options.num_frames
     if given is None:
@@ -226,7 +226,7 @@ def _check_fps(report: Report) -> None:
 
 
 def _check_lengths(report: Report, grid: GridGuess) -> None:
-    """Vectors in each file against duration x fps / stride; one finding where all files are off by the same factor."""
+    """Compare the vectors of each file with duration x fps / stride; one problem if all are off by the same factor."""
     timed, problems = _timed(report), report.problems
     expected = {video.id: expected_length(video.duration_s, report.fps[video.id], grid.stride, grid.num_frames)
                 for video, _ in timed}
@@ -254,7 +254,7 @@ def _guess(report: Report, timed: Sequence[tuple[Video, FileFacts]]) -> GridGues
 
 
 def _length_mismatch(video: Video, fact: FileFacts, fps: float, grid: GridGuess, wanted: int) -> tuple[str, str]:
-    """What is wrong and what to do where a file has not the `wanted` number of vectors."""
+    """(problem, remedy) of a file that does not have the `wanted` number of vectors."""
     seconds = _covered_s(fact.length, fps, grid)
     text = (f"{fact.length} vectors cover {seconds:.4g} s, but the video lasts {video.duration_s:g} s, which needs {wanted} (fps "
             f"{fps:g}, feat_stride {grid.stride:g}, num_frames {grid.num_frames:g})")

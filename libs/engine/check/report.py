@@ -17,7 +17,7 @@ BAR = 40
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """Everything, JSON-ready; durations in seconds."""
+    """The whole report, ready for JSON; durations in seconds."""
     annotations, names = report.annotations, list(report.annotations.label_ids)
     subsets = {}
     for name in annotations.spellings:
@@ -61,7 +61,7 @@ def as_text(report: Report, shown: int | None = 10) -> str:
 
 
 def _five(values: Any) -> list[float] | None:
-    """Minimum, quartiles and maximum; None of nothing."""
+    """Minimum, quartiles and maximum; None without values."""
     return np.percentile(values, (0, 25, 50, 75, 100)).round(3).tolist() if len(values) else None
 
 

@@ -1,4 +1,4 @@
-"""A configuration for a dataset that nobody has trained on yet: every number follows from the data by a stated rule.
+"""Suggests a configuration for a new dataset: every number follows from the data by a stated rule.
 
     grid = guess_grid(frames, lengths)                     stride and window of the features, from durations and file lengths
     text = suggest_yaml(DataFacts(...))                    a YAML file with the reason beside each key
@@ -33,7 +33,7 @@ class GridGuess(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DataFacts:
-    """What a suggestion is made from.
+    """Facts about the data that a suggestion is made from.
 
     json_file, feat_folder, prefix, extension: as in a configuration; train, val: subset names; width: channels; classes: their
     number; grid: of the features; default_fps: only where the annotations lack it; lengths: (V,) grid steps of training videos;
