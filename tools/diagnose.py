@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from libs.core.errors import UserError, run_main
-from libs.datasets.ground_truth import Truth, check_fit, read_with_truth, warn_about_videos
+from libs.datasets.ground_truth import AnnotatedSplit, check_fit, read_with_ground_truth, warn_about_videos
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
 from libs.utils.diagnosis.figures import write_figures
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
-    found, truth = read_with_truth(files, args.annotations, args.split, args.labels_from)
+    found, truth = read_with_ground_truth(files, args.annotations, args.split, args.labels_from)
     subjects = []
     for path, name, detections in zip(files, names, found, strict=True):
         if args.unique_rank_scores:
@@ -113,7 +113,8 @@ def _name(path: Path, depth: int) -> str:
     return "/".join([*folders[max(len(folders) - depth, 0):], stem])
 
 
-def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject], truth: Truth) -> dict[str, Any]:
+def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject],
+             truth: AnnotatedSplit) -> dict[str, Any]:
     """The report with what the page says about where it comes from."""
     content = report(subjects, truth.durations_s, args.buckets)
     for one, file in zip(content["predictions"], files, strict=True):

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from libs.core.errors import run_main
-from libs.datasets.ground_truth import check_time_unit, read_with_truth, warn_about_videos
+from libs.datasets.ground_truth import check_time_unit, read_with_ground_truth, warn_about_videos
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 from libs.utils.files.io import write_json_atomic
@@ -22,8 +22,8 @@ from libs.utils.files.io import write_json_atomic
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    (detections,), truth = read_with_truth([args.predictions], args.annotations, args.split, args.labels_from, args.class_scores,
-                                           args.class_agnostic)
+    (detections,), truth = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
+                                                   args.class_scores, args.class_agnostic)
     check_time_unit(detections, truth, args.predictions)
     warn_about_videos(detections, truth)
     if args.unique_rank_scores:

@@ -1,7 +1,7 @@
 """Predictions files and the ground truth that they are held against: which split, which class ids, and whether they fit.
 
-    (detections,), truth = read_with_truth(["predictions.json"], "thumos14.json")
-    check_fit(detections, truth, "predictions.json")     refuses unknown videos, another time unit, scores outside [0, 1]
+    (detections,), annotated = read_with_ground_truth(["predictions.json"], "thumos14.json")
+    check_fit(detections, annotated, "predictions.json")     refuses unknown videos, another time unit, scores outside [0, 1]
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
 
 
 @dataclass(frozen=True)
-class Truth:
+class AnnotatedSplit:
     """One split: its segments, the videos it has, class name -> id.
 
     ambiguous: segments that the THUMOS14 protocol excuses, or None; durations_s: per video, inf where the file does not say;
@@ -45,9 +45,9 @@ class Truth:
         return {class_id: name for name, class_id in self.label_ids.items()}
 
 
-def read_with_truth(predictions: Sequence[str | os.PathLike], annotations: str | os.PathLike, split: str | None = None,
-                    labels_from: str | os.PathLike | None = None, class_scores: str | os.PathLike | None = None,
-                    class_agnostic: bool = False) -> tuple[list[Detections], Truth]:
+def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations: str | os.PathLike, split: str | None = None,
+                           labels_from: str | os.PathLike | None = None, class_scores: str | os.PathLike | None = None,
+                           class_agnostic: bool = False) -> tuple[list[Detections], AnnotatedSplit]:
     """Predictions files and the split of an annotation JSON, or of a THUMOS14 folder, that they belong to.
 
     split: its name; None: the one that has the videos of the first file.  labels_from: with a folder, the annotation JSON whose
@@ -69,35 +69,35 @@ def read_with_truth(predictions: Sequence[str | os.PathLike], annotations: str |
         found = [fuse_external_scores(detections, scores, source=str(class_scores), keep_unscored=False) for detections in found]
     split = _split_of(document, found[0], str(predictions[0]), split)
     videos = {video.id: video for video in document.videos.values() if video.subset == split}
-    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos.values()), str(annotations))
+    ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos.values()), str(annotations))
     if class_agnostic:
-        truth = dataclasses.replace(truth, label=np.zeros_like(truth.label))
+        ground_truth = dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
     label_ids = {"any class": 0} if class_agnostic else document.label_ids
-    return found, Truth(str(annotations), split, truth, None, frozenset(videos), label_ids,
-                        {v.id: v.duration_s for v in videos.values()}, _fps(videos.values()),
-                        frozenset(document.videos) - frozenset(videos))
+    return found, AnnotatedSplit(str(annotations), split, ground_truth, None, frozenset(videos), label_ids,
+                                 {v.id: v.duration_s for v in videos.values()}, _fps(videos.values()),
+                                 frozenset(document.videos) - frozenset(videos))
 
 
-def warn_about_videos(detections: Detections, truth: Truth) -> None:
+def warn_about_videos(detections: Detections, annotated: AnnotatedSplit) -> None:
     """One warning that counts the predictions of videos that the split does not have: they are false positives."""
     predicted, counts = np.unique(detections.video_id, return_counts=True)
-    strange = np.array([video not in truth.videos for video in predicted.tolist()], bool)
+    strange = np.array([video not in annotated.videos for video in predicted.tolist()], bool)
     if strange.any():
         some = ", ".join(predicted[strange][:5].tolist()) + (", ..." if strange.sum() > 5 else "")
-        warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {truth.split} does not have "
+        warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {annotated.split} does not have "
                       f"count as false positives ({some})", stacklevel=2)
 
 
-def check_fit(detections: Detections, truth: Truth, source: str, allow_unknown: bool = False) -> None:
+def check_fit(detections: Detections, annotated: AnnotatedSplit, source: str, allow_unknown: bool = False) -> None:
     """UserError for another time unit, a score outside [0, 1], or a video that the annotations do not have in any split unless
     `allow_unknown`."""
-    known = truth.videos | truth.elsewhere
+    known = annotated.videos | annotated.elsewhere
     strange = [video for video in dict.fromkeys(detections.video_id.tolist()) if video not in known]
     if strange and not allow_unknown:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise UserError(f"{source}: video {strange[0]!r}{nearest(strange[0], known)}{more}: unknown to {truth.source}; name the "
-                        "annotations that belong to these predictions, or let --allow-unknown count them as false positives")
-    check_time_unit(detections, truth, source)
+        raise UserError(f"{source}: video {strange[0]!r}{nearest(strange[0], known)}{more}: unknown to {annotated.source}; name "
+                        "the annotations that belong to these predictions, or let --allow-unknown count them as false positives")
+    check_time_unit(detections, annotated, source)
     outside = np.flatnonzero((detections.score < 0) | (detections.score > 1))
     if outside.size:
         i = outside[0]
@@ -106,7 +106,7 @@ def check_fit(detections: Detections, truth: Truth, source: str, allow_unknown: 
                         "their order")
 
 
-def check_time_unit(detections: Detections, truth: Truth, source: str) -> None:
+def check_time_unit(detections: Detections, annotated: AnnotatedSplit, source: str) -> None:
     """UserError when times are no seconds: most predictions start after their video ends (frames, milliseconds), or all end in
     the first second though half of the segments to find do not end before 2 s (shares of the duration).
 
@@ -115,21 +115,21 @@ def check_time_unit(detections: Detections, truth: Truth, source: str) -> None:
     if len(detections) == 0:
         return
     last: dict[str, float] = {}
-    for video, end in zip(truth.ground_truth.video_id.tolist(), truth.ground_truth.t_end.tolist(), strict=True):
+    for video, end in zip(annotated.ground_truth.video_id.tolist(), annotated.ground_truth.t_end.tolist(), strict=True):
         last[video] = max(last.get(video, 0.0), end)
-    length = {v: 3 * end for v, end in last.items()} | {v: d for v, d in truth.durations_s.items() if np.isfinite(d)}
+    length = {v: 3 * end for v, end in last.items()} | {v: d for v, d in annotated.durations_s.items() if np.isfinite(d)}
     limit = np.array([length.get(v, np.inf) for v in detections.video_id.tolist()])
     late = detections.t_start > limit
     if late.mean() > 0.5:
         i = int(np.flatnonzero(late)[0])
         video = str(detections.video_id[i])
         unit = "milliseconds"
-        if video in truth.fps and np.mean(detections.t_start / truth.fps[video] > limit) < 0.1:
-            unit = f"frames (at {truth.fps[video]:g} per second they would fit)"
+        if video in annotated.fps and np.mean(detections.t_start / annotated.fps[video] > limit) < 0.1:
+            unit = f"frames (at {annotated.fps[video]:g} per second they would fit)"
         raise UserError(f"{source}: video {video}: the segment [{detections.t_start[i]:g}, {detections.t_end[i]:g}] starts after "
                         f"the video's end at {limit[i]:g} s, as do {late.sum()} of {len(late)} segments; times must be seconds, "
                         f"these look like {unit}: convert them")
-    middle = np.median(truth.ground_truth.t_end) if len(truth.ground_truth) else 0.0
+    middle = np.median(annotated.ground_truth.t_end) if len(annotated.ground_truth) else 0.0
     if detections.t_end.max() <= 1 and middle > 2:
         raise UserError(f"{source}: all {len(late)} segments end within the first second, but half of those to find end after "
                         f"{middle:g} s; times must be seconds, these look like shares of the duration: multiply them by it")
@@ -155,7 +155,7 @@ def _fps(videos: Iterable[Video]) -> dict[str, float]:
 
 
 def _against_folder(predictions: Sequence[str | os.PathLike], folder: str | os.PathLike, split: str | None,
-                    labels_from: str | os.PathLike | None) -> tuple[list[Detections], Truth]:
+                    labels_from: str | os.PathLike | None) -> tuple[list[Detections], AnnotatedSplit]:
     official = load_thumos14_folder(os.fspath(folder), split)
     ids = load_annotations(labels_from).label_ids if labels_from else official.label_ids
     found = [read_predictions(path, ids) for path in predictions]
@@ -168,5 +168,5 @@ def _against_folder(predictions: Sequence[str | os.PathLike], folder: str | os.P
         elif len(detections) and detections.label.min() < lowest:
             raise UserError(f"{path}: has the class id {detections.label.min()}, but the ids of {folder} begin at {lowest}; "
                             "if the ids are those of an annotation JSON, name it with --labels-from")
-    return found, Truth(str(folder), official.subset, official.ground_truth, official.ambiguous, official.video_ids,
-                        official.label_ids)
+    return found, AnnotatedSplit(str(folder), official.subset, official.ground_truth, official.ambiguous, official.video_ids,
+                                 official.label_ids)

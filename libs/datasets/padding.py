@@ -1,4 +1,4 @@
-"""How far a batch is padded, and the network that needs it.
+"""How far a batch is padded.
 
 The published network lets padding leak into the last points of a video (SPEC items 12 and 15), so padding is part of its
 arithmetic.  `Padding` gives the shortest length whose valid outputs equal those of the published padded length.
@@ -17,10 +17,14 @@ BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are made anew for every lengt
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding rule of a network: `max_seq_len` and the `factor` of the published lengths, the coarsest level's stride, the
-    margin that a video's end needs to see padding at every level, whether a position table is stretched to the length,
-    whether to pad as far as the published program whatever the outputs need, whether the parts of a batch are padded alike
-    (losses that run over padding depend on it), and a multiple that batches are padded to as far as their outputs allow."""
+    """Padding rule of a network; all lengths in grid steps.
+
+    max_seq_len, factor: published lengths are max_seq_len, and beyond it multiples of `factor`; stride: of the coarsest level;
+    margin: padded steps with which the end of a video looks at every level as it does at the published length;
+    stretched_positions: a position table is stretched to the length; always: pad to the published length whatever the outputs
+    need; alike: pad all parts of a batch alike, since losses run over padding; multiple: pad further, to a multiple of this, as
+    far as the outputs allow.
+    """
 
     max_seq_len: int
     factor: int
@@ -32,11 +36,11 @@ class Padding:
     multiple: int = 1
 
     def published(self, length: int) -> int:
-        """The length that the published program pads a video of `length` steps to."""
+        """The length to which the published program pads a video of `length` steps."""
         return self.max_seq_len if length <= self.max_seq_len else _round_up(length, self.factor)
 
     def exact_only(self, length: int) -> bool:
-        """Whether only the published length gives the published outputs (no room for the margin, or positions stretched)."""
+        """Whether only the published length gives the published outputs: no room for the margin, or stretched positions."""
         stretched = self.stretched_positions and length > self.max_seq_len
         return self.always or stretched or self.published(length) - length < self.margin
 
@@ -52,8 +56,13 @@ class Padding:
             return padded == self.published(length)
         return padded <= self.max_seq_len or not self.stretched_positions  # a longer batch would stretch its positions too
 
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """Whether videos of these lengths may share a batch: one padded length gives each its published outputs."""
+        padded = max(self.shortest(n) for n in lengths)
+        return all(self.allows(n, padded) for n in lengths)
+
     def of_batch(self, lengths: Sequence[int]) -> int:
-        """The padded length of a batch; ValueError if the videos need different ones (see `group_for_inference`)."""
+        """The padded length of a batch; ValueError if the videos need different ones (see `fits`)."""
         padded = max(self.shortest(n) for n in lengths)
         wider = _round_up(padded, math.lcm(self.multiple, self.stride))
         if padded <= self.max_seq_len < wider:

@@ -1,6 +1,6 @@
 """Which videos share a batch, and the order of an epoch.
 
-`group_for_inference` puts only videos into one batch for which a padded length with the published outputs exists.
+A video is named by its index in the dataset, in training together with the epoch, which decides its crop.
 """
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from libs.datasets.padding import Padding
 
 
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
-    """Indices of videos, in batches whose outputs equal those of each video alone.
+    """Indices of videos, in batches whose outputs equal those of each video alone (`Padding.fits`).
 
-    With a batch size of 1: dataset order.  Otherwise videos of similar length go together, the longest first (so that a
-    lack of memory shows at once).
+    With a batch size of 1: dataset order.  Otherwise videos of similar length share a batch, the longest first, so that a
+    lack of memory shows at once.
     """
     if batch_size == 1:
         return [[i] for i in range(len(lengths))]
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     groups: list[list[int]] = []
     for i in order:
-        if groups and len(groups[-1]) < batch_size and _fits(padding, [lengths[j] for j in groups[-1]] + [lengths[i]]):
+        if groups and len(groups[-1]) < batch_size and padding.fits([lengths[j] for j in groups[-1]] + [lengths[i]]):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -33,13 +33,13 @@ def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: in
 
 
 class EpochSampler(Sampler):
-    """Batches of (epoch, index) for training: a permutation that depends on (seed, epoch) alone, the last part batch dropped.
+    """Batches of (epoch, index) for training, from a permutation that depends on (seed, epoch) alone; no incomplete last batch.
 
-    bucket > 0: batches of videos of similar length.  Of each `bucket` batches in a row of that permutation, the videos are sorted
-    by padded(epoch, index), the length that their crop needs (a tie keeps its order); every `batch_size` neighbours are a batch,
-    and these batches are shuffled.  The videos that an epoch sees are the same as without.
+    bucket > 0: batches of videos of similar length.  The videos of every `bucket` successive batches of that permutation are
+    sorted by padded(epoch, index), the length that their crop needs (ties keep their order), cut into batches again, and these
+    batches are shuffled.  An epoch sees the same videos with and without buckets.
 
-    Set `epoch` before each epoch, and `skip` to the batches of it that were seen before (a run that goes on in its middle).
+    Set `epoch` before each epoch, and `skip` to the number of its batches to leave out (a run that resumes in its middle).
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, bucket: int = 0,
@@ -60,29 +60,28 @@ class EpochSampler(Sampler):
     def _batches(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
         videos = [(epoch, int(i)) for i in self.order(epoch)[:len(self) * self.batch_size]]
         if not self.bucket:
-            yield from self._cut(videos)
+            yield from _cut(videos, self.batch_size)
             return
         pool = self.bucket * self.batch_size
         for first in range(0, len(videos), pool):
-            found = self._cut(sorted(videos[first:first + pool], key=lambda video: self.padded(*video)))
+            found = _cut(sorted(videos[first:first + pool], key=lambda video: self.padded(*video)), self.batch_size)
             # + 1: a trailing 0 in the key would give the numbers of the permutation again
             for b in np.random.Generator(np.random.PCG64([self.seed, epoch, first + 1])).permutation(len(found)):
                 yield found[b]
 
-    def _cut(self, videos: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        return _cut(videos, self.batch_size)
-
 
 class Part(NamedTuple):
-    """Videos of one forward pass, (epoch, index) each, and those of the whole batch that the step is made of."""
+    """Videos of one forward pass, (epoch, index) each, and those of the whole step."""
 
     own: list[tuple[int, int]]
     whole: list[tuple[int, int]]
 
 
 class PartSampler(Sampler):
-    """The parts of a sampler's batches that process `rank` of `ranks` computes, `size` videos each: of every batch the parts
-    rank, rank + ranks, ..., so that neighbours, which are of similar length in bucketed batches, run side by side."""
+    """The parts of a sampler's batches that process `rank` of `ranks` computes, `size` videos each.
+
+    Of every batch these are parts rank, rank + ranks, ...: the processes compute neighbours at the same time, which are of
+    similar length in buckets."""
 
     def __init__(self, sampler: EpochSampler, size: int, rank: int, ranks: int):
         self.sampler, self.size, self.rank, self.ranks = sampler, size, rank, ranks
@@ -98,8 +97,3 @@ class PartSampler(Sampler):
 
 def _cut(items: list[Any], size: int) -> list[list[Any]]:
     return [items[first:first + size] for first in range(0, len(items), size)]
-
-
-def _fits(padding: Padding, lengths: Sequence[int]) -> bool:
-    padded = max(padding.shortest(n) for n in lengths)
-    return all(padding.allows(n, padded) for n in lengths)

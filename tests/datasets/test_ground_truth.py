@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from libs.core.errors import UserError
-from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_truth
+from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_ground_truth
 from libs.utils.evaluation.predictions import Detections
 
 
@@ -31,16 +31,16 @@ def write(path, entries):
 
 def test_the_split_is_that_of_the_predicted_videos(annotations, tmp_path):
     first, second = write(tmp_path / "p.json", [("v", 1, 2, .5)]), write(tmp_path / "q.json", [("w", 1, 2, .5), ("v", 1, 2, .5)])
-    found, truth = read_with_truth([first, second], annotations)
+    found, truth = read_with_ground_truth([first, second], annotations)
     assert [len(d) for d in found] == [1, 2]
     assert (truth.split, truth.videos, truth.elsewhere) == ("validation", {"v", "w"}, {"t"})
     assert (truth.durations_s["v"], truth.durations_s["w"], truth.fps) == (100.0, np.inf, {"v": 25})
     assert truth.label_names() == {0: "jump"}
-    assert read_with_truth([first], annotations, "TRAINING")[1].videos == {"t"}
+    assert read_with_ground_truth([first], annotations, "TRAINING")[1].videos == {"t"}
     with pytest.raises(UserError, match=r"a.json: has no split 'test'; it has training, validation"):
-        read_with_truth([first], annotations, "test")
+        read_with_ground_truth([first], annotations, "test")
     with pytest.raises(UserError, match=r"p.json: has predictions for training \(1 videos\), validation \(1 videos\); choose"):
-        read_with_truth([write(first, [("v", 1, 2, .5), ("t", 1, 2, .5)])], annotations)
+        read_with_ground_truth([write(first, [("v", 1, 2, .5), ("t", 1, 2, .5)])], annotations)
 
 
 def detections(entries):
@@ -50,7 +50,7 @@ def detections(entries):
 
 @pytest.fixture
 def truth(annotations, tmp_path):
-    return read_with_truth([write(tmp_path / "p.json", [("v", 1, 2, .5)])], annotations)[1]
+    return read_with_ground_truth([write(tmp_path / "p.json", [("v", 1, 2, .5)])], annotations)[1]
 
 
 GOOD = [("v", 0.0, 5.0, 0.0), ("v", 90.0, 100.0, 1.0), ("w", 30.0, 41.0, .5), ("t", 1.0, 2.0, .5)]

@@ -1,7 +1,7 @@
 """Features of all videos of a dataset in memory, each read once (loader.cache: ram or device).
 
-In main memory they are one shared block: reading processes that are forked later see it and hold no copy.  On a GPU every video
-is a tensor there, and a batch is cut and padded without touching the host.
+In main memory they are one shared block: data-loader workers that are forked later share it without a copy.  On a GPU every video
+is a tensor there, and batches are cut and padded on the GPU.
 """
 from __future__ import annotations
 
