@@ -5,7 +5,7 @@
     python benchmarks/bench_epochs.py                                   a CPU: one epoch of 20 videos, 10 steps
     python benchmarks/bench_epochs.py --device cuda --annotations thumos14.json --cache ram --bucket 0 --set opt.epochs=30
 
-configs/thumos_i3d.yaml with loader.cache (device) and loader.bucket (16).  The clock covers everything from opening the data set
+configs/thumos_i3d.yaml with loader.cache (device) and loader.bucket (16).  The clock covers everything from opening the dataset
 to the saved checkpoint; features are written before.  Nothing is extrapolated: the table says how many steps were done.
 """
 from __future__ import annotations

@@ -24,7 +24,7 @@ from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 
 @dataclass(frozen=True)
 class Size:
-    """A data set: videos, predictions per video, classes, mean segments per video, mean duration (s), tIoUs, reference's G."""
+    """A dataset: videos, predictions per video, classes, mean segments per video, mean duration (s), tIoUs, reference's G."""
 
     name: str
     videos: int
@@ -43,7 +43,7 @@ SIZES = (
 
 
 def generate(size: Size, seed: int = 0) -> tuple[Detections, GroundTruth]:
-    """Predictions, video after video by falling score as inference gives them, and the segments they should find."""
+    """Predictions, video after video by descending score, as inference gives them, and the segments they should find."""
     rng = np.random.default_rng(seed)
     count = 1 + rng.poisson(size.segments - 1, size.videos)
     gt_video = np.repeat(np.arange(size.videos), count)

@@ -6,7 +6,7 @@
     python benchmarks/bench_parallel.py --device cuda --splits 2x1           # NCCL; needs two GPUs
 
 Small networks on the generated demo, six videos per step, drop rates 0, float32, teachers with random weights; torchrun starts
-the processes.  Per case: the largest difference of any weight after the run, of any averaged weight, and of any weight but the
+the processes.  Per case: the largest difference of any weight after the run, of any EMA weight, and of any weight but the
 biases of attention keys (whose gradient is 0 but for rounding, which AdamW blows up); for comparison that between weights and
 their average (how far they have moved lately); and the largest relative difference of a logged loss.
 """

@@ -5,7 +5,7 @@
     python benchmarks/bench_test_set.py --annotations thumos14.json --batch-sizes 1 4 --precisions fp32 bf16
     python benchmarks/bench_test_set.py --device cuda --batch-sizes 1 4 --precisions fp32 bf16 --runs 5 --json OUT
 
-Features are written before the clock starts (the system may still hold them in memory); the clock covers opening the data set,
+Features are written before the clock starts (the system may still hold them in memory); the clock covers opening the dataset,
 `predict` and `score`.  The weights are random, with the last layers scaled so that a video has about as many candidates as with
 trained ones.  "reference, reckoned" adds up what the first release takes per part (measured one by one, in G) at these lengths.
 """

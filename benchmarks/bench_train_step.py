@@ -5,7 +5,7 @@
     python benchmarks/bench_train_step.py --annotations thumos14.json       lengths and segments of the real THUMOS14
     python benchmarks/bench_train_step.py --device cuda --variants padded fp32 bucket bf16+bucket
 
-A step is everything between two batches: waiting for data, forward, backward, clipping, AdamW, weight average.  Variants:
+A step is everything between two batches: waiting for data, forward, backward, clipping, AdamW, EMA.  Variants:
 `padded`: every batch to 2304 steps, as published; `fp32`: as short as the outputs allow; `bucket`: loader.bucket 16 and
 loader.cache; `+bf16` and `+tf32` add a precision, `+few` pads to multiples of 256 steps.
 Prints one markdown table with seconds and G (see benchmarks/common.py), FLOPs of the valid steps and the share that they reach of

@@ -253,15 +253,15 @@ def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             phase, code = strike(child, marks, rng, target, number)
         else:
             phase, code = None, waited(child)
-        said = (place / "log").read_text()[len(log_before):]
-        if "Traceback" in said or code not in (0, 75, -signal.SIGKILL):
-            result["losses"].append(f"run {result['runs']}: exit code {code}: {said[-300:]}")
+        printed = (place / "log").read_text()[len(log_before):]
+        if "Traceback" in printed or code not in (0, 75, -signal.SIGKILL):
+            result["losses"].append(f"run {result['runs']}: exit code {code}: {printed[-300:]}")
             break
         if pending:
-            fell_back = sum(line.startswith("warning: ") and "going on from" in line for line in said.splitlines())
-            if "resumed after" in said or code == 0:
+            fell_back = sum(line.startswith("warning: ") and "going on from" in line for line in printed.splitlines())
+            if "resumed after" in printed or code == 0:
                 if fell_back != pending:
-                    result["losses"].append(f"{pending} damaged, {fell_back} reported: {said[:300]}")
+                    result["losses"].append(f"{pending} damaged, {fell_back} reported: {printed[:300]}")
                 result["fallbacks"] += fell_back
                 pending = 0
         if phase is None:
@@ -273,8 +273,8 @@ def campaign(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             result["runs"] += 1
             continue
         result["kills" if kinds[strikes] == signal.SIGKILL else "stops"][phase] += 1
-        if kinds[strikes] == signal.SIGTERM and code == 75 and "stopped by SIGTERM" not in said:
-            result["losses"].append(f"no message of a stop: {said[-300:]}")
+        if kinds[strikes] == signal.SIGTERM and code == 75 and "stopped by SIGTERM" not in printed:
+            result["losses"].append(f"no message of a stop: {printed[-300:]}")
         if strikes in hurt and not pending and len(files := checkpoints_of(ours)) > 1:
             newest = max(files, key=lambda p: p.stat().st_mtime_ns)
             result["damage"][damage(newest, rng)] += 1

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: links lead somewhere, commands fit their programs, code runs, JSON and YAML are read."""
+"""The documentation is right: links lead somewhere, commands fit their programs, code runs, JSON and YAML are read."""
 from __future__ import annotations
 
 import json

@@ -148,7 +148,7 @@ def before(words: list[str]) -> None:
 
 
 def more(words: list[str]) -> list[str]:
-    """Further words: the configuration that the data set check suggests has the size of real training."""
+    """Further words: the configuration that the dataset check suggests has the size of real training."""
     if words[1] not in ("train.py", "eval.py") or "configs/my.yaml" not in words:
         return []
     return ["--set", *(f"model.{key}={value}" for key, value in NARROW.items()), "opt.early_stop_epochs=1"]
