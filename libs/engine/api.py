@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.writers import plan_output, write_output
 from libs.utils.tables import format_table
+
+if TYPE_CHECKING:
+    import pandas
 
 Path_ = Union[str, os.PathLike]
 Features = Union[Path_, np.ndarray, Tensor]
@@ -98,6 +101,12 @@ class Predictions:
     def __iter__(self) -> Iterator[Row]:
         columns = (self.video_id, self.t_start, self.t_end, self.label, self.score)
         return (Row(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The columns video_id, t_start, t_end, label, label_id and score as a table, a row per detection, in the same order."""
+        import pandas
+        columns = ("video_id", "t_start", "t_end", "label", "label_id", "score")
+        return pandas.DataFrame({name: getattr(self, name) for name in columns})
 
     def of(self, video_id: str) -> Predictions:
         """The rows of one video; UserError for one that was not looked at."""

@@ -73,6 +73,11 @@ def test_rows_columns_and_files(project, tmp_path):
     assert list(found.videos) == ["video_0", "video_1"]
     rows = list(found)
     assert rows[5] == (found.video_id[5], found.t_start[5], found.t_end[5], found.label[5], found.score[5])
+    table = found.to_dataframe()
+    assert list(table) == ["video_id", "t_start", "t_end", "label", "label_id", "score"]
+    assert len(table) == len(found)
+    assert tuple(table.drop(columns="label_id").iloc[5]) == rows[5]
+    assert table.label_id.tolist() == found.label_id.tolist()
     second = found.of("video_1")
     assert {r.video_id for r in second} == {"video_1"}
     half = float(np.median(second.score))

@@ -76,11 +76,13 @@ class CandidateCollector:
 
 @dataclass(frozen=True, eq=False)
 class CandidateSet:
-    """A candidates file as read; `config` is the configuration of the evaluation that wrote it."""
+    """A candidates file as read; `config` is the configuration of the evaluation that wrote it.
+
+    columns: segments, scores, labels and counts as in `Candidates`, and levels (M,) int64; arrays, so that joblib can share them.
+    """
 
     path: Path
-    candidates: Candidates
-    levels: Tensor  # (M,) int64
+    columns: Mapping[str, np.ndarray]
     videos: tuple[Timeline, ...]
     config: Config
     about: dict[str, Any]
@@ -96,6 +98,11 @@ class CandidateSet:
                                 f"{getattr(config, key)}")
 
     @property
+    def candidates(self) -> Candidates:
+        """The candidates that the file holds."""
+        return Candidates(*(torch.from_numpy(self.columns[name]) for name in Candidates._fields))
+
+    @property
     def video_ids(self) -> list[str]:
         """The ids of the videos, in dataset order."""
         return [video.video_id for video in self.videos]
@@ -105,7 +112,8 @@ class CandidateSet:
         self.check(config)
         segments, scores, labels, counts = self.candidates
         video = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        group = video * (int(self.levels.max()) + 1 if len(self.levels) else 1) + self.levels
+        levels = torch.from_numpy(self.columns["levels"])
+        group = video * (int(levels.max()) + 1 if len(levels) else 1) + levels
         found = torch.bincount(group)
         rank = torch.arange(len(scores)) - (found.cumsum(0) - found)[group]
         keep = (scores > config.pre_nms_thresh) & (rank < config.pre_nms_topk)
@@ -132,11 +140,11 @@ def load_candidates(path: str | os.PathLike) -> CandidateSet:
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as candidates ({' '.join(str(error).split())[:200]}); write them again with "
                         "eval.py --save-candidates") from error
-    counts, rows = torch.from_numpy(arrays["counts"]), len(arrays["scores"])
-    same = {len(arrays[n]) for n in ("segments", "labels", "levels")} == {rows} and int(counts.sum()) == rows
+    rows = len(arrays["scores"])
+    same = {len(arrays[n]) for n in ("segments", "labels", "levels")} == {rows} and int(arrays["counts"].sum()) == rows
     if not same or len({len(arrays[n]) for n in ("video_ids", "counts", "grids", "durations")}) != 1:
         raise UserError(f"{path}: its columns have different lengths; write it again with eval.py --save-candidates")
-    candidates = Candidates(torch.from_numpy(arrays["segments"]), torch.from_numpy(arrays["scores"]),
-                            torch.from_numpy(arrays["labels"]).long(), counts)
+    columns = {name: arrays[name].astype(np.int64) if name in ("labels", "levels") else arrays[name]
+               for name in (*Candidates._fields, "levels")}
     videos = map(Timeline, arrays["video_ids"].tolist(), grids, arrays["durations"].tolist())
-    return CandidateSet(path, candidates, torch.from_numpy(arrays["levels"]).long(), tuple(videos), config, about)
+    return CandidateSet(path, columns, tuple(videos), config, about)

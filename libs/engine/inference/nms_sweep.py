@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from libs.core.config import from_dict, to_dict, with_overrides
+from libs.core.config import with_overrides
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, TestConfig
 from libs.core.yaml_text import parse
 from libs.datasets.annotations import load_annotations, without_duplicates
 from libs.datasets.dataset import ground_truth_of
 from libs.datasets.presets import get_preset
-from libs.engine.inference.candidates import CandidateSet, load_candidates
+from libs.engine.inference.candidates import CandidateSet
 from libs.engine.inference.predict import external_scores
 from libs.utils.evaluation.metrics import evaluate_detections
 from libs.utils.tables import format_table
@@ -66,17 +64,13 @@ class Sweep:
             raise UserError(f"{data.json_file}: subset {', '.join(config.val_split)} lacks {len(absent)} of the "
                             f"{len(candidates.video_ids)} videos of {candidates.path} (first: {absent[0]}); name the annotations "
                             "and the split that they were made from")
-        self._label_ids, self._external = annotations.label_ids, {}
+        self._external = external_scores(config, annotations.label_ids, candidates.video_ids)
         videos = [without_duplicates(v) if preset.drop_duplicates else v for v in videos]
         self.ground_truth = ground_truth_of(videos, config)
 
     def trial(self, config: TestConfig) -> Trial:
         """The mAP of one setting, equal to that of eval.py with it."""
-        file = config.ext_score_file
-        if file not in self._external:
-            self._external[file] = external_scores(dataclasses.replace(self.config, test_cfg=config), self._label_ids,
-                                                   self.candidates.video_ids)
-        scores = evaluate_detections(self.candidates.detections(config, self._external[file]), self.ground_truth, self.tious)
+        scores = evaluate_detections(self.candidates.detections(config, self._external), self.ground_truth, self.tious)
         value = scores.average_mAP if self.at is None else scores.mAP[int(np.isclose(self.tious, self.at).argmax())]
         return Trial(config, tuple(scores.mAP.tolist()), float(value))
 
@@ -92,20 +86,20 @@ class Sweep:
         return trials
 
     def _in_processes(self, settings: Sequence[TestConfig], jobs: int) -> Iterator[Trial]:
+        """joblib writes the columns of the candidates to a file once, and every worker maps it into its memory."""
+        from joblib import Parallel, delayed
+
         threads = max((os.cpu_count() or 1) // jobs, 1)
-        task = (str(self.candidates.path), to_dict(self.config), self.config.source, self.at, threads)
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, task) as pool:
-            yield from pool.map(_trial, settings)
+        pool = Parallel(jobs, return_as="generator", mmap_mode="c")
+        try:
+            yield from pool(delayed(_trial)(self, config, threads) for config in settings)
+        except BrokenProcessPool as error:
+            raise UserError(f"--jobs {jobs}: a process of the sweep was killed, perhaps for want of memory; use fewer") from error
 
 
-def _start(path: str, config: Mapping[str, Any], source: str, at: float | None, threads: int) -> None:
-    global _sweep
+def _trial(sweep: Sweep, config: TestConfig, threads: int) -> Trial:
     torch.set_num_threads(threads)
-    _sweep = Sweep(load_candidates(Path(path)), from_dict(config, source), at)
-
-
-def _trial(config: TestConfig) -> Trial:
-    return _sweep.trial(config)
+    return sweep.trial(config)
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -60,10 +61,10 @@ def test_the_file_holds_all_candidates_with_their_level(saved):
     assert (file.config, file.about) == (config, {"epoch": 3})
     sample = dataset.sample(2)
     assert file.videos[2] == Timeline.of(sample) == (dataset.videos[2].id, sample.grid, sample.duration_s)
-    assert len(file.candidates.scores) == int(file.candidates.counts.sum()) == len(file.levels)
-    assert set(file.levels.tolist()) == {0, 1, 2}
+    assert len(file.candidates.scores) == int(file.candidates.counts.sum()) == len(file.columns["levels"])
+    assert set(file.columns["levels"].tolist()) == {0, 1, 2}
     ends = file.candidates.counts.cumsum(0).tolist()
-    levels = file.levels[ends[0]:ends[1]]
+    levels = file.columns["levels"][ends[0]:ends[1]]
     assert levels.tolist() == sorted(levels.tolist())
     for level in range(3):
         scores = file.candidates.scores[ends[0]:ends[1]][levels == level]
@@ -194,6 +195,18 @@ def test_the_table_lists_the_best_first(evaluated):
     assert len(lines) == 4
     assert float(lines[1].split()[1]) == pytest.approx(100 * results["average_mAP"], abs=0.006)
     assert float(lines[2].split()[1]) >= float(lines[3].split()[1])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_sweep_with_one_error(evaluated):
+    class Dying(Sweep):
+        def trial(self, config):
+            os._exit(9)
+
+    tmp, _, _ = evaluated
+    candidates = load_candidates(tmp / "e" / CANDIDATES)
+    with pytest.raises(UserError, match="--jobs 2: a process of the sweep was killed"):
+        Dying(candidates, candidates.config).run(settings_of(candidates.config, {"nms_sigma": [0.1, 0.9]}), jobs=2)
 
 
 @pytest.mark.parametrize(("argv", "told"), [
