@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from libs.core.errors import UserError
 from libs.core.schema import Config, DatasetConfig
 from libs.datasets.dataset import TalDataset, crop_rng
+from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import Grid
 from libs.datasets.presets import PRESETS, get_preset
 
@@ -197,6 +198,16 @@ def test_ground_truth_covers_videos_without_features(make, tmp_path):
     assert truth.t_start.tolist() == [1.0, 8.0, 2.0, 2.0]
     assert truth.t_end.tolist() == [3.0, 12.0, 19.0, 4.0]
     assert truth.label.tolist() == [0, 1, 2, 1]
+
+
+def test_every_video_is_looked_for_once(make, tmp_path, monkeypatch):
+    """On a network disk each look costs a round trip."""
+    (tmp_path / "features" / "a.npy").unlink()
+    looked, missing = [], StreamReader.missing
+    monkeypatch.setattr(StreamReader, "missing", lambda self, video: looked.append(video) or missing(self, video))
+    with pytest.warns(UserWarning, match="1 of 3 videos"):
+        make(missing="skip")
+    assert looked == ["a", "b", "c"]
 
 
 def test_missing_features_stop_by_default(make, tmp_path):
