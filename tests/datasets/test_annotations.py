@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from libs.core.errors import UserError
+from libs.core.problems import Problems
 from libs.datasets.annotations import Video, load_annotations, without_duplicates
 
 
@@ -85,6 +86,27 @@ def test_bad_files_are_refused_by_name(load, case):
         load(database)
     for fragment in ["a.json", *fragments]:
         assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_the_mistake_that_raises_is_the_one_that_is_collected(load, case):
+    with pytest.raises(UserError) as error:
+        load(BAD[case][0])
+    problems = Problems()
+    load(BAD[case][0], problems=problems)
+    (problem,) = problems.found
+    assert problem.file in str(error.value)
+    assert str(error.value).endswith(f"{problem.what}; {problem.remedy}")
+
+
+def test_all_mistakes_are_collected_and_the_rest_is_read(load):
+    problems = Problems()
+    got = load({"v1": video(entry(), entry((2, 1), label_id=-1), entry((3, 3), "run", 7), duration=0), "v2": 3,
+                "v3": video(entry((4, 5), "run", 7), fps="x")}, problems=problems)
+    assert [p.kind for p in problems.found] == ["duration", "segment", "label-id", "annotation-entry", "fps"]
+    assert {vid: (v.segments.tolist(), v.labels.tolist()) for vid, v in got.videos.items()} == {
+        "v1": ([[1, 2], [3, 3]], [0, 1]), "v3": ([[4, 5]], [1])}
+    assert (got.entries, got.file_ids) == ({"v1": [0, 2], "v3": [0]}, {"jump": 0, "run": 7})
 
 
 @pytest.mark.parametrize(("content", "fragment"), [('{"results": {}}', "'results'"), ("[1]", "list"), ('{"database": [', "JSON")])

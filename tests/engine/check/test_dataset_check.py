@@ -59,6 +59,21 @@ def test_videos_may_lack_annotations_where_training_does_not_ask_for_them(tmp_pa
     assert [p.kind for p in run(case).problems.found] == ["annotation-entry"]
 
 
+def test_threads_change_neither_findings_nor_their_order(tmp_path, monkeypatch):
+    case = Case(tmp_path)
+    for vid in ("train_1", "train_4", "val_2"):
+        case.feats(vid, lambda feats: np.where(feats > 1, np.nan, feats))
+    case.feats("train_7", np.zeros_like)
+    results = []
+    for threads in (1, 4):
+        monkeypatch.setattr("libs.datasets.survey.features.MAX_THREADS", threads)
+        monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+        report = run(case)
+        results.append((report.problems.found, list(report.files.items())))
+    assert results[0] == results[1]
+    assert [p.file[-11:] for p in results[0][0]] == ["train_1.npy", "train_4.npy", "train_7.npy", "s/val_2.npy"]
+
+
 def test_several_faults_are_all_found(tmp_path):
     names = ["no fps", "an end before the start", "a repeated segment", "a NaN", "a file too many"]
     case = Case(tmp_path)
