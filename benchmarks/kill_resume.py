@@ -35,7 +35,7 @@ import torch
 import torch._dynamo  # an optimizer's first step and a run import these two: here, once for all forked processes
 import torch.utils.tensorboard
 from common import add_record, report
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
@@ -174,12 +174,10 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 def points(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, tag, value) of every TensorBoard scalar in the files themselves, by step."""
-    found = []
-    for path in (folder / "logs").glob("events.out.tfevents.*"):
-        for event in EventFileLoader(str(path)).Load():
-            found += [(event.step, v.tag, v.tensor.float_val[0]) for v in event.summary.value if v.tensor.float_val]
-    return sorted(found)
+    """(step, tag, value) of every scalar that TensorBoard shows, by step; an evaluation that was done again counts once."""
+    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0})
+    events.Reload()
+    return sorted({(e.step, tag, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)})
 
 
 def unlike(a: Any, b: Any, where: str = "") -> str | None:

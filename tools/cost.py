@@ -22,8 +22,8 @@ from libs.core.errors import UserError, note, run_main
 from libs.datasets.synthetic.demo import ensure_demo_of
 from libs.engine.deploy.cost import full_length, measure
 from libs.engine.deploy.pipeline import measure_pipeline
-from libs.engine.runs.run_folder import bar
 from libs.utils.files.io import write_json_atomic
+from libs.utils.progress import bar
 
 
 def parse() -> argparse.Namespace:

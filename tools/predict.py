@@ -17,9 +17,9 @@ from pathlib import Path
 
 from libs.core.errors import UserError, note, run_main
 from libs.engine.api import load_model
-from libs.engine.runs.run_folder import bar
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
 from libs.utils.evaluation.writers import FORMATS, PER_VIDEO, plan_output, write_output
+from libs.utils.progress import bar
 
 
 def parse() -> argparse.Namespace:

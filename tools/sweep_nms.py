@@ -18,8 +18,8 @@ from libs.core.config import load_config, with_overrides
 from libs.core.errors import UserError, note, run_main
 from libs.engine.inference.candidates import load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, parse_grid, set_line, settings_of, table
-from libs.engine.runs.run_folder import bar
 from libs.utils.files.io import check_writable, write_json_atomic
+from libs.utils.progress import bar
 
 
 def parse() -> argparse.Namespace:

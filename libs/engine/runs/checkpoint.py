@@ -17,7 +17,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -199,8 +199,11 @@ def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike)
 
 def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
     """Dotted key -> "key: old -> new" where `config` differs from the configuration that our checkpoint was trained with."""
-    trained = from_dict(checkpoint.training["config"], f"{checkpoint.path}: training.config", check=False)
-    return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in config_diff(trained, config).items()}
+    trained = from_dict((checkpoint.training or {})["config"], f"{checkpoint.path}: training.config", check=False)
+    changes = config_diff(trained, config)
+    if not config.train_cfg.head_empty_cls:  # older versions wrote down here which classes had no annotations
+        changes.pop("train_cfg.head_empty_cls", None)
+    return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
 
 
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
@@ -272,8 +275,10 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
         if (found := read(path)) is not None:
             best = found
             break
-    if damaged and best is None:
-        raise DamagedCheckpoint(f"{folder}: no checkpoint there is whole, {damaged[0]}; remove them to start anew")
+    if best is None:
+        if damaged:
+            raise DamagedCheckpoint(f"{folder}: no checkpoint there is whole, {damaged[0]}; remove them to start anew")
+        return None
     for error in damaged:
         note(f"warning: {error}; going on from {best.path}")
     return best
@@ -281,11 +286,13 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator, in plain types and tensors."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    keys, position = numpy["state"]["key"], numpy["state"]["pos"]
     version, internal, gauss = random.getstate()
     return {"torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+            "numpy": [numpy["bit_generator"], torch.from_numpy(keys.astype(np.int64)), int(position), int(numpy["has_gauss"]),
+                      float(numpy["gauss"])],
             "python": [version, list(internal), gauss]}
 
 
@@ -343,7 +350,7 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: Any) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(value, dict) and bool(value) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 

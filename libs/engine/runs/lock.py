@@ -44,7 +44,7 @@ class FolderLock:
             raise UserError(f"{self.path.parent}: cannot be written ({error.strerror or error}); choose another output "
                             "folder") from error
         try:
-            self._wait(handle)
+            self._wait(fcntl, handle)
             os.truncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
         except OSError:
@@ -60,7 +60,7 @@ class FolderLock:
             os.close(self._handle)
             self._handle = None
 
-    def _wait(self, handle: int) -> None:
+    def _wait(self, fcntl: ModuleType, handle: int) -> None:
         end = time.monotonic() + WAIT_S
         told = False
         while True:

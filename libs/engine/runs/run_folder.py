@@ -17,13 +17,8 @@ from libs.core.config import dump_text, dump_yaml
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.engine.runs.checkpoint import checkpoints_of, epochs_of
-from libs.engine.runs.event_files import cut_events
 from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
-from libs.utils.progress import bar
 
-__all__ = ["Run", "SilentRun", "bar", "run_folder"]
-
-EVALUATIONS = ("validation/", "predictions/")  # TensorBoard tags of evaluations begin with one of them
 CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
           "training": {"losses": ["Multiline", [r"loss/.*"]]}}  # of TensorBoard's tab "custom scalars": tags, as patterns
 
@@ -33,25 +28,61 @@ def run_folder(config: Config, name: str) -> Path:
     return Path(config.output_folder) / f"{Path(config.source).stem}_{name}"
 
 
-class Run:
-    """Writes one training run.  Of earlier logs of the folder what was logged up to `logged` steps is kept, and evaluations up to
-    `evaluated` steps; what a killed run wrote beyond that, or left half written, is taken out."""
+class SilentRun:
+    """The log of a process that writes and prints nothing; `Run` is the same for the main process."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
+
+    def flush(self) -> None:
+        """Hand what was logged to the operating system."""
+
+    def sync(self) -> None:
+        """Bring all logs to disk, so that they survive a power cut; to be called before a checkpoint is written."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write named scalars to TensorBoard."""
+
+    def text(self, name: str, content: str, step: int) -> None:
+        """Write a text (Markdown) to TensorBoard."""
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Write a picture (height, width, 3) uint8 to TensorBoard."""
+
+    def say(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+
+    def progress(self, total: int, label: str) -> tqdm:
+        """A progress bar on a terminal; elsewhere it shows nothing (log lines tell the progress)."""
+        return tqdm(total=total, desc=label, disable=True)
+
+    def close(self) -> None:
+        """Close the logs."""
+
+
+class Run(SilentRun):
+    """Writes the log of a training run.
+
+    Of earlier logs in the folder, steps up to `logged` and evaluations up to step `evaluated` stay: the rest of metrics.jsonl is
+    taken out, and TensorBoard is told to pass over its events.
+    """
 
     def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0):
         from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second that eval.py need not pay
-        self.folder = folder
+        super().__init__(folder)
         logs = folder / "logs"
         write_text_atomic(folder / "config.yaml", dump_yaml(config))
         write_text_atomic(folder / "config.txt", dump_text(config))
-        self._bar: tqdm | None = None
         with self._writing():
             logs.mkdir(exist_ok=True)
             for place in (folder, logs):
                 remove_leftovers(place)
-            self._cut_metrics(logged, evaluated)
-            cut_events(logs, lambda tag, step: step <= (evaluated if tag.startswith(EVALUATIONS) else logged))
+            _cut_metrics(folder / "metrics.jsonl", logged, evaluated)
             self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            self._board = SummaryWriter(str(logs))
+            self._board = SummaryWriter(str(logs), purge_step=logged + 1)
             self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", logged)
             self._board.add_custom_scalars(CHARTS)
         self._hook, threading.excepthook = threading.excepthook, self._thread_failed
@@ -65,17 +96,14 @@ class Run:
             raise UserError(f"{folder}: holds {what}; go on with --resume auto, choose another --output, or remove the folder")
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
         with self._writing():
             self._metrics.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
-        """Hand what was logged to the operating system."""
         with self._writing():
             self._metrics.flush()
 
     def sync(self) -> None:
-        """Bring all logs to disk, so that they survive a power cut; to be called before a checkpoint is written."""
         with self._writing():
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
@@ -85,43 +113,26 @@ class Run:
                     os.fsync(file.fileno())
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write named scalars to TensorBoard."""
         with self._writing():
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def text(self, name: str, content: str, step: int) -> None:
-        """Write a text (Markdown) to TensorBoard."""
         with self._writing():
             self._board.add_text(name, content, step)
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Write a picture (height, width, 3) uint8 to TensorBoard."""
         with self._writing():
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def say(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one."""
-        if self._bar is not None:
-            self._bar.write(line)
-        else:
+        with tqdm.external_write_mode():  # bars are wiped and drawn again
             print(line, flush=True)
 
-    @contextlib.contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Any]:
-        """A progress bar on a terminal; elsewhere nothing (log lines tell the progress)."""
-        if not sys.stderr.isatty():
-            yield _Silent()
-            return
-        with tqdm(total=total, desc=label, leave=False, dynamic_ncols=True) as self._bar:
-            try:
-                yield self._bar
-            finally:
-                self._bar.close()
-                self._bar = None
+    def progress(self, total: int, label: str) -> tqdm:
+        return tqdm(total=total, desc=label, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def close(self) -> None:
-        """Close the logs."""
         with self._writing(), contextlib.ExitStack() as stack:
             stack.callback(setattr, threading, "excepthook", self._hook)
             stack.callback(self._board.close)
@@ -140,69 +151,21 @@ class Run:
         if not (type(failure.thread).__name__ == "_AsyncWriterThread" and issubclass(failure.exc_type, OSError)):
             self._hook(failure)
 
-    def _cut_metrics(self, logged: int, evaluated: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if not path.exists():
-            return
-        whole = path.read_bytes()
-        kept, damaged = [], 0
-        for line in whole.splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-                if record["iteration"] <= (logged if "lr" in record else evaluated):
-                    kept.append(line if line.endswith(b"\n") else line + b"\n")
-            except (ValueError, TypeError, KeyError):
-                damaged += line.endswith(b"\n")  # the last line may be half written, that is no damage
-        if damaged:
-            note(f"warning: {path}: {damaged} lines are damaged and left out")
-        if b"".join(kept) != whole:
-            write_atomic(path, lambda file: file.writelines(kept))
 
-
-class SilentRun:
-    """The run of a process that writes nothing and says nothing: the methods of `Run`."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Nothing, as all of these."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing."""
-
-    def text(self, name: str, markdown: str, step: int) -> None:
-        """Nothing."""
-
-    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-    def progress(self, total: int, label: str) -> contextlib.AbstractContextManager[Any]:
-        """A bar that shows nothing."""
-        return contextlib.nullcontext(_Silent())
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def update(self, steps: int = 1) -> None:
-        """Count without showing."""
-        self.n += steps
-
-    def set_postfix_str(self, _text: str) -> None:
-        """Say nothing."""
+def _cut_metrics(path: Path, logged: int, evaluated: int) -> None:
+    """Take out of metrics.jsonl what a killed run wrote beyond these steps, or left half written."""
+    if not path.exists():
+        return
+    whole = path.read_bytes()
+    kept, damaged = [], 0
+    for line in whole.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            if record["iteration"] <= (logged if "lr" in record else evaluated):
+                kept.append(line if line.endswith(b"\n") else line + b"\n")
+        except (ValueError, TypeError, KeyError):
+            damaged += line.endswith(b"\n")  # the last line may be half written, that is no damage
+    if damaged:
+        note(f"warning: {path}: {damaged} lines are damaged and left out")
+    if b"".join(kept) != whole:
+        write_atomic(path, lambda file: file.writelines(kept))

@@ -32,7 +32,8 @@ def ask_for_determinism(strict: bool = False) -> None:
     """Ask torch and cuBLAS for deterministic kernels; where there is none torch warns, or with `strict` raises RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     torch.use_deterministic_algorithms(True, warn_only=not strict)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over memory, and nothing here reads it unset
+    # costs a pass over memory, and nothing here reads it unset
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at import
 
 
 @contextlib.contextmanager

@@ -43,13 +43,13 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 @contextmanager
 def low_weights(model: nn.Module, precision: str) -> Iterator[None]:
-    """For many forward passes without gradients: with bf16, dense weights are rounded once and not anew in every pass.
+    """Inside, for forward passes without gradients: with bf16, dense weights are rounded once instead of in every pass.
 
-    The results are the same.  The last layers of the heads stay float32; the weights themselves come back afterwards.
+    The results are the same.  The last layers of the heads stay float32; afterwards the weights are the exact ones again.
     """
     kept = []
     if precision == "bf16":
-        last = {id(m) for head in (model.cls_head.cls_head, model.reg_head.offset_head) for m in head.modules()}
+        last = {id(m) for name in ("cls_head.cls_head", "reg_head.offset_head") for m in model.get_submodule(name).modules()}
         kept = [(m.weight, m.weight.data) for m in model.modules()
                 if isinstance(m, (nn.Conv1d, nn.Linear)) and getattr(m, "groups", 1) == 1 and id(m) not in last]
     try:

@@ -1,4 +1,4 @@
-"""Several processes that train or evaluate together, as torchrun starts them (docs/distributed.md).
+"""Processes that train or evaluate together, as torchrun starts them (docs/distributed.md).
 
     with launched() as world:                 # one process without torchrun: ALONE, and nothing else happens
         device = world.start(config)          # its device; the processes can talk to each other from here on
@@ -52,7 +52,7 @@ class World:
         return self.rank == 0
 
     def start(self, config: Config) -> torch.device:
-        """The device of this process; several processes are connected: NCCL between GPUs, gloo between CPUs.
+        """The device of this process; connects several processes, with NCCL between GPUs and gloo between CPUs.
 
         UserError where `devices` and the processes do not fit.
         """
@@ -64,24 +64,24 @@ class World:
             dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
         return device
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module itself; of several processes copies of it that are equal from now on and average their gradients."""
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """The module itself, or with several processes a DistributedDataParallel around it, with the weights of process 0."""
         if self.size == 1:
             return module
         # its "grad strides" of depthwise kernels (C, 1, K) differ in the dimension of size 1 alone, which nothing depends on
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        copies = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
-        copies.broadcast_buffers = False  # they are equal anyway; as an argument it is deprecated in newer versions of torch
-        return copies
+        replica = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        replica.broadcast_buffers = False  # they are equal anyway; as an argument it is deprecated in newer versions of torch
+        return replica
 
     def all_reduce(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in its place; nothing is read back from a GPU."""
+        """Sum a tensor over all processes, in place; nothing is read back from a GPU."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of a number over all processes, by way of the CPU: no GPU is waited for."""
+        """The maximum of a number over all processes; goes through the CPU, so that no GPU is waited for."""
         if self.size == 1:
             return value
         box = torch.tensor(value)
@@ -89,7 +89,7 @@ class World:
         return int(box)
 
     def all_gather(self, value: Value) -> list[Value]:
-        """Every process's value, by rank."""
+        """The value of every process, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -109,7 +109,7 @@ class World:
         self.all_reduce(torch.zeros(1))
 
     def in_turn(self, work: Callable[[], object]) -> None:
-        """Do what is done once per disk: process 0, then the first one of every machine, then the others, which find it done."""
+        """Call `work` in process 0, then in the first one of every machine, then in the others: what is done once per disk."""
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for now in range(3 if self.size > 1 else 1):
             if now == turn:
@@ -117,7 +117,7 @@ class World:
             self.barrier()
 
     def seed(self, seed: int, epoch: int) -> int:
-        """A seed of this process's own, for processes other than the first."""
+        """A seed for a process other than the first."""
         return int(np.random.SeedSequence([seed, self.rank, epoch]).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from libs.core.errors import Stopped, note
 from libs.engine.runs.checkpoint import INTERRUPTED, checkpoint_name, epochs_of
-from libs.engine.runs.run_folder import Run
+from libs.engine.runs.run_folder import SilentRun
 from libs.engine.runtime.stop_signals import Interruption, Wish
 from libs.engine.training.trainer import Trainer
 
@@ -18,7 +18,7 @@ from libs.engine.training.trainer import Trainer
 class Saver:
     """Writes the checkpoints of one run; `keep`: how many epochs' files to keep (None: all)."""
 
-    def __init__(self, run: Run, trainer: Trainer, asked: Interruption, keep: int | None = None):
+    def __init__(self, run: SilentRun, trainer: Trainer, asked: Interruption, keep: int | None = None):
         self.run, self.trainer, self.asked, self.keep = run, trainer, asked, keep
 
     def tidy(self, resumed_from: Path | None) -> None:

@@ -39,7 +39,7 @@ class Trainer:
         self.device, self.world = next(self.model.parameters()).device, world
         check_trainable(config)
         check_graphs(config, self.device, world.size)
-        self.replica = world.wrap(objective)  # the objective; with several processes inside DistributedDataParallel
+        self.replica = world.data_parallel(objective)  # the objective; with several processes inside DistributedDataParallel
         self.graphs: StepGraphs | None = None
         if config.train_cfg.cuda_graphs:
             self.record_graphs()

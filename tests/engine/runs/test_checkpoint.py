@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import tiny_config
 
+from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.engine.runs import checkpoint as ck
 from libs.engine.runs.checkpoint import (
@@ -330,3 +331,12 @@ def test_finding_a_checkpoint(tmp_path):
         find_checkpoint(tmp_path, 36)
     with pytest.raises(UserError, match="-epoch 5 needs the folder of a run"):
         find_checkpoint(tmp_path / "best.pth.tar", 5)
+
+
+def test_empty_classes_of_an_old_configuration_are_no_change(tmp_path):
+    """Older versions wrote down in the configuration which classes had no annotations."""
+    old = tiny_config(train_cfg={"head_empty_cls": [1]})
+    found = load_checkpoint(save(tmp_path / "a.pth.tar", model_of(), training={"config": to_dict(old)}))
+    assert ck.changed_settings(found, tiny_config()) == {}
+    other = tiny_config(train_cfg={"head_empty_cls": [0]})
+    assert list(ck.changed_settings(found, other)) == ["train_cfg.head_empty_cls"]
