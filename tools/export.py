@@ -17,6 +17,7 @@ from libs.core.errors import UserError, run_main
 from libs.engine.api import load_model
 from libs.engine.deploy.export import FORMATS, TOLERANCE, export
 from libs.utils.files.io import check_writable
+from libs.utils.tables import format_table
 
 
 def parse() -> argparse.Namespace:
@@ -46,9 +47,8 @@ def main() -> None:
         raise UserError(f"{path}: a file of --format {args.format} ends in {ending}; name it so")
     check_writable(path)
     differences = export(model.model, model.config, model.label_names, path, args.format, args.with_decode, args.lengths)
-    print("steps     largest difference to PyTorch")
-    for steps, difference in differences.items():
-        print(f"{steps:<8}  {difference:.1e}")
+    print(format_table([(steps, f"{difference:.1e}") for steps, difference in differences.items()],
+                       ["steps", "largest difference to PyTorch"], left=["largest difference to PyTorch"]))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {model.weights} weights of {model.checkpoint}, all below {TOLERANCE:g}")
 
 

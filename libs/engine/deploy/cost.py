@@ -34,6 +34,7 @@ from libs.core.schema import Config
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.model import build_model
+from libs.utils.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[3]
 WARMUP = 2
@@ -89,17 +90,17 @@ class Cost:
     def table(self) -> str:
         """The numbers as text."""
         memory = "the process, with Python and torch" if self.device == "cpu" else "tensors on the device"
-        rows = [(name, part["params"], part["flops"]) for name, part in self.parts.items()]
-        lines = [f"{self.config}: {self.length} steps of {self.channels} channels, batch 1, float32",
-                 f"{self.device}: {self.machine}, CPU threads: {self.threads}, torch {torch.__version__}", "",
-                 f"{'part':<12}  {'params M':>9}  {'%':>5}  {'GFLOP':>9}  {'%':>5}"]
-        lines += [f"{name:<12}  {params / 1e6:>9.3f}  {_percent(params, self.params):>5}  {flops / 1e9:>9.3f}  "
-                  f"{_percent(flops, self.flops):>5}" for name, params, flops in [*rows, ("total", self.params, self.flops)]]
-        lines += ["", f"latency       {self.latency_ms:.2f} ms, median of {self.runs} forward passes of the network alone "
-                  f"(10 %: {self.latency_ms_p10:.2f}, 90 %: {self.latency_ms_p90:.2f})",
-                  f"peak memory   {self.peak_bytes / 2**20:.1f} MiB ({memory})",
-                  "not included  extracting the features from video, decoding, NMS"]
-        return "\n".join(lines)
+        parts = [*self.parts.items(), ("total", {"params": self.params, "flops": self.flops})]
+        rows = [[name, part["params"] / 1e6, _percent(part["params"], self.params),
+                 part["flops"] / 1e9, _percent(part["flops"], self.flops)] for name, part in parts]
+        return "\n".join([
+            f"{self.config}: {self.length} steps of {self.channels} channels, batch 1, float32",
+            f"{self.device}: {self.machine}, CPU threads: {self.threads}, torch {torch.__version__}", "",
+            format_table(rows, ["part", "params M", "%", "GFLOP", "%"], digits=3), "",
+            f"latency       {self.latency_ms:.2f} ms, median of {self.runs} forward passes of the network alone "
+            f"(10 %: {self.latency_ms_p10:.2f}, 90 %: {self.latency_ms_p90:.2f})",
+            f"peak memory   {self.peak_bytes / 2**20:.1f} MiB ({memory})",
+            "not included  extracting the features from video, decoding, NMS"])
 
 
 def full_length(config: Config, length: int | None = None) -> int:

@@ -30,6 +30,7 @@ from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.nms.api import implementation
+from libs.utils.tables import format_table
 
 STAGES = ("reading", "network", "decoding", "NMS")
 
@@ -70,10 +71,10 @@ class Pipeline:
         lines = [f"{self.checkpoint}: {videos} videos of {int(np.median(self.steps))} steps (median), one at a time; per video "
                  f"the median of {rounds} rounds",
                  f"{self.device}: {self.machine}, CPU threads: {self.threads}, NMS: {self.nms}, torch {torch.__version__}", "",
-                 f"{'stage':<10}  {'mean ms':>9}  {'median ms':>9}  {'90 % ms':>9}  {'share %':>7}"]
-        lines += [f"{name:<10}  {column.mean():>9.2f}  {np.median(column):>9.2f}  {np.percentile(column, 90):>9.2f}  "
-                  f"{100 * column.sum() / total:>7.1f}" for name, column in self._columns()]
-        lines += ["", f"{np.mean(self.candidates):.0f} candidates and {np.mean(self.kept):.0f} detections per video (mean)"]
+                 format_table([[name, column.mean(), np.median(column), np.percentile(column, 90),
+                                f"{100 * column.sum() / total:.1f}"] for name, column in self._columns()],
+                              ["stage", "mean ms", "median ms", "90 % ms", "share %"]), "",
+                 f"{np.mean(self.candidates):.0f} candidates and {np.mean(self.kept):.0f} detections per video (mean)"]
         if max(self.seconds) < UNKNOWN_DURATION_S:
             lines.append(f"{sum(self.seconds):.0f} s of video in {total / 1000:.2f} s: {1000 * sum(self.seconds) / total:.0f} "
                          "times real time, without extracting the features")

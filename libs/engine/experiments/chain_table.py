@@ -16,6 +16,7 @@ from libs.core.schema import Config
 from libs.engine.deploy.cost import Cost, measure
 from libs.engine.experiments.chain import Chain
 from libs.engine.runs.checkpoint import load_checkpoint
+from libs.utils.tables import format_table
 
 TEACHER, ALONE = "teacher", "student_alone"  # the two ends of the gap that distillation is to close
 ORDER = (TEACHER, "baseline", ALONE, "student", "structure_teacher", "cross_modal", "cross_structure", "multi_teacher")
@@ -98,8 +99,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a markdown table and what its columns mean."""
     seeds = sorted({int(seed) for row in rows for seed in row["average_mAP"]})
     head = [cell.format(seeds=", ".join(map(str, seeds))) for cell in HEAD]
-    lines = [head, ["---"] * len(head), *(_cells(row, seeds) for row in rows)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = format_table([_cells(row, seeds) for row in rows], head, markdown=True)
     weights, lengths = ({str(row[key]) for row in rows} for key in ("weights", "length"))
     machine = f"{rows[0]['machine']}, {rows[0]['threads']} threads"
     return (f"{text}\n\nAverage mAP: percent, {' or '.join(sorted(weights))} weights of the last epoch, mean ± standard "

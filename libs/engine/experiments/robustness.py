@@ -33,6 +33,7 @@ from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import build_model
 from libs.utils.plotting import Line, Panel, line_chart
 from libs.utils.progress import Clock
+from libs.utils.tables import format_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,10 +187,10 @@ def tables(result: Mapping[str, Any]) -> str:
         several = count > 1
         lines += [f"{name}: {count} checkpoint{'s' * several}, reads {', '.join(model['reads'])}; average mAP (percent), clean "
                   f"{_cell(model['clean'], several)}",
-                  *_table(["corruption", *severities, "mean"], [[c, *(_cell(row[s], several) for s in [*severities, "mean"])]
-                                                                for c, row in model["corruptions"].items()]), ""]
+                  format_table([[c, *(_cell(row[s], several) for s in [*severities, "mean"])]
+                                for c, row in model["corruptions"].items()], ["corruption", *severities, "mean"]), ""]
         summary.append([name, *(_cell(model[key], several) for key in ("clean", "mean_corrupted", "relative_drop"))])
-    return "\n".join([*lines, *_table(["model", "clean", "corrupted", "relative drop %"], summary)])
+    return "\n".join([*lines, format_table(summary, ["model", "clean", "corrupted", "relative drop %"])])
 
 
 def chart(result: Mapping[str, Any]) -> Figure:
@@ -244,16 +245,8 @@ def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | N
             raise UserError(f"--modalities {name}: no checkpoint reads it{nearest(name, known)}; use {', '.join(known)}")
 
 
-def _cell(value: Mapping[str, Any] | None, several: bool) -> str:
-    if value is None:
-        return "-"
-    return f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in [head, *rows]]
+def _cell(value: Mapping[str, Any] | None, several: bool) -> str | None:
+    return value and f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
 
 
 def _width(dims: int | Sequence[int]) -> int:

@@ -23,6 +23,7 @@ from libs.utils.diagnosis.analysis import (
 )
 from libs.utils.diagnosis.characteristics import characteristics, normalised_mAP, sensitivity
 from libs.utils.evaluation.predictions import GroundTruth
+from libs.utils.tables import format_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +115,11 @@ def summary(content: Mapping[str, Any]) -> str:
         share = share / max(share.sum(), 1)
         lines += [f"{one['name']}: average mAP {100 * one['average_mAP']:.2f}, normalised "
                   f"{100 * np.mean(one['normalised_mAP']):.2f}, {one['counts']['predictions']} predictions, "
-                  f"{100 * np.mean(one['missed']):.1f} % of {one['counts']['ground_truth']} segments missed (means over tIoUs)",
-                  f"  {'':<18} {'share':>7} {'removed':>9} {'repaired':>9}   (mAP gained)"]
-        for kind, name in enumerate(KINDS):
-            gain = "".join(f" {100 * np.mean(one['gains'][how][name]):>+9.2f}" for how in ("removed", "repaired")) if kind else ""
-            lines.append(f"  {name:<18} {100 * share[kind]:>6.1f}%{gain}")
-        for name in ("all errors", "missed"):
-            gain = "".join(f" {100 * np.mean(one['gains'][how][name]):>+9.2f}" for how in ("removed", "repaired")
-                           if name in one["gains"][how])
-            lines.append(f"  {name:<18} {'':>7}{gain}")
+                  f"{100 * np.mean(one['missed']):.1f} % of {one['counts']['ground_truth']} segments missed (means over tIoUs)"]
+        rows = [[name, shown, *(f"{100 * np.mean(gain[name]):+.2f}" if name in gain else "" for gain in one["gains"].values())]
+                for name, shown in [*((name, f"{100 * s:.1f}%") for name, s in zip(KINDS, share, strict=True)),
+                                    ("all errors", ""), ("missed", "")]]
+        lines.append(format_table(rows, ["", "share", *(f"{how} (mAP gained)" for how in one["gains"])]))
     return "\n".join(lines)
 
 
