@@ -128,7 +128,7 @@ def svg(figure: Figure) -> str:
     out = io.BytesIO()
     with _quiet(), matplotlib.rc_context({"svg.hashsalt": "libs", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    return out.getvalue().decode("utf-8")
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().decode("utf-8").splitlines())
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:

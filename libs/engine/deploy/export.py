@@ -140,7 +140,8 @@ def _trace(wrapper: Network, config: Config) -> Any:
 
 def _write_onnx(program: Any, wrapper: Network, path: Path, about: str) -> Run:
     import onnxruntime
-    made = torch.onnx.export(program, dynamo=True, input_names=["feats", "mask"], output_names=list(wrapper.names), verbose=False)
+    made: Any = torch.onnx.export(program, dynamo=True, input_names=["feats", "mask"], output_names=list(wrapper.names),
+                                  verbose=False)
     made.model.metadata_props[METADATA] = about
     made.save(str(path))
     options = onnxruntime.SessionOptions()

@@ -54,7 +54,7 @@ def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResu
         if run.stage in found:
             steps = found[run.stage].steps
         else:
-            steps = load_checkpoint(run.last).training["iteration"]
+            steps = (load_checkpoint(run.last).training or {})["iteration"]
         sources = chain.source_names(run)
         first = run.config.distill.init_from
         init = "random" if first is None else sources[teacher_names(run.config.distill).index(first)]

@@ -63,7 +63,8 @@ class Programs:
     """The programs that this process runs, so that they can be asked to stop when it is."""
 
     def __init__(self) -> None:
-        self._lock, self._running, self._stopping = threading.Lock(), set(), False
+        self._lock, self._stopping = threading.Lock(), False
+        self._running: set[subprocess.Popen] = set()
 
     def run(self, command: Sequence[str], output: TextIO, environment: Mapping[str, str]) -> int:
         """Run one to its end; its exit code (-N: killed by signal N).  Stopped if none may begin any more."""

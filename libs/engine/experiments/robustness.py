@@ -26,7 +26,7 @@ from libs.core.schema import Config
 from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, features_in_memory, streams_of
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.engine.distill.streams import moved_channels
+from libs.engine.distill.streams import channel_ranges, moved_channels
 from libs.engine.inference.predict import predict, score
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.precision import check_precision
@@ -211,13 +211,14 @@ def chart(result: Mapping[str, Any]) -> Figure:
 
 
 def _check_same_files(config: Config, trained: Config) -> None:
-    """What is known of files that both configurations name must be the same in both."""
+    """UserError if the configurations describe a feature folder that both name in different ways."""
     folder = config.dataset.feat_folder
     keys = ("feat_stride", "num_frames") if folder and folder == trained.dataset.feat_folder else ()
-    said = [(key, getattr(config.dataset, key), getattr(trained.dataset, key)) for key in keys]
-    said += [(f"modalities.{name}", *(list(c.dataset.modalities[name]) for c in (config, trained)))
-             for name in moved_channels(config, trained, trained.model.modalities or ())]
-    for key, ours, its in said:
+    settings: list[tuple[str, Any, Any]] = [(key, getattr(config.dataset, key), getattr(trained.dataset, key)) for key in keys]
+    our_ranges, its_ranges = channel_ranges(config), channel_ranges(trained)
+    settings += [(f"modalities.{name}", list(our_ranges[name]), list(its_ranges[name]))
+                 for name in moved_channels(config, trained, trained.model.modalities or ())]
+    for key, ours, its in settings:
         if ours != its:
             raise UserError(f"{config.source}: dataset.{key}: {ours}, but {trained.source} has {its} for the same files, "
                             f"{folder}; correct it, or name other files")
@@ -246,7 +247,7 @@ def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | N
 
 
 def _cell(value: Mapping[str, Any] | None, several: bool) -> str | None:
-    return value and f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
+    return None if value is None else f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
 
 
 def _width(dims: int | Sequence[int]) -> int:

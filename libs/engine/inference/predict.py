@@ -11,6 +11,7 @@ from torch import nn
 
 from libs.core.schema import Config, TestConfig
 from libs.datasets.batch import Batch
+from libs.datasets.corruptions import CorruptedDataset
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.datasets.loader import batches, close, inference_loader
@@ -143,6 +144,6 @@ def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
     yield from waiting
 
 
-def score(detections: Detections, dataset: TalDataset) -> Scores:
+def score(detections: Detections, dataset: TalDataset | CorruptedDataset) -> Scores:
     """mAP and recall of detections against the ground truth of a data set, at its tIoU thresholds."""
     return evaluate_detections(detections, dataset.ground_truth(), dataset.tious, label_names=dataset.label_names)

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -179,14 +180,14 @@ def _zip(path: Path) -> Iterator[Member]:
                 raise UserError(f"{path}: {info.filename!r} is a link or device; not the expected archive, nothing was unpacked")
         for info in infos:
             if not info.is_dir():
-                yield Member(path, _clean(path, info.filename), info.file_size, lambda info=info: archive.open(info))
+                yield Member(path, _clean(path, info.filename), info.file_size, partial(archive.open, info))
 
 
 class _BoundedHeader(tarfile.TarInfo):
     """Refuses extended headers of any size, which tarfile reads whole."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _BoundedHeader:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
         found = super().frombuf(buf, encoding, errors)
         if found.type in _EXTENDED and not 0 <= found.size <= MAX_NAME_BYTES:
             raise tarfile.ReadError(f"an extended header of {found.size} bytes")
@@ -203,4 +204,4 @@ def _tar(path: Path) -> Iterator[Member]:
             if not (info.isfile() or info.isdir()):
                 raise UserError(f"{path}: {info.name!r} is a link or device; not the expected archive, nothing was unpacked")
             if info.isfile():
-                yield Member(path, name, info.size, lambda info=info: archive.extractfile(info))
+                yield Member(path, name, info.size, partial(tarfile.ExFileObject, archive, info))
