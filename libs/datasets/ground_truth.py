@@ -1,4 +1,4 @@
-"""Predictions files and the ground truth that they are held against: which split, which class ids, and whether they fit.
+"""Predictions files and the ground truth that they are held against: split, class ids, and whether they fit.
 
     (detections,), annotated = read_with_ground_truth(["predictions.json"], "thumos14.json")
     check_fit(detections, annotated, "predictions.json")     refuses unknown videos, another time unit, scores outside [0, 1]

@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """Detections of some videos, falling score inside a video.
+    """Detections of some videos, descending score inside a video.
 
     Columns (N,): video_id str, t_start and t_end float64 seconds, label (class names, str), label_id int64, score float64.
     `videos`: id -> duration in seconds of every video that was looked at, also those without detections.  Iterating gives rows.
@@ -167,7 +167,7 @@ class Localizer:
                join: Sequence[str] = ()) -> FeatureVideos:
         """The videos behind `features`, checked but not read.
 
-        features: a feature file, a folder of them, an .h5 file with a data set per video, an array or tensor (T, C), or a list of
+        features: a feature file, a folder of them, an .h5 file with a dataset per video, an array or tensor (T, C), or a list of
         these, or id -> array.  fps: frames per second (None: dataset.default_fps); duration: of each video in seconds (None: up
         to the end of the last feature vector); info: CSV or JSON with both per video; streams, join: as `FeatureVideos`.
         Raises UserError for whatever does not fit.
@@ -197,17 +197,16 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     Raises UserError for whatever does not fit together.
     """
     checkpoint = load_checkpoint(find_checkpoint(path, epoch))
-    config = _config_for(checkpoint, config, overrides, stride, num_frames)
     where = "cpu" if device == "auto" and not torch.cuda.is_available() else device
-    config = with_overrides(config, [f"devices={where}"])
-    place = torch.device(resolve_device(config))
-    which = weights or config.test_cfg.weights
+    its = with_overrides(_config_for(checkpoint, config, overrides, stride, num_frames), [f"devices={where}"])
+    place = torch.device(resolve_device(its))
+    which = weights or its.test_cfg.weights
     if which not in WEIGHTS:
         raise UserError(f"weights: {which!r} are not known; use {' or '.join(WEIGHTS)}")
-    model = build_model(config)
+    model = build_model(its)
     load_weights(model, checkpoint, which)
     model.requires_grad_(False).eval().to(place)
-    return Localizer(model, config, label_names_for(checkpoint, config, labels), place, checkpoint.path, checkpoint.epoch, which)
+    return Localizer(model, its, label_names_for(checkpoint, its, labels), place, checkpoint.path, checkpoint.epoch, which)
 
 
 def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = ()) -> Config:

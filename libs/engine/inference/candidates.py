@@ -1,6 +1,6 @@
-"""What the network proposes before NMS, kept in a file, so that NMS can be tuned without the network.
+"""Candidates of the network before NMS, in a file, so that NMS can be tuned without the network.
 
-candidates.npz holds, videos in data set order, of each the levels fine to coarse, falling score inside a level:
+candidates.npz holds, videos in dataset order, of each the levels fine to coarse, descending score inside a level:
     segments (M, 2) float32, grid units; scores (M,) float32; labels (M,) int16 or int32; levels (M,) uint8
     video_ids (V,), counts (V,) candidates of each video, grids (V, 4) float64 stride, num_frames, offset, fps, durations (V,) s
     about: JSON of the checkpoint and the whole configuration
@@ -40,7 +40,7 @@ ALL_LENGTHS = -1.0  # a duration_thresh that every segment passes
 
 
 class CandidateCollector:
-    """Takes what the network says, batch by batch (the `collect` of libs/engine/inference/predict.py), and writes the file."""
+    """Keeps the candidates of every batch (the `collect` of libs/engine/inference/predict.py), and writes the file."""
 
     def __init__(self, config: TestConfig):
         self.config = dataclasses.replace(config, duration_thresh=ALL_LENGTHS)

@@ -57,7 +57,7 @@ class Sweep:
         preset, data = get_preset(config.dataset_name), config.dataset
         self.tious = np.array(data.tiou_thresholds or preset.tious)
         if at is not None and not np.isclose(self.tious, at).any():
-            raise UserError(f"--at {at:g}: is no tIoU of this data set; use one of {', '.join(f'{t:g}' for t in self.tious)}")
+            raise UserError(f"--at {at:g}: is no tIoU of this dataset; use one of {', '.join(f'{t:g}' for t in self.tious)}")
         annotations = load_annotations(data.json_file, data.strict, preset.unlabelled, config.unlabelled_split)
         videos = [v for v in annotations.videos.values() if v.subset in config.val_split]
         if absent := sorted(set(candidates.video_ids) - {v.id for v in videos}):

@@ -42,7 +42,7 @@ class Timeline(NamedTuple):
 
 
 def nms_settings(config: TestConfig) -> dict[str, Any]:
-    """What `nms_of_batch` is to do, as its keywords."""
+    """The keywords of `nms_of_batch`."""
     return {"method": config.nms_method, "iou_threshold": config.iou_threshold, "min_score": config.min_score,
             "max_seg_num": config.max_seg_num, "sigma": config.nms_sigma, "multiclass": config.multiclass_nms,
             "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting}
@@ -67,10 +67,10 @@ def suppress(candidates: Candidates, config: TestConfig, videos: Sequence[Timeli
 def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: torch.device,
             progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE,
             collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None) -> Detections:
-    """Detections of every video of `dataset`, in data set order, falling score inside a video (as NMS leaves them).
+    """Detections of every video of `dataset`, in dataset order, descending score inside a video (as NMS leaves them).
 
     The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch, and
-    `collect` gets what the network says about it.
+    `collect` gets its samples and outputs.
     `world`: the processes that share the work; each calls this, each gets the detections of all, the same as one would get.
     """
     announce_fallback(device)
@@ -145,5 +145,5 @@ def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def score(detections: Detections, dataset: TalDataset | CorruptedDataset) -> Scores:
-    """mAP and recall of detections against the ground truth of a data set, at its tIoU thresholds."""
+    """mAP and recall of detections against the ground truth of a dataset, at its tIoU thresholds."""
     return evaluate_detections(detections, dataset.ground_truth(), dataset.tious, label_names=dataset.label_names)

@@ -43,7 +43,7 @@ class ActionFusion:
 
 
 def fuse_actions(verbs: Detections, nouns: Detections, num_nouns: int, settings: ActionFusion = ActionFusion()) -> Detections:
-    """Detections of actions with the label verb * num_nouns + noun: videos in the order of their ids, falling score inside.
+    """Detections of actions with the label verb * num_nouns + noun: videos in the order of their ids, descending score inside.
 
     A video that one of the two lacks gives nothing.  Raises UserError for negative scores and for noun labels outside
     0 .. num_nouns - 1.
@@ -61,7 +61,7 @@ def fuse_actions(verbs: Detections, nouns: Detections, num_nouns: int, settings:
 
 
 def _best(found: Detections, count: int) -> dict[str, np.ndarray]:
-    """Video id -> rows of its best `count` detections, falling score, equal scores in input order."""
+    """Video id -> rows of its best `count` detections, descending score, equal scores in input order."""
     names, video = np.unique(found.video_id, return_inverse=True)
     order = np.lexsort((-found.score, video))
     ends = np.cumsum(np.bincount(video, minlength=len(names)))

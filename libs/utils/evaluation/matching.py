@@ -2,7 +2,7 @@
 
     groups = Groups.of(key_of_others)                         rows of one class of one video stand together
     for index, other, iou in overlapping_pairs(...):          every pair of one group that overlaps enough, a part at a time
-        order = best_first(index, other, iou)                 each one's wishes by falling IoU
+        order = best_first(index, other, iou)                 each one's wishes by descending IoU
         taken |= pick_in_order(index[order], other[order], iou[order] >= tious[:, None], taken) >= 0
 
 All videos, classes and thresholds go through each call together; a part never has more than about `_PAIRS_AT_ONCE` pairs, so
@@ -66,7 +66,7 @@ def overlapping_pairs(segments: np.ndarray, group: np.ndarray, others: np.ndarra
 
 
 def best_first(chooser: np.ndarray, preference: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """Order (n,) of pairs that are sorted by `chooser`: by chooser, falling IoU, rising preference (distinct for a chooser)."""
+    """Order (n,) of pairs sorted by `chooser`: chooser, descending IoU, ascending preference (distinct for a chooser)."""
     order = np.arange(len(chooser))
     same = chooser[1:] == chooser[:-1]
     several = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))  # most choosers have one wish: nothing to sort
@@ -77,7 +77,7 @@ def best_first(chooser: np.ndarray, preference: np.ndarray, iou: np.ndarray) -> 
 def pick_in_order(chooser: np.ndarray, option: np.ndarray, accepted: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """In each row of `accepted` choosers take turns, the lowest first, each its best option that is still free.
 
-    chooser, option (n,): the wishes, sorted by chooser and inside by falling preference; accepted (rows, n) bool: the wishes
+    chooser, option (n,): the wishes, sorted by chooser and inside by descending preference; accepted (rows, n) bool: the wishes
     that count in a row, of each chooser a leading part; taken (rows, options) bool: not to be had any more.
     Returns (rows, options): who took each option now, or -1.
     All choose at once; an option stays with the first in line of those who want it, and the others move on to their next,

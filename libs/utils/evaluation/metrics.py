@@ -2,7 +2,7 @@
 
     scores = evaluate_detections(detections, ground_truth, tious=[.3, .4, .5, .6, .7]);  print(scores.table())
 
-Per class: predictions of all videos by falling score; at each tIoU a prediction takes the still free ground truth of its
+Per class: predictions of all videos by descending score; at each tIoU a prediction takes the still free ground truth of its
 video with the highest IoU >= tIoU, else it is a false positive; average precision with all-point interpolation; mean over the
 classes of the ground truth, then over the tIoUs.  Equal scores keep their input order; of equal IoUs the last ground truth
 comes first.  Recall@kx: of each video and class the best k * (number of its ground truths) predictions; a ground truth counts
@@ -93,7 +93,7 @@ class Scores:
 class Matching:
     """Which detection found which ground truth at every tIoU, by the rules above.
 
-    used (n,) rows of the detections of known classes, class after class, by falling score; det_class (n,) and gt_class (m,)
+    used (n,) rows of the detections of known classes, class after class, by descending score; det_class (n,) and gt_class (m,)
     places in class_ids (n_cls,); ground_truth: m rows, without duplicates; matched (n_tiou, n) int32 the ground truth that a
     used detection found, -1: a false positive; best_iou (n_k, m) that a ground truth reaches among the first
     top_k * (number of ground truths) detections of its video and class.
@@ -114,10 +114,10 @@ class Matching:
         return np.bincount(self.gt_class, minlength=len(self.class_ids))
 
 
-def match_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float],
+def match_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float] | np.ndarray,
                      top_k: Sequence[int] = ()) -> Matching:
     """The matching under `evaluate_detections`, which says what is checked and raised."""
-    tious = checked_tious(tious)
+    thresholds = checked_tious(tious)
     detections.check("detections")
     kept = without_duplicates(ground_truth)
     if len(kept) == 0:
@@ -132,27 +132,27 @@ def match_detections(detections: Detections, ground_truth: GroundTruth, tious: S
     det_group = groups.find(np.where(video < 0, -1, video * len(class_ids) + det_class))
 
     used = used[np.argsort(-detections.score[used], kind="stable")]
-    # class after class, by falling score; equal scores stay in input order (sorting short integers is many times faster)
+    # class after class, by descending score; equal scores stay in input order (sorting short integers is many times faster)
     used = used[np.argsort(det_class[used].astype(np.min_scalar_type(len(class_ids))), kind="stable")]
     det_class, det_group = det_class[used], det_group[used]
     within = _within_top_k(det_group, groups, top_k)
-    matched, taken = np.full((len(tious), len(used)), -1, np.int32), np.zeros((len(tious), len(kept)), bool)
+    matched, taken = np.full((len(thresholds), len(used)), -1, np.int32), np.zeros((len(thresholds), len(kept)), bool)
     best_iou = np.zeros((len(top_k), len(kept)))
     for det_index, gt_index, iou in overlapping_pairs(
             np.stack([detections.t_start[used], detections.t_end[used]]), det_group,
-            np.stack([kept.t_start, kept.t_end]), groups, at_least=float(tious.min())):
+            np.stack([kept.t_start, kept.t_end]), groups, at_least=float(thresholds.min())):
         for best, allowed in zip(best_iou, within, strict=True):
             np.maximum.at(best, gt_index[allowed[det_index]], iou[allowed[det_index]])
         order = best_first(det_index, -gt_index, iou)
-        picked = pick_in_order(det_index[order], gt_index[order], iou[order] >= tious[:, None], taken)
+        picked = pick_in_order(det_index[order], gt_index[order], iou[order] >= thresholds[:, None], taken)
         row, gt = np.nonzero(picked >= 0)
         matched[row, picked[row, gt]] = gt
         taken[row, gt] = True
-    return Matching(tious, class_ids, kept, gt_class, used, det_class, matched, best_iou)
+    return Matching(thresholds, class_ids, kept, gt_class, used, det_class, matched, best_iou)
 
 
-def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float], top_k: Sequence[int] = (1, 5),
-                        label_names: Mapping[int, str] | None = None) -> Scores:
+def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float] | np.ndarray,
+                        top_k: Sequence[int] = (1, 5), label_names: Mapping[int, str] | None = None) -> Scores:
     """mAP and recall of `detections` against `ground_truth` (one split); inputs are not changed.
 
     Duplicate ground truth is dropped first (`without_duplicates`).  Predictions of a class that the ground truth lacks are
@@ -211,14 +211,14 @@ def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:
 
 
 def unique_rank_scores(score: np.ndarray) -> np.ndarray:
-    """Scores (N,) replaced by 1 - (rank + 1) / (N + 1), rank by stable falling sort: no ties, the same order."""
+    """Scores (N,) replaced by 1 - (rank + 1) / (N + 1), rank by stable descending sort: no ties, the same order."""
     rank = np.empty(len(score), np.int64)
     rank[np.argsort(-np.asarray(score, np.float64), kind="stable")] = np.arange(len(score))
     return 1.0 - (rank + 1) / (len(score) + 1)
 
 
 def interpolated_ap(hit: np.ndarray, num_gt: int) -> np.ndarray:
-    """Average precision (n_tiou,) of hits (n_tiou, n) in order of falling score, `num_gt` > 0 ground truths.
+    """Average precision (n_tiou,) of hits (n_tiou, n) in order of descending score, `num_gt` > 0 ground truths.
 
     All-point interpolation (Pascal VOC 2010 on): the precision at a recall is the best precision at that recall or above.
     """
@@ -227,7 +227,7 @@ def interpolated_ap(hit: np.ndarray, num_gt: int) -> np.ndarray:
     return (best_from_here * hit).sum(axis=1) / num_gt
 
 
-def checked_tious(tious: Sequence[float]) -> np.ndarray:
+def checked_tious(tious: Sequence[float] | np.ndarray) -> np.ndarray:
     """tIoU thresholds (n,) float64; UserError unless there is one and all lie in (0, 1]."""
     values = np.array(tious, np.float64).reshape(-1)
     if values.size == 0 or not ((values > 0) & (values <= 1)).all():
@@ -271,7 +271,7 @@ def _percent_table(corner: str, rows: Sequence[str], columns: Sequence[str], rat
 
 
 def _within_top_k(det_group: np.ndarray, groups: Groups, top_k: Sequence[int]) -> np.ndarray:
-    """(n_k, n) whether a detection is among the first k * (number of ground truths) of its group; sorted by falling score."""
+    """(n_k, n) whether a detection is among the first k * (number of ground truths) of its group; sorted by descending score."""
     grouped = np.flatnonzero(det_group >= 0)
     by_group = Groups.of(det_group[grouped])
     within = np.zeros((len(top_k), len(det_group)), bool)

@@ -83,7 +83,7 @@ def load_external_scores(path: str | os.PathLike, label_ids: Mapping[str, int] |
 
 def fuse_external_scores(detections: Detections, scores: Mapping[str, np.ndarray], num_pred: int = 200, topk: int = 2,
                          source: str = "external scores", keep_unscored: bool = True) -> Detections:
-    """Detections with external classes: videos in the order of their ids, class after class, falling score inside.
+    """Detections with external classes: videos in the order of their ids, class after class, descending score inside.
 
     scores: video id -> (K,) class probabilities; the place is the class id, and ids may differ by a leading "v_".  A video
     without scores keeps the labels and scores of its best `num_pred` detections (keep_unscored: False, for detections without a
@@ -169,7 +169,7 @@ def _by_class_id(path: Path, scores: dict[str, np.ndarray], label_ids: Mapping[s
             places[i] = THUMOS14[name] - 1
         return {video: _placed(values, places) for video, values in scores.items()}
     raise UserError(f"{path}: video {first} has {found} class scores, but the annotations have {classes} classes; the scores are "
-                    "of another data set")
+                    "of another dataset")
 
 
 def _class_scores(path: Path, video: Any, values: Any, label_ids: Mapping[str, int] | None,

@@ -1,8 +1,8 @@
 """The official THUMOS14 detection protocol and its ground-truth folder.
 
-Per class and video, detections by falling score; ground truths in file order each take the still free detection with the
+Per class and video, detections by descending score; ground truths in file order each take the still free detection with the
 highest IoU (not the highest score) if that IoU is above the threshold; free detections that touch an `Ambiguous` segment are
-dropped, the other free ones are false positives.  Then all videos in name order, stable sort by falling score; average
+dropped, the other free ones are false positives.  Then all videos in name order, stable sort by descending score; average
 precision is the sum of the precision at each true positive over the number of ground truths (no interpolation).
 Source: the challenge's TH14evalDet_Updated.m, as restated at the end of SPEC section 8.
 
@@ -29,7 +29,7 @@ AMBIGUOUS = "Ambiguous"
 CLASS_LIST = "detclasslist.txt"
 
 
-def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float],
+def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float] | np.ndarray,
                       ambiguous: GroundTruth | None = None, label_names: Mapping[int, str] | None = None) -> Scores:
     """mAP by the official protocol, and recall after the last detection; inputs are not changed.
 
@@ -38,7 +38,7 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
     one warning; no prediction at all is an mAP of 0 with a warning.
     Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
     """
-    tious = checked_tious(tious)
+    thresholds = checked_tious(tious)
     detections.check("detections")
     if len(ground_truth) == 0:
         raise UserError("the ground truth has no segment to find, so no mAP exists; check the split and the annotations")
@@ -50,23 +50,23 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
     codes = {name: rank for rank, name in enumerate(sorted(set(detections.video_id.tolist())))}
     name_rank = codes_of(detections.video_id, codes)[used]
     order = np.lexsort((name_rank, -detections.score[used], det_class[used]))
-    used, name_rank = used[order], name_rank[order]  # class, falling score, video name, file order (lexsort is stable)
+    used, name_rank = used[order], name_rank[order]  # class, descending score, video name, file order (lexsort is stable)
     det_class = det_class[used]
     det_segments = np.stack([detections.t_start[used], detections.t_end[used]])
 
     groups = Groups.of(name_rank * num_classes + det_class)
     gt_video = codes_of(ground_truth.video_id, codes)
     gt_group = groups.find(np.where(gt_video < 0, -1, gt_video * num_classes + gt_class))
-    hit = np.zeros((len(tious), len(used)), bool)
+    hit = np.zeros((len(thresholds), len(used)), bool)
     for gt_index, det_index, iou in overlapping_pairs(np.stack([ground_truth.t_start, ground_truth.t_end]), gt_group,
-                                                      det_segments, groups, at_least=float(tious.min()), hull=True):
+                                                      det_segments, groups, at_least=float(thresholds.min()), hull=True):
         order = best_first(gt_index, det_index, iou)
-        hit |= pick_in_order(gt_index[order], det_index[order], iou[order] > tious[:, None], hit) >= 0
+        hit |= pick_in_order(gt_index[order], det_index[order], iou[order] > thresholds[:, None], hit) >= 0
     excused = _touching(det_segments, name_rank, codes, ambiguous)
 
     totals = np.bincount(gt_class, minlength=num_classes)
     sizes = np.bincount(det_class, minlength=num_classes)
-    ap, recall = np.zeros((2, len(tious), num_classes))
+    ap, recall = np.zeros((2, len(thresholds), num_classes))
     for c, end in enumerate(np.cumsum(sizes)):
         mine = slice(end - sizes[c], end)
         for i, hits in enumerate(hit[:, mine]):
@@ -76,7 +76,7 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
             recall[i, c] = hits.sum() / totals[c]
     counts = {"predictions": len(used), "ground_truth": len(ground_truth), "ambiguous": len(ambiguous or ()),
               "predictions_ignored": len(detections) - len(used)}
-    return Scores(tious, class_ids, ap, recall[:, None], ("recall",), counts, label_names)
+    return Scores(thresholds, class_ids, ap, recall[:, None], ("recall",), counts, label_names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +99,9 @@ def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> Thumo
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; name the one with the official <Class>_test.txt files")
-    files = {match.groups(): path for path in sorted(folder.iterdir())
-             if (match := re.fullmatch(r"(\w+)_(test|val)\.txt", path.name))}
-    subsets = sorted({found for _, found in files})
+    found = [(match[1], match[2], path) for path in sorted(folder.iterdir())
+             if (match := re.fullmatch(r"(\w+)_(test|val)\.txt", path.name))]
+    subsets = sorted({its for _, its, _ in found})
     if not subsets:
         raise UserError(f"{folder}: has no <Class>_test.txt file; name the folder with the official THUMOS14 annotations")
     if subset is None and len(subsets) > 1:
@@ -109,16 +109,20 @@ def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> Thumo
     subset = subset or subsets[0]
     if subset not in subsets:
         raise UserError(f"{folder}: has no <Class>_{subset}.txt file; its split is {' or '.join(subsets)}")
-    files = {name: path for (name, found), path in files.items() if found == subset}
+    files = {name: path for name, its, path in found if its == subset}
     label_ids = _class_list(folder, files)
     segments: list[tuple[str, float, float, int]] = []
     ambiguous: list[tuple[str, float, float, int]] = []
     for name, path in files.items():
         rows = ambiguous if name == AMBIGUOUS else segments
         rows += [(*row, label_ids.get(name, -1)) for row in _segment_lines(path)]
-    columns = [list(zip(*rows, strict=True)) or [[], [], [], []] for rows in (segments, ambiguous)]
-    truth, unsure = (GroundTruth.from_arrays(*column, source=str(folder)) for column in columns)
-    return ThumosFolder(subset, truth, unsure, label_ids, frozenset(columns[0][0]) | frozenset(columns[1][0]))
+    ground_truth, excused = (_as_ground_truth(rows, str(folder)) for rows in (segments, ambiguous))
+    return ThumosFolder(subset, ground_truth, excused, label_ids, frozenset(row[0] for row in segments + ambiguous))
+
+
+def _as_ground_truth(rows: Sequence[tuple[str, float, float, int]], source: str) -> GroundTruth:
+    video_id, t_start, t_end, label = zip(*rows, strict=True) if rows else ((), (), (), ())
+    return GroundTruth.from_arrays(video_id, t_start, t_end, label, source)
 
 
 def _touching(segments: np.ndarray, name_rank: np.ndarray, codes: Mapping[str, int], ambiguous: GroundTruth | None) -> np.ndarray:

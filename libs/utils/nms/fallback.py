@@ -45,7 +45,6 @@ def _soft_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, met
                 min_score: float) -> Iterator[tuple[int, np.float32]]:
     """(candidate, decayed score) in selection order; `index` (m) names the candidates.  Lazy: unread picks cost nothing."""
     index, segments, scores = index.copy(), segments[index], scores[index]
-    threshold, sigma, min_score = np.float32(threshold), np.float32(sigma), np.float32(min_score)
     at, live = 0, len(index)
     while at < live:
         best = at + int(np.argmax(scores[at:live]))
@@ -58,12 +57,12 @@ def _soft_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, met
             touched = np.flatnonzero(iou > 0)
             iou = iou[touched]
             with np.errstate(over="ignore"):
-                rest[touched] *= exp_nonpositive(-(iou * iou) / sigma)
+                rest[touched] *= exp_nonpositive(-(iou * iou) / np.float32(sigma))
         else:
-            touched = np.flatnonzero(iou >= threshold)
+            touched = np.flatnonzero(iou >= np.float32(threshold))
             rest[touched] *= np.float32(1) - iou[touched] if method == "linear" else np.float32(0)
         at += 1
-        live = _remove_low((index, segments, scores), at, live, min_score)
+        live = _remove_low((index, segments, scores), at, live, np.float32(min_score))
 
 
 def _remove_low(columns: tuple[np.ndarray, ...], start: int, end: int, min_score: np.float32) -> int:
@@ -86,20 +85,16 @@ def _hard_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, thr
         waiting = waiting[~(_iou(segments[best], segments[waiting]) >= np.float32(threshold))]
 
 
-def _numpy(*tensors: torch.Tensor) -> list[np.ndarray]:
-    return [t.numpy() for t in tensors]
-
-
 def hard(segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
     """Kept indices (k) int64."""
-    picks = _hard_picks(np.arange(len(scores)), *_numpy(segments, scores), threshold)
+    picks = _hard_picks(np.arange(len(scores)), segments.numpy(), scores.numpy(), threshold)
     return torch.tensor(list(picks), dtype=torch.int64)
 
 
 def soft(segments: torch.Tensor, scores: torch.Tensor, method: str, threshold: float, sigma: float,
          min_score: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices (k) int64 and rows start, end, decayed score (k, 3)."""
-    picks = list(_soft_picks(np.arange(len(scores)), *_numpy(segments, scores), method, threshold, sigma, min_score))
+    picks = list(_soft_picks(np.arange(len(scores)), segments.numpy(), scores.numpy(), method, threshold, sigma, min_score))
     index = torch.tensor([p[0] for p in picks], dtype=torch.int64)
     decayed = torch.tensor([float(p[1]) for p in picks], dtype=torch.float32)
     return index, torch.cat([segments[index], decayed[:, None]], dim=1)
@@ -109,13 +104,13 @@ def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, thres
     """Refined segments (k, 2), NaN without a voter."""
     refined = torch.empty(len(kept), 2)
     out = refined.numpy()
-    kept, segments, scores = _numpy(kept, segments, scores)
-    wide, lengths = segments.astype(np.float64), segments[:, 1] - segments[:, 0]
-    for i, segment in enumerate(kept):
-        inter = _overlap(segment, segments)
+    voters, weight = segments.numpy(), scores.numpy()
+    wide, lengths = voters.astype(np.float64), voters[:, 1] - voters[:, 0]
+    for i, segment in enumerate(kept.numpy()):
+        inter = _overlap(segment, voters)
         with np.errstate(invalid="ignore"):
             iou = inter / ((segment[1] - segment[0]) + lengths - inter)
-            weights = np.where(iou >= np.float32(threshold), scores, np.float32(0)) * iou
+            weights = np.where(iou >= np.float32(threshold), weight, np.float32(0)) * iou
             weights = weights.astype(np.float64)
             out[i] = (weights[:, None] * wide).sum(axis=0) / weights.sum()
     return refined
@@ -138,7 +133,7 @@ def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
     The picks of a class never rise in score, so merging the classes lazily gives a stable sort of all picks (class ascending on
     ties) and stops after `limit`.
     """
-    boxes, values, classes = _numpy(segments, scores, labels)
+    boxes, values, classes = segments.numpy(), scores.numpy(), labels.numpy()
     candidates = np.arange(len(values)) if soft else np.flatnonzero(values > np.float32(min_score))
     groups = [candidates[classes[candidates] == c] for c in np.unique(classes[candidates])] if multiclass else [candidates]
     if soft:

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -154,7 +154,7 @@ class CudaLibrary:
 
     def _hard_groups(self, segments: torch.Tensor, scores: torch.Tensor, groups: Groups, threshold: float,
                      limit: int) -> torch.Tensor:
-        """Indices kept, group by group; inside a group `groups.order` has falling scores."""
+        """Indices kept, group by group; inside a group `groups.order` has descending scores."""
         kept = torch.empty_like(groups.order)
         counts = torch.empty_like(groups.owner)
         covered = torch.empty_like(groups.order, dtype=torch.uint8)
@@ -180,7 +180,7 @@ class CudaLibrary:
 
     def hard(self, segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
         """Kept indices (k) int64."""
-        return self._hard_groups(segments, scores, _one_group(_falling(scores)), threshold, len(scores))
+        return self._hard_groups(segments, scores, _one_group(_descending(scores)), threshold, len(scores))
 
     def soft(self, segments: torch.Tensor, scores: torch.Tensor, method: str, threshold: float, sigma: float,
              min_score: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,10 +210,10 @@ class CudaLibrary:
             index, score = self._soft_groups(segments, scores, groups, "gaussian", threshold, sigma, min_score, limit, seen)
         else:
             high = torch.nonzero(scores > min_score).flatten()
-            groups = _grouped(high[_falling(scores[high])], video, labels if multiclass else None)
+            groups = _grouped(high[_descending(scores[high])], video, labels if multiclass else None)
             index = self._hard_groups(segments, scores, groups, threshold, limit)
             score = scores[index]
-        best = _falling(score)  # ties: lower class first, since the groups of a video rise in class
+        best = _descending(score)  # ties: lower class first, since the groups of a video rise in class
         best = best[torch.sort(video[index[best]], stable=True).indices]
         owner = video[index[best]]
         found = torch.zeros_like(counts).index_add_(0, owner, torch.ones_like(owner))
@@ -263,13 +263,13 @@ def _one_group(order: torch.Tensor) -> Groups:
     return Groups(order, torch.zeros_like(order), torch.cat([owner, owner + len(order)]), owner)
 
 
-def _falling(scores: torch.Tensor) -> torch.Tensor:
-    """Order of falling scores, stable; -0.0 counts as 0.0 (a radix sort would tell them apart)."""
+def _descending(scores: torch.Tensor) -> torch.Tensor:
+    """Order of descending scores, stable; -0.0 counts as 0.0 (a radix sort would tell them apart)."""
     return torch.sort(scores + 0.0, descending=True, stable=True).indices
 
 
 @functools.cache
-def _load(kind: type) -> tuple[CpuLibrary | CudaLibrary | None, str]:
+def _load(kind: type) -> tuple[Any, str]:
     try:
         return kind(), ""
     except (OSError, AttributeError) as error:
