@@ -1,7 +1,7 @@
-"""Checkpoint files in the published format, and the one map between names on disk and in memory.
+"""Checkpoint files in the published format, and the map between parameter names on disk and in memory.
 
-A file is the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler} whose weight names carry the prefix `module.`;
-ours add one key, `training`, with what an exact continuation needs, and a checksum (libs/utils/files/seal.py).
+A file holds the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler}, with the prefix `module.` on every weight name.
+Ours add the key `training`, with the state that an exact continuation needs, and a checksum (libs/utils/files/seal.py).
 Files are read without executing pickled code.
 """
 from __future__ import annotations
@@ -39,7 +39,7 @@ WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
 
 
 class DamagedCheckpoint(UserError):
-    """A file that is not as it was written: cut off, changed, or no checkpoint at all."""
+    """A file that was cut off or changed after it was written, or is no checkpoint at all."""
 
 
 def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def checkpoint_name(epoch: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A file as read: weights by their names in memory, and the rest as stored."""
+    """The content of a file: weights by their names in memory, everything else as stored."""
 
     path: Path
     epoch: int
@@ -70,7 +70,7 @@ class Checkpoint:
     training: dict[str, Any] | None  # None: a published checkpoint
 
     def select(self, which: str) -> dict[str, Tensor]:
-        """The `ema` or the `raw` weights; UserError if the file does not have them."""
+        """The `ema` or the `raw` weights.  UserError if the file lacks them."""
         state = self.weights_ema if which == "ema" else self.weights
         if state is None:
             raise UserError(f"{self.path}: has no averaged weights ({WEIGHTS['ema']}); use --weights raw")
@@ -91,9 +91,9 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a checkpoint without executing pickled code, its checksum first.
+    """Verify the checksum of a checkpoint and read it without executing pickled code.
 
-    Raises UserError saying what is wrong with the file: DamagedCheckpoint where it is not as it was written.
+    Raises UserError, or DamagedCheckpoint where the file is not as it was written.
     """
     path = Path(path)
     if not path.is_file():
@@ -207,7 +207,7 @@ def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
 
 
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
-    """The checkpoint that a command line means: a file, or of a folder its last (or the given) epoch.  UserError if none."""
+    """The checkpoint file that a path names: the file itself, or the last (or the given) epoch of a folder.  UserError if none."""
     path = Path(path)
     if not path.is_dir():
         if epoch is not None:
@@ -232,13 +232,13 @@ def epochs_of(folder: str | os.PathLike) -> list[tuple[int, Path]]:
 
 
 def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
-    """Every checkpoint that `--resume auto` may go on from, whole or not: those of epochs, by epoch, and interrupted.pth.tar."""
+    """Every checkpoint that `--resume auto` considers, damaged or not: those of epochs, by epoch, then interrupted.pth.tar."""
     middle = Path(folder) / INTERRUPTED
     return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there and its checksum (of a published one: the CRC-32 of its records) says that it is as written."""
+    """Whether a file exists and its checksum matches (published files: the CRC-32 of the archive's records)."""
     try:
         about = path.stat()
     except OSError:
@@ -256,8 +256,10 @@ def _verified(path: Path, _changed_ns: int, _size: int) -> bool:
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
-    """The furthest whole checkpoint of `checkpoints_of`, None if the folder holds none; a line on stderr for each damaged one
-    that would have been further.  DamagedCheckpoint if all are damaged."""
+    """The undamaged checkpoint of a folder with the most training steps; None if the folder holds none.
+
+    Notes every damaged one that is newer.  DamagedCheckpoint if all are damaged.
+    """
     damaged: list[DamagedCheckpoint] = []
 
     def read(path: Path) -> Checkpoint | None:
@@ -285,7 +287,7 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global random generator, in plain types and tensors."""
+    """The states of all global random generators, as plain types and tensors."""
     numpy = np.random.get_state(legacy=False)
     keys, position = numpy["state"]["key"], numpy["state"]["pos"]
     version, internal, gauss = random.getstate()
@@ -297,7 +299,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore `random_state`; generators of GPUs that are not here are left alone, with a line saying so."""
+    """Restore `random_state`.  With another number of GPUs their generators are left alone, which one line says."""
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(state["cuda"]) == devices and devices:
@@ -311,7 +313,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:
-    """Restore moments; the update stays the fused one whatever the file says.  UserError if the state does not fit."""
+    """Restore the moments and learning rates; all other options stay those of `optimizer`.  UserError if they do not fit."""
     groups = []
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not state["state"]:
         raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")

@@ -1,4 +1,4 @@
-"""environment.json: what a run or an evaluation ran on, with which command, code and versions."""
+"""environment.json: machine, command, code and versions of a run or an evaluation."""
 from __future__ import annotations
 
 import datetime
@@ -26,7 +26,7 @@ ROUNDING = ("torch", "cuda", "processor", "threads", "gpus", "ranks")  # with ot
 
 
 def environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """What this process runs: command, versions, machine, code, seed.  Plain JSON values; no host or user name is asked for."""
+    """Command, versions, machine, code and seed of this process, as plain JSON values; without host and user names."""
     machine = this_machine(str(device))
     cuda = device.type == "cuda"
     return {
@@ -54,9 +54,9 @@ def environment(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def record_start(folder: Path, config: Config, device: torch.device, resumed_from: Path | None, iteration: int) -> None:
-    """Add this start of a run to <folder>/environment.json, {"starts": [...]}: an entry per start, the first one first.
+    """Append this start of a run to <folder>/environment.json, {"starts": [...]}.
 
-    Says so in one line when it goes on from another environment that may round differently.  UserError if it cannot be written.
+    Notes a difference to the last start that may round sums differently.  UserError if the file cannot be written.
     """
     path = folder / NAME
     starts = _starts(path)
@@ -70,7 +70,7 @@ def record_start(folder: Path, config: Config, device: torch.device, resumed_fro
 
 
 def ranks() -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 

@@ -21,9 +21,9 @@ HELD = (errno.EACCES, errno.EAGAIN)  # of fcntl(2)
 
 
 class FolderLock:
-    """A lock on <folder>/.lock that ends with its process, however that ends; a file system without locks is let pass.
+    """A lock on <folder>/.lock, released when its process ends for any reason; without effect on file systems without locks.
 
-    The file holds the number of the process.  Processes forked from the holder do not hold it.
+    The file holds the process id.  Processes forked from the holder do not hold the lock (as they would with `flock`).
     """
 
     def __init__(self, folder: Path):
@@ -31,9 +31,9 @@ class FolderLock:
         self._handle: int | None = None
 
     def take(self, create: bool = False) -> None:
-        """Take it unless it is held here; nothing happens where the folder is missing, or with `create` it is made.
+        """Take the lock unless this process holds it.  A missing folder is created with `create`, otherwise ignored.
 
-        Waits for another process that has it, up to WAIT_S.  Raises UserError if that goes on, or the folder cannot be written.
+        Waits up to WAIT_S for another process.  UserError if that still holds it then, or the folder cannot be written.
         """
         if self._handle is not None or fcntl is None or not (create or self.path.parent.is_dir()):
             return
@@ -55,7 +55,7 @@ class FolderLock:
         self._handle = handle
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

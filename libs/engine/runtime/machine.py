@@ -28,8 +28,7 @@ class Machine(NamedTuple):
 
 
 def this_machine(device: str | None = None) -> Machine:
-    """What this process runs on; the GPU is that of `device` (cuda or cuda:N; cpu: none, and none is touched), None: torch's
-    current one, if there is any."""
+    """The machine of this process; its GPU is that of `device` (cuda or cuda:N; cpu: none), or torch's current one for None."""
     gpu = torch.cuda.get_device_name(device) if device != "cpu" and torch.cuda.is_available() else None
     return Machine(_processor(), os.cpu_count() or 1, torch.get_num_threads(), gpu, str(torch.__version__),
                    platform.python_version())

@@ -1,4 +1,4 @@
-"""What may end a training run early or make it save: a signal, the clock, the end of the program that started it.
+"""Reasons to save or to end a training run early: a signal, the clock, the end of the program that started it.
 
     with Interruption(save_minutes=30) as asked:
         for batch in ...:
@@ -22,7 +22,7 @@ STARTED_BY = "TAL_STARTED_BY"  # set by libs/engine/experiments/launch.py: the p
 
 
 class Wish(enum.IntEnum):
-    """What is to be done at the end of a step; the largest over all ranks holds for each."""
+    """What to do at the end of a step; the maximum over all processes holds for each of them."""
 
     NOTHING = 0
     SAVE = 1
@@ -30,7 +30,7 @@ class Wish(enum.IntEnum):
 
 
 class Interruption:
-    """Collects the reasons; a context, outside of which signals do what they did before.
+    """Collects the reasons, as a context manager that restores the signal handlers at its end.
 
     `save_minutes`: time after which `wish` asks to save (None: never).  Signals can be caught in the main thread only; elsewhere
     they are left alone.
@@ -59,7 +59,7 @@ class Interruption:
         self._before.clear()
 
     def wish(self) -> Wish:
-        """To be called at the end of every step.  Cheap: no system call but getppid, nothing read from a device."""
+        """Called at the end of every step.  Cheap: one getppid, nothing read from a device."""
         if self.stopping:
             return Wish.STOP
         late = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
@@ -73,7 +73,7 @@ class Interruption:
         return self.reason is not None
 
     def saved(self) -> None:
-        """Start the clock anew: everything is on disk."""
+        """Restart the clock: everything is on disk."""
         self._saved = time.monotonic()
 
     def _asked(self, number: int, _frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""When a run is saved, under which names, and what is removed then.
+"""When a run is saved, under which names, and which older files are then removed.
 
 epoch_%03d.pth.tar after an epoch; interrupted.pth.tar in between, on request or by the clock: newer than every epoch's file, and
 removed once there is a newer one.  A file is removed only after a newer one is on disk.
@@ -22,7 +22,7 @@ class Saver:
         self.run, self.trainer, self.asked, self.keep = run, trainer, asked, keep
 
     def tidy(self, resumed_from: Path | None) -> None:
-        """Remove what a killed run did not come to remove, if the newest epoch's file is what was resumed from."""
+        """Remove the older files that a killed run left, if the run resumes from the newest epoch's file."""
         if resumed_from == self.run.folder / checkpoint_name(self.trainer.epoch):
             self._remove_older()
 
