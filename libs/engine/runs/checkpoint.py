@@ -207,7 +207,7 @@ def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
 
 
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
-    """The checkpoint file that a path names: the file itself, or the last (or the given) epoch of a folder.  UserError if none."""
+    """The checkpoint that a path names: the file itself, or the last (or the given) epoch of a folder.  UserError if none."""
     path = Path(path)
     if not path.is_dir():
         if epoch is not None:
