@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from libs.core.schema import Config
 from libs.modeling.blocks.conv import ConvBlock
 from libs.modeling.blocks.convnext import ConvNextBlock
-from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, masked
+from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D
 from libs.modeling.blocks.pooling import MaxPoolBlock
 from libs.modeling.blocks.transformer import TransformerBlock
+from libs.modeling.kernels.in_place import plain_masked
 
 
 def sinusoid_table(length: int, channels: int) -> Tensor:
@@ -131,7 +132,7 @@ class ConvNextBackbone(Backbone):
     separable = True
 
     def embed(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        return masked(super().embed(x_BTC, mask_BT), mask_BT)  # wide kernels must not see norm biases
+        return plain_masked(super().embed(x_BTC, mask_BT), mask_BT)  # wide kernels must not see norm biases
 
     def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
         model, train = config.model, config.train_cfg

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, TimeConv, masked
+from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, TimeConv
+from libs.modeling.kernels.in_place import masked
 
 
 class FixedLengthGate(nn.Module):

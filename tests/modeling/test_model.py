@@ -115,6 +115,17 @@ def test_padded_points_are_exactly_zero_and_the_rest_is_not(name):
     assert out.points.shape == (sum(out.level_sizes), 4)
 
 
+@pytest.mark.parametrize("backbone", ["convTransformer", "conv", "conv_dw", "convnext"])
+def test_inference_leaves_its_input_alone(backbone):
+    config, model = network(dataset={"input_dim": 16}, model={"backbone_arch": [0, 1, 2], "backbone_type": backbone})
+    x, mask = padded_batch([40, 9], 48, channels(config))
+    x[~mask] = 1.0
+    before = x.clone()
+    with torch.no_grad():
+        model(x, mask)
+    assert torch.equal(x, before)
+
+
 def test_points_per_level():
     _, model = network()
     with torch.no_grad():

@@ -15,12 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.modeling.kernels.conv1d import channels_innermost, conv_time
+from libs.modeling.kernels.in_place import gelu, masked
 from libs.modeling.kernels.residual import add_branch
-
-
-def masked(x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-    """(B, T, C) with padded steps at zero."""
-    return x_BTC * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
 
 
 class TimeConv(nn.Conv1d):
@@ -127,9 +123,16 @@ class AffineDropPath(nn.Module):
         return add_branch(skip_BTC, branch_BTC, scale, kept, mask_BT)
 
 
+class GELU(nn.Module):
+    """Exact GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
 class MLP(nn.Sequential):
     """The two layers at each step of a block, `expansion` x channels wide, with GELU."""
 
     def __init__(self, channels: int, expansion: int, dropout: float):
-        super().__init__(TimeConv(channels, expansion * channels, 1), nn.GELU(), nn.Dropout(dropout),
+        super().__init__(TimeConv(channels, expansion * channels, 1), GELU(), nn.Dropout(dropout),
                          TimeConv(expansion * channels, channels, 1), nn.Dropout(dropout))

@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.modeling.blocks.layers import masked
 from libs.modeling.kernels.conv1d import as_image, as_sequence
+from libs.modeling.kernels.in_place import masked
 
 
 def max_pool_time(x_BTC: Tensor, stride: int) -> Tensor:

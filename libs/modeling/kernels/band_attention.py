@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from libs.modeling.kernels.conv1d import exporting
+
 BLOCK = 32  # queries per block: with a half window h, each block computes Q (Q + 2 h) scores, of which Q (2 h + 1) count
 
 
@@ -32,7 +34,9 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     Q = max(BLOCK, 2 * half)
     N = (T + Q - 1) // Q  # exported graphs divide rounding to zero: no negative numbers
     W = Q + 2 * half
-    q = F.pad(q_BTHD, (0, 0, 0, 0, 0, N * Q - T)).reshape(B * N, Q, H, D).transpose(1, 2)
+    tail = N * Q - T
+    # an exported graph has no branches: it pads by nothing where nothing is to be padded
+    q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if exporting() or tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
     k, v = (_overlapping_blocks(x.flatten(2), Q, half, N).reshape(B * N, W, H, D).transpose(1, 2) for x in (k_BTHD, v_BTHD))
     valid = _overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).reshape(B * N, 1, 1, W)
     offset_QW = (torch.arange(W, device=q.device) - half) - torch.arange(Q, device=q.device).unsqueeze(1)

@@ -12,6 +12,7 @@ from libs.modeling.kernels import band_attention as attention
 from libs.modeling.kernels import conv1d
 from libs.modeling.kernels.band_attention import BLOCK, band_attention, local_attention, plain_attention
 from libs.modeling.kernels.conv1d import ShiftedProducts, conv_time, plain_conv_time
+from libs.modeling.kernels.in_place import gelu, masked, plain_masked
 from libs.modeling.kernels.residual import add_branch, plain_add_branch
 
 WINDOWS = (3, 5, 7, 9, 19, 31, 33, 63, 65, 67)
@@ -197,6 +198,21 @@ def test_the_end_of_a_branch(dtype, with_kept):
 def test_a_branch_without_scale():
     skip, branch, mask = random(2, 7, 4), random(2, 7, 4, seed=1), torch.arange(7) < torch.tensor([[7], [4]])
     assert torch.equal(add_branch(skip, branch, None, None, mask), add_branch(skip, branch, torch.ones(4), None, mask))
+
+
+# ---- elementwise steps in place
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_steps_in_place_overwrite_their_input_only_without_gradients(dtype):
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    for fast, plain in ((lambda x: masked(x, mask), lambda x: plain_masked(x, mask)), (gelu, F.gelu)):
+        x = random(2, 7, 4, dtype=dtype).requires_grad_()
+        before, want = x.detach().clone(), plain(x)
+        assert_same(fast(x), want, [x], 0)
+        assert torch.equal(x, before)
+        with torch.no_grad():
+            assert fast(before) is before
+        assert torch.equal(before, want)
 
 
 # ---- without arithmetic, and in exported graphs
