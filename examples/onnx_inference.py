@@ -3,7 +3,7 @@
     python tools/export.py pretrained/demo_student.pth.tar --format onnx --with-decode -o demo_student.onnx
     python examples/onnx_inference.py demo_student.onnx pretrained/demo_video.npy 25        (the last number: frames per second)
 
-Prints start (s), end (s), score and label by falling score: what tools/predict.py finds.  Does the usual, per-class soft-NMS.
+Prints start (s), end (s), score and label by descending score: what tools/predict.py finds.  Does the usual, per-class soft-NMS.
 """
 import json
 import sys

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels-from", metavar="JSON", help="with a THUMOS14 folder: the annotation JSON whose class ids the "
                         "predictions use")
     parser.add_argument("--buckets", choices=BUCKETS, default="quantiles", help="of length, coverage and number of instances: "
-                        "five of equal number of segments (quantiles), or the bounds for a data set in docs/diagnosis.md")
+                        "five of equal number of segments (quantiles), or the bounds for a dataset in docs/diagnosis.md")
     parser.add_argument("--video-folder", metavar="DIR", help="where <video id>.mp4 (.webm, .mkv, ...) are, to be played in "
                         "step; the page refers to the files by their place on this computer")
     parser.add_argument("--png-folder", metavar="DIR", help="write the figures there as PNG files")

@@ -5,7 +5,7 @@
     python tools/robustness.py configs/hapt.yaml ckpt/hapt_*_seed? --names teacher teacher student student --set devices=cpu
     python tools/robustness.py configs/demo.yaml ckpt/demo_teacher --corruptions noise jitter --severities 1 3 5 --modalities rgb
 
-CONFIG says which data set, subset (val_split) and inference settings; each checkpoint brings its own network.  Checkpoints of
+CONFIG says which dataset, subset (val_split) and inference settings; each checkpoint brings its own network.  Checkpoints of
 one name are seeds of one model: averaged, with the standard deviation.  Corruptions are those of libs/datasets/corruptions.py;
 every model sees the same ones.  Writes robustness.json and robustness.svg to <output_folder>/<config's name>_robustness/.
 """
@@ -32,7 +32,7 @@ from libs.utils.plotting import svg
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML configuration of the data set and the evaluation")
+    parser.add_argument("config", help="YAML configuration of the dataset and the evaluation")
     parser.add_argument("ckpts", nargs="+", metavar="CKPT", help="checkpoint files, or folders of runs (their last epoch)")
     parser.add_argument("--names", nargs="+", default=None, metavar="NAME",
                         help="one per checkpoint, equal ones are averaged (the name of the run's folder)")

@@ -234,7 +234,7 @@ def changes_since(checkpoint: Checkpoint, run: StageRun) -> list[str]:
                         f"choose another --output, or remove {run.folder}")
     ignored = set(IGNORED)
     if not run.config.train_cfg.head_empty_cls:
-        ignored.add("train_cfg.head_empty_cls")  # training fills it in where the data set leaves classes empty
+        ignored.add("train_cfg.head_empty_cls")  # training fills it in where the dataset leaves classes empty
     return [line for key, line in changed_settings(checkpoint, run.config).items() if key not in ignored]
 
 

@@ -4,7 +4,7 @@
     result = measure(config, subjects, Settings(), device)     the document of robustness.json, average mAP in percent
     print(tables(result));  svg(chart(result))
 
-Every checkpoint brings its own network; data set, subset and inference settings are those of one configuration.  Checkpoints
+Every checkpoint brings its own network; dataset, subset and inference settings are those of one configuration.  Checkpoints
 of one name are seeds of one model: their numbers are averaged, with the standard deviation beside.
 """
 from __future__ import annotations
@@ -38,7 +38,7 @@ from libs.utils.tables import format_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what belongs to the data set and the evaluation; everything else is a checkpoint's own
+# what belongs to the dataset and the evaluation; everything else is a checkpoint's own
 SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
 SHARED_DATA = ("json_file", "feat_folder", "file_prefix", "file_ext", "default_fps", "missing", "strict", "tiou_thresholds")
 
@@ -65,7 +65,7 @@ class Subject:
 
 
 def network_config(config: Config, checkpoint: Checkpoint) -> Config:
-    """The checkpoint's own configuration with the data set, subset and inference settings of `config`.
+    """The checkpoint's own configuration with the dataset, subset and inference settings of `config`.
 
     A checkpoint that holds none (a published one) gets `config` as it is.  Raises UserError when it detects another number of
     classes, cannot read these features, or was trained on the same files with another stride, window or other channels.
@@ -85,7 +85,7 @@ def network_config(config: Config, checkpoint: Checkpoint) -> Config:
     own = from_dict(values, source)
     if own.dataset.num_classes != config.dataset.num_classes:
         raise UserError(f"{source}: dataset.num_classes: {own.dataset.num_classes}, but {config.source} has "
-                        f"{config.dataset.num_classes}; name a configuration of the data set that this checkpoint was trained on")
+                        f"{config.dataset.num_classes}; name a configuration of the dataset that this checkpoint was trained on")
     reads, needs = _width(own.model_input_dim), _width(trained.model_input_dim)
     if reads != needs:
         raise UserError(f"{source}: the network reads {needs} channels, but of the features of {config.source} it would be given "

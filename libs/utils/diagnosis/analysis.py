@@ -164,7 +164,7 @@ def _change(found: Diagnosis, wrong: np.ndarray, repair: bool = False, ignore_mi
             keep[fixed] = hit[fixed] = True
             det_class = det_class.copy()
             det_class[fixed] = matching.gt_class[found.target[i, fixed]]
-        order = np.flatnonzero(keep)  # by class and falling score, unless a repair has changed classes
+        order = np.flatnonzero(keep)  # by class and descending score, unless a repair has changed classes
         if repair:
             order = order[np.lexsort((matching.used[order], -found.score[order], det_class[order]))]
         num_gt = np.bincount(matching.gt_class[~missed[i]] if ignore_missed else matching.gt_class,

@@ -58,7 +58,7 @@ def characteristics(ground_truth: GroundTruth, durations_s: Mapping[str, float],
                     buckets: str = "quantiles") -> list[Characteristic]:
     """Length (s), coverage (length over the video's duration) and instances (ground truths of its class in its video).
 
-    buckets: "quantiles" (five of about equal number), or the bounds of a data set in PRESETS.  Coverage is left out where no
+    buckets: "quantiles" (five of about equal number), or the bounds of a dataset in PRESETS.  Coverage is left out where no
     duration is known.
     """
     length = ground_truth.t_end - ground_truth.t_start
@@ -108,7 +108,7 @@ def normalised_mAP(found: Diagnosis, inside: np.ndarray | None = None) -> np.nda
 
 
 def normalised_ap(hit: np.ndarray, false: np.ndarray, num_gt: int, average: float) -> float:
-    """Interpolated AP with normalised precision of `hit` and `false` (n,) bool in order of falling score; a prediction that is
+    """Interpolated AP with normalised precision of `hit` and `false` (n,) bool in order of descending score; a prediction that is
     neither is left out."""
     recall = np.cumsum(hit) / num_gt
     precision = recall * average / np.maximum(recall * average + np.cumsum(false), np.finfo(float).tiny)

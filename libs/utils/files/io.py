@@ -48,7 +48,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) 
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
-    """Remove the temporary files that killed programs left in a folder, at least as old as said.
+    """Remove the temporary files that killed programs left in a folder, at least `older_than_s` seconds old.
 
     With 0: only where nobody else is writing.
     """

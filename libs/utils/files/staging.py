@@ -1,4 +1,4 @@
-"""Write into a temporary place first, then put everything in place at once: a data set on disk is whole or not there.
+"""Write into a temporary place first, then put everything in place at once: a dataset on disk is whole or not there.
 
 `staged` replaces chosen entries of a folder; `staged_folder` makes a whole folder.  Both remove their temporary files on any
 exception and turn a full disk or a missing permission into a UserError.
