@@ -137,24 +137,26 @@ def save(args: argparse.Namespace, title: str, rows: Sequence[dict[str, Any]], k
 
 
 def write_result(name: str, title: str, rows: Sequence[dict[str, Any]], device: str = "cpu",
-                 key: Sequence[str] | None = None, folder: Path = make_results.FOLDER) -> Path:
-    """Write the measured rows as `folder`/NAME.json with command, date and environment (format: make_results.py).
+                 key: Sequence[str] | None = None, command: str | None = None, section: str = "Speed and memory",
+                 folder: Path | None = None) -> Path:
+    """Write the measured rows as benchmarks/results/NAME.json with command, date and environment (format: make_results.py).
 
-    An older file of that name gives section, texts, and titles and units of columns that stay; its rows are replaced.
-    Rows are named by the columns of `key` (see `row_names`).  None and values that are not finite are left out.  Raises
-    UserError for rows that cannot be told apart and for a name that is no file name.
+    `command` is this program's by default, `folder` another place.  An older file of that name gives section, texts, and
+    titles and units of columns that stay; its rows are replaced.  Rows are named by the columns of `key` (see `row_names`).
+    None and values that are not finite are left out.  Raises UserError for rows that cannot be told apart and for a name
+    that is no file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise UserError(f"--record {name}: use lower-case letters, digits and _")
-    path = folder / f"{name}.json"
+    path = (folder or make_results.FOLDER) / f"{name}.json"
     old = make_results.read(path) if path.exists() else {"columns": {}}
     named = dict(zip(row_names(rows, key), map(_measured, rows), strict=True))
-    keys = dict.fromkeys(key for row in named.values() for key in row)
-    columns = {key: old["columns"].get(key) or {"title": key, "unit": _unit(key)} for key in keys}
+    names = dict.fromkeys(column for row in named.values() for column in row)
+    columns = {column: old["columns"].get(column) or {"title": column, "unit": _unit(column)} for column in names}
     result = {
-        "section": old.get("section", "Speed and memory"), "title": old.get("title", title),
+        "section": old.get("section", section), "title": old.get("title", title),
         "question": old.get("question", f"{title}: what is measured?"), "answer": old.get("answer", "See the table."),
-        "commands": [shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])],
+        "commands": [command or shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])],
         "date": time.strftime("%Y-%m-%d"), "environment": this_machine(device)._asdict(),
         "runs": next((row["runs"] for row in rows if "runs" in row), 1),
         "columns": columns, "rows": named, "notes": old.get("notes", [])}

@@ -21,7 +21,7 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-CPU_ONLY = ("bench_map.py", "identical_loss.py", "kill_resume.py", "make_results.py")
+CPU_ONLY = ("bench_map.py", "identical_loss.py", "kill_resume.py", "make_results.py", "record.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
@@ -263,6 +263,27 @@ def test_a_recorded_result_keeps_the_texts_of_the_old_one(tmp_path, monkeypatch)
         write_result("speed", "network", [rows[0], rows[0]], folder=tmp_path)
     with pytest.raises(UserError, match="lower-case"):
         write_result("../speed", "network", rows, folder=tmp_path)
+
+
+def test_json_of_a_tool_becomes_a_result(capsys, tmp_path, monkeypatch):
+    import make_results
+    monkeypatch.setattr(make_results, "FOLDER", tmp_path)
+    seeds = {"average_mAP": {"0": 89.69, "1": 90.86}, "mean": 90.275, "standard_deviation": 0.827}
+    (tmp_path / "seeds.txt").write_text(json.dumps({"config": "configs/hapt.yaml", "set": [], "ema": seeds, "raw": seeds}))
+    stages = [{"stage": "teacher", "teachers": ["a", "b"], "mean": 1.5, "standard_deviation": None, "machine": "x", "threads": 1,
+               "average_mAP": {"0": 1.0, "1": 2.0}}]
+    (tmp_path / "stages.txt").write_text(json.dumps({"folder": "f", "set": [], "rows": stages}))
+    for name in ("seeds", "stages"):
+        in_process(capsys, "record.py", name, tmp_path / f"{name}.txt", "--command", "python tools/x.py")
+    result = make_results.read(tmp_path / "seeds.json")
+    assert (result["rows"]["ema"]["average_mAP"], result["rows"]["raw"]["mean"]) == ([89.69, 90.86], 90.275)
+    assert (result["commands"], result["section"]) == (["python tools/x.py"], "Accuracy")
+    row = make_results.value("stages/teacher/mean"), make_results.read(tmp_path / "stages.json")["rows"]["teacher"]
+    assert row == (1.5, {"stage": "teacher", "teachers": "a, b", "mean": 1.5, "average_mAP": [1.0, 2.0]})
+    (tmp_path / "other.txt").write_text("[]")
+    main = runpy.run_path(str(FOLDER / "record.py"), run_name="benchmark")["main"]
+    code, _, err = run_script(capsys, main, "record.py", "other", str(tmp_path / "other.txt"), "--command", "c")
+    assert "other.txt: is no JSON of tools/run_seeds.py" in one_error(code, err)
 
 
 def test_table_and_timing():
