@@ -3,8 +3,8 @@
     python benchmarks/make_results.py                                 after a file was added or changed
     python benchmarks/make_results.py --value hapt/hapt_ema/mean      one number: FILE/ROW/COLUMN
 
-A benchmark script writes such a file with `--record NAME`, record.py from a tool's JSON; others are written by hand.  One file is one
-table:
+Benchmark scripts write such a file with `--record NAME`, record.py writes one from a tool's JSON, others are written by hand.
+One file is one table:
 
     section, title    where it stands in RESULTS.md: a name of SECTIONS, a heading
     question, answer  what was asked, and what the rows say, one paragraph each
