@@ -23,6 +23,7 @@ from libs.engine.runtime import lifeline
 from libs.engine.runtime import world as world_module
 from libs.engine.runtime.world import ALONE, World, launched
 from libs.engine.training.trainer import Trainer
+from libs.utils.evaluation.predictions import Detections
 
 SHORT = {"loader": {"batch_size": 1}, "opt": {"epochs": 2, "warmup": False}}
 
@@ -212,9 +213,11 @@ def test_evaluation_gives_the_files_of_one_process(trained, tmp_path, processes,
 
 
 def test_a_video_evaluated_twice_is_noticed():
-    assert list(merged_detections([{"a": 1}, {}, {"b": 2}])) == ["a", "b"]
+    a, none, b = (Detections.from_arrays([v] * n, [0.0] * n, [1.0] * n, [0] * n, [0.5] * n)
+                  for v, n in (("a", 2), ("", 0), ("b", 1)))
+    assert list(merged_detections([b, none, a], ["a", "b"]).video_id) == ["a", "a", "b"]
     with pytest.raises(ValueError, match="more than one process"):
-        merged_detections([{"a": 1}, {"a": 1}])
+        merged_detections([a, a], ["a", "b"])
 
 
 def test_teacher_outputs_are_cached_once_and_are_those_of_one_process(data, tmp_path):
