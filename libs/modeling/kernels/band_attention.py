@@ -37,7 +37,8 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     tail = N * Q - T
     # an exported graph has no branches: it pads by nothing where nothing is to be padded
     q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if exporting() or tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
-    k, v = (_overlapping_blocks(x.flatten(2), Q, half, N).reshape(B * N, W, H, D).transpose(1, 2) for x in (k_BTHD, v_BTHD))
+    k, v = (_overlapping_blocks(x.flatten(2), Q, half, N).flatten(0, 1).unflatten(2, (H, D)).transpose(1, 2)
+            for x in (k_BTHD, v_BTHD))
     valid = _overlapping_blocks(mask_BT.unsqueeze(-1), Q, half, N).reshape(B * N, 1, 1, W)
     offset_QW = (torch.arange(W, device=q.device) - half) - torch.arange(Q, device=q.device).unsqueeze(1)
     allowed = _band(offset_QW, valid, window, bias_HW)
@@ -78,8 +79,11 @@ def _products(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
 def _overlapping_blocks(x_BTC: Tensor, size: int, half: int, count: int) -> Tensor:
     """Blocks of `size` steps with `half` more on either side: (B, T, C) -> (B, count, size + 2 half, C), zeros outside.
 
-    Needs size >= 2 half.  Two slices of one padded tensor: unfolding would cost a slow scatter in the backward pass.
+    Needs size >= 2 half.  Without gradients a view of one padded tensor, whose blocks overlap in memory; else two slices of it,
+    since unfolding would cost a slow scatter in the backward pass.
     """
     B, T, C = x_BTC.shape
+    if not torch.is_grad_enabled():
+        return F.pad(x_BTC, (0, 0, half, count * size + half - T)).unfold(1, size + 2 * half, size).transpose(2, 3)
     rows = F.pad(x_BTC, (0, 0, half, (count + 1) * size - half - T)).view(B, count + 1, size, C)
     return torch.cat((rows[:, :-1], rows[:, 1:, :2 * half]), dim=2)
