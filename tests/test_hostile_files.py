@@ -89,7 +89,7 @@ def test_yaml_bombs(tmp_path, text, message):
 
 @pytest.mark.parametrize(("model", "message"), [
     ({"embd_dim": 10**12}, "model.embd_dim: 1000000000000: 1000000000000 is too large; use at most 65536"),
-    ({"backbone_arch": [1, 1, 10**12]}, "[1, 1, 1000000000000]: 1000000000000 is too large; use at most 64")])
+    ({"backbone_arch": [1, 1, 10**12]}, "1000000000000 is too large; use at most 64")])
 def test_networks_that_nobody_can_build(model, message):
     refused(lambda: tiny_config(model=model), message=message)
 

@@ -37,7 +37,7 @@ from libs.utils.files.io import write_atomic, write_json_atomic
 from libs.utils.progress import bar
 
 MEMORY = 2**30  # bytes of outputs kept in memory; above that, files are read again
-PER_STEP, PER_POINT = ("stem", "inputs"), ("logits", "offsets", "pyramid")
+PER_POINT = ("logits", "offsets", "pyramid")  # the other arrays have a row per step
 
 
 class Request(NamedTuple):
