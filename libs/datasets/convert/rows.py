@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from libs.core.errors import UserError, note
 from libs.datasets.features.store import FeatureStore
-from libs.utils.files.tables import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv
 
 UNITS = ("s", "ms", "frames")
 LONGEST_S = 86400.0  # a segment that ends later than after a day is not in seconds

@@ -19,7 +19,7 @@ from typing import Any
 from libs.core.errors import UserError, nearest
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.prepare.document import Document, entries_of, read_official
-from libs.utils.files.tables import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv
 
 SUBSETS = ("training", "validation", "testing")
 PREFIX = "v_"

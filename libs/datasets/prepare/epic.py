@@ -16,7 +16,7 @@ from pathlib import Path
 
 from libs.core.errors import UserError
 from libs.datasets.prepare.document import Document, positive, whole
-from libs.utils.files.tables import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv
 
 VERBS, NOUNS = 97, 300
 TASKS = ("verb", "noun", "action")

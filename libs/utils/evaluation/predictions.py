@@ -29,8 +29,8 @@ from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_bytes
 from libs.core.names import id_problem
 from libs.utils.evaluation.columns import as_columns, as_integers, check_finite, check_segments
+from libs.utils.files.csv_files import read_csv
 from libs.utils.files.io import parse_json, read_json, write_atomic, write_json_atomic
-from libs.utils.files.tables import read_csv
 from libs.utils.files.untrusted_pickle import read_plain_pickle
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from libs.core.errors import UserError
-from libs.utils.files.tables import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv
 
 
 def read(tmp_path: Path, content: str, **options):
