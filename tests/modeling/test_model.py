@@ -3,57 +3,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import padded_batch, show_every_term, tiny_config
+from helpers import padded_batch, tiny_config
+from networks import VARIANTS, channels, network
 
 from libs.core.config import from_dict, to_dict
 from libs.datasets.padding import padding_of
 from libs.modeling.model import build_model
-
-STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
-MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
-VARIANTS = {
-    "transformer": {},
-    "conv": {"model": {"backbone_type": "conv"}},
-    "conv_dw": {"model": {"backbone_type": "conv_dw"}},
-    "conv_dw without norms": {"model": {"backbone_type": "conv_dw", "embd_with_ln": False, "head_with_ln": False}},
-    "conv_dw, two inputs": {"dataset": {"input_dim": [2, 4]}, "model": {"backbone_type": "conv_dw", "embd_dim": [6, 10]}},
-    "rgb2flow": {**STREAMS, "model": {"hallucinator": "rgb2flow", "backbone_type": "conv_dw", **MADE_UP}},
-    "separable hallucinator": {**STREAMS, "model": {"hallucinator": "separable", **MADE_UP}},
-    "bottleneck hallucinator": {**STREAMS, "model": {"hallucinator": "bottleneck", **MADE_UP}},
-    "fusion": {**STREAMS, "model": {"modalities": ["flow", "rgb"], "fusion": "gated"}},
-    "fusion of rgb2flow": {**STREAMS, "model": {"hallucinator": "rgb2flow", "fusion": "gated", **MADE_UP}},
-    "separable heads": {"model": {"head_type": "separable"}},
-    "max_pool": {"model": {"branch_type": "max_pool"}},
-    "max_pool of conv": {"model": {"branch_type": "max_pool", "backbone_type": "conv"}},
-    "gate after the norm": {"model": {"temporal_gate": "post_norm"}},
-    "fpn": {"model": {"fpn_type": "fpn", "fpn_dim": 12, "head_dim": 20}},
-    "fpn of conv": {"model": {"fpn_type": "fpn", "backbone_type": "conv"}},
-    "abs_pe": {"model": {"use_abs_pe": True}},
-    "rel_pe": {"model": {"use_rel_pe": True, "n_mha_win_size": 3}},
-    "global": {"model": {"n_mha_win_size": -1}},
-    "mixed windows": {"model": {"n_mha_win_size": [7, 3, -1]}},
-    "kernel 5": {"model": {"head_kernel_size": 5, "head_num_layers": 4, "embd_kernel_size": 5}},
-    "no norms": {"model": {"embd_with_ln": False, "head_with_ln": False}},
-    "scale 4": {"model": {"scale_factor": 4}},
-    "start level": {"model": {"fpn_start_level": 1, "regression_range": [[0, 8], [8, 10000]]}},
-    "two inputs": {"dataset": {"input_dim": [2, 4]}, "model": {"embd_dim": [6, 10]}},
-    "no embedding": {"dataset": {"input_dim": 16}, "model": {"backbone_arch": [0, 1, 2]}},
-    "deep stem": {"model": {"backbone_arch": [2, 3, 2]}},
-    "no branch": {"model": {"backbone_arch": [1, 1, 0], "regression_range": [[0, 10000]]}},
-    "one head layer": {"model": {"head_num_layers": 1}},
-    "no drop path": {"train_cfg": {"droppath": 0.0}},
-}
-
-
-def network(**sections):
-    config = tiny_config(**sections)
-    torch.manual_seed(0)
-    return config, show_every_term(build_model(config)).eval()
-
-
-def channels(config):
-    dims = config.model_input_dim
-    return sum(dims) if isinstance(dims, tuple) else dims
 
 
 def valid_outputs(model, steps, total, channels):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import padded_batch, tiny_config
-from test_model import VARIANTS, channels, network
+from networks import VARIANTS, channels, network
 
 from libs.datasets.padding import BF16_MULTIPLE, padding_of
 from libs.engine.runtime.precision import low_weights

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
-from helpers import TRAINING, VALIDATION, Data, data_config, merged
+from helpers import TRAINING, VALIDATION, Data, data_config, identical, merged
+from resuming import unplaced
 from steps import losses_of
-from test_resume import identical, unplaced
 
 from libs.core.config import dump_yaml
 from libs.core.errors import UserError

@@ -8,9 +8,9 @@ import distill_cases
 import pytest
 import torch
 from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, save_teacher, student, two_stream, weights_equal
-from helpers import run_script
+from helpers import identical, run_script
+from resuming import stop_in_epoch, unplaced
 from steps import detection_losses, losses_of
-from test_resume import identical, stop_in_epoch, unplaced
 
 import eval as eval_script
 from libs.core.config import dump_yaml

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import data_config, identical, write_data
+from resuming import stop_in_epoch, unplaced
 
 from libs.core.errors import UserError
 from libs.engine.runs.checkpoint import add_prefix, load_checkpoint, save_checkpoint
 from libs.engine.training.fit import FitOptions, fit
-from libs.engine.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 NOISY = {"train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "ema_warmup": True}}
@@ -19,24 +19,6 @@ NOISY = {"train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "e
 
 def content(folder: Path, name: str = "epoch_004.pth.tar"):
     return torch.load(folder / name, weights_only=True)
-
-
-def unplaced(checkpoint):
-    """Without what names the folder of the run and the number of workers."""
-    config = checkpoint["training"]["config"]
-    config["output_folder"] = config["loader"]["num_workers"] = None
-    return checkpoint
-
-
-def stop_in_epoch(monkeypatch, epoch):
-    """Ctrl-C in the middle of an epoch (1-based)."""
-    step = Trainer.step
-
-    def interrupted(self, batch):
-        if self.epoch == epoch - 1 and self.iteration % self.iters_per_epoch == 1:
-            raise KeyboardInterrupt
-        return step(self, batch)
-    monkeypatch.setattr(Trainer, "step", interrupted)
 
 
 @pytest.fixture(scope="module")

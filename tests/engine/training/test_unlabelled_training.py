@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from distill_cases import RGB_ONLY, save_teacher, student, two_stream
-from helpers import Data, show_every_term, write_data
+from helpers import Data, identical, show_every_term, write_data
+from resuming import unplaced
 from steps import detection_losses, losses_of
-from test_resume import identical, unplaced
 
 from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
