@@ -43,7 +43,8 @@ from libs.datasets.synthetic.demo import ensure_demo_of
 from libs.engine.runs.checkpoint import checkpoints_of
 from libs.engine.runs.run_folder import Run, run_folder
 from libs.engine.training import fit as fit_module
-from libs.engine.training import trainer as trainer_module
+from libs.engine.training import training_state
+from libs.engine.training.trainer import Trainer
 from libs.utils.files import io
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,10 +115,9 @@ def start(config: Path, folder: Path, marks: Marks, seed: int, options: list[str
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         rng = random.Random(seed)  # not the global one, which is a part of the run's state
-        for owner, name, phase in ((trainer_module.Trainer, "step", "step"), (trainer_module.Trainer, "save", "saving"),
-                                   (fit_module, "log_steps", "logging"),
-                                   (fit_module, "record_scores", "logging"), (Run, "sync", "logging"),
-                                   (fit_module, "evaluate", "evaluating")):
+        for owner, name, phase in (
+                (Trainer, "step", "step"), (training_state, "save_checkpoint", "saving"), (fit_module, "log_steps", "logging"),
+                (fit_module, "record_scores", "logging"), (Run, "sync", "logging"), (fit_module, "evaluate", "evaluating")):
             marked(owner, name, phase, marks)
         if pace:
             for name in ("fsync", "replace", "unlink", "chmod"):

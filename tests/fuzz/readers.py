@@ -35,6 +35,7 @@ from libs.datasets.features.store import FeatureStore
 from libs.engine.runs.checkpoint import changed_settings, load_checkpoint, load_weights
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
+from libs.engine.training.training_state import restore_state, save_state
 from libs.modeling.model import build_model
 from libs.utils.evaluation.predictions import Detections, read_predictions, write_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
@@ -323,7 +324,7 @@ class Checkpoints:
         for p in self.trainer.objective.model.parameters():
             p.grad = torch.zeros_like(p)
         self.trainer.optimizer.step()
-        self.trainer.save(folder / "whole.pth.tar")
+        save_state(self.trainer, folder / "whole.pth.tar")
         self.content = torch.load(folder / "whole.pth.tar", weights_only=True)
         self.whole = (folder / "whole.pth.tar").read_bytes()
 
@@ -348,7 +349,7 @@ class Checkpoints:
             assert all(torch.isfinite(v).all() for v in self.trainer.model.state_dict().values())
         if checkpoint.training is not None and "config" in checkpoint.training:
             changed_settings(checkpoint, self.config)
-        self.trainer.resume(checkpoint)
+        restore_state(self.trainer, checkpoint)
         assert all(torch.isfinite(v).all() for v in self.trainer.model.state_dict().values())
 
 

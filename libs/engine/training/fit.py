@@ -17,7 +17,8 @@ from libs.engine.runs.lock import FolderLock
 from libs.engine.runtime.determinism import strict_determinism
 from libs.engine.runtime.world import ALONE, World
 from libs.engine.training.reports import record_scores, show_detections
-from libs.engine.training.setup import FitOptions, TrainingRun, setup
+from libs.engine.training.run import FitOptions, TrainingRun
+from libs.engine.training.setup import setup
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.progress import Clock

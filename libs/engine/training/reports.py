@@ -1,18 +1,15 @@
 """What a training run says about itself: its first lines, scores of evaluations, pictures of detections."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from libs.core.errors import note
 from libs.datasets.dataset import TalDataset
+from libs.engine.training.run import TrainingRun
+from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.plotting import pixels, video_timeline
-
-if TYPE_CHECKING:
-    from libs.engine.training.setup import TrainingRun
 
 BEST = "best.pth.tar"
 SHOWN_VIDEOS = 3  # in TensorBoard
@@ -71,7 +68,7 @@ def record_scores(run: TrainingRun, scores: Scores) -> None:
             note("warning: val_split is the test split: a checkpoint chosen by it is tuned on the test data; report the last "
                  "epoch instead")
         trainer.best = {"epoch": trainer.epoch, "average_mAP": values["average_mAP"]}
-        trainer.save(run.log.folder / BEST)
+        save_state(trainer, run.log.folder / BEST)
 
 
 def show_detections(run: TrainingRun, val_set: TalDataset, detections: Detections) -> None:

@@ -13,6 +13,7 @@ from libs.engine.runs.checkpoint import INTERRUPTED, checkpoint_name, epochs_of
 from libs.engine.runs.run_folder import SilentRun
 from libs.engine.runtime.stop_signals import Interruption, Wish
 from libs.engine.training.trainer import Trainer
+from libs.engine.training.training_state import save_state
 
 
 class Saver:
@@ -58,7 +59,7 @@ class Saver:
         path = self.run.folder / name
         self.trainer.raise_if_not_finite()
         self.run.sync()  # first the logs: what a checkpoint counts as done must be in them
-        self.trainer.save(path)
+        save_state(self.trainer, path)
         self.trainer.world.barrier()  # a process that stops before the first one has written would end it too
         self.asked.saved()
         return path

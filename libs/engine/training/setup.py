@@ -3,17 +3,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import close, training_loader
-from libs.datasets.samplers import EpochSampler
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Teacher, load_teachers
@@ -28,39 +25,12 @@ from libs.engine.runtime.stop_signals import Interruption
 from libs.engine.runtime.world import World
 from libs.engine.training.objective import DetectionObjective, DistillationObjective
 from libs.engine.training.reports import announce
+from libs.engine.training.run import FitOptions, TrainingRun
 from libs.engine.training.saver import Saver
 from libs.engine.training.trainer import Trainer
+from libs.engine.training.training_state import restore_state
 from libs.modeling.distill_losses import resolve
 from libs.modeling.model import LocPointTransformer, build_model
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What train.py's command line decides besides the configuration."""
-
-    resume: str | None = None  # a checkpoint, 'auto' or None
-    init_from: str | None = None  # a checkpoint to fine-tune from
-    checkpoint_every: int = 5  # epochs
-    print_every: int = 10  # iterations
-    eval_every: int = 0  # epochs, 0: never
-    keep: int | None = None  # the newest checkpoints of epochs, None: all
-    save_minutes: float | None = None  # save inside an epoch too, when the last checkpoint is this old
-    deterministic: bool = False  # an operation without a deterministic kernel is an error
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """The parts of one training run."""
-
-    options: FitOptions
-    train_set: TalDataset
-    val_set: TalDataset | None  # None: no evaluation during training
-    loader: DataLoader
-    sampler: EpochSampler
-    teachers: Sequence[Teacher]
-    trainer: Trainer
-    log: Run | SilentRun  # writes in the main process only
-    saver: Saver
 
 
 def setup(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World, lock: FolderLock,
@@ -101,11 +71,11 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
         print(f"{config.distill.cache_folder}: computed the teacher outputs of {made} videos", flush=True)
     source = resume.path if resume is not None else None
     if resume is not None:
-        trainer.resume(resume)
+        restore_state(trainer, resume)
         del resume  # its memory
         _mention_later(folder, trainer.epoch, options)
 
-    log: Run | SilentRun = SilentRun(folder)
+    log = SilentRun(folder)
     if world.is_main:
         lock.take(create=True)
         log = Run(folder, config, *trainer.logged)

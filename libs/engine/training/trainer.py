@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from libs.core.checks import check_trainable
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
-from libs.engine.runs.checkpoint import Checkpoint
 from libs.engine.runtime.precision import matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.engine.training.cuda_graphs import Record, StepGraphs, check_graphs
@@ -21,7 +19,6 @@ from libs.engine.training.ema import EMA
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.engine.training.schedule import make_schedule, rate_factor
-from libs.engine.training.training_state import restore_state, save_state
 from libs.modeling.losses import Denominators, Losses
 
 
@@ -128,14 +125,6 @@ class Trainer:
                             "not touched by it. Look at the features of these videos, or lower opt.learning_rate "
                             f"(now {self.config.opt.learning_rate:g}) or set train_cfg.clip_grad_l2norm: 1.0")
         self._recent.clear()
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint between two steps; continuing from it is exact with the same number of processes."""
-        save_state(self, path)
-
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint; a published one lacks some state, which one warning names.  UserError if it cannot fit."""
-        restore_state(self, checkpoint)
 
     def _add_denominators(self, parts: Sequence[Denominators]) -> Denominators:
         """Denominators of the whole step; one message, in float64, since counts may exceed what float32 holds."""

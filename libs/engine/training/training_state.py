@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from libs.engine.runs.checkpoint import (
     save_checkpoint,
 )
 from libs.engine.runtime.determinism import seed_generators
-
-if TYPE_CHECKING:
-    from libs.engine.training.trainer import Trainer
+from libs.engine.training.trainer import Trainer
 
 # keys that may change between a run and its continuation without a word
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
@@ -32,7 +30,10 @@ TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "ra
 
 
 def save_state(trainer: Trainer, path: Path) -> None:
-    """Write the state between two steps to a checkpoint; called by all processes, written by the main one."""
+    """Write the state between two steps to a checkpoint; called by all processes, written by the main one.
+
+    Continuing from it is exact with the same number of processes.
+    """
     states = trainer.world.all_gather(random_state())
     _compare_processes(trainer)
     if not trainer.world.is_main:

@@ -16,6 +16,7 @@ from libs.core.errors import Stopped, UserError
 from libs.engine.runs.checkpoint import load_checkpoint, newest_checkpoint
 from libs.engine.training import fit as fit_module
 from libs.engine.training import saver as saving
+from libs.engine.training import training_state
 from libs.engine.training.fit import FitOptions, fit
 from libs.engine.training.trainer import Trainer
 
@@ -100,7 +101,7 @@ def signal_at(monkeypatch, owner, name: str, call: int, number: int, after: bool
     (signal.SIGINT, fit_module, "predict", 2, "interrupted.pth.tar", 1, 3, 0),  # in the middle of an evaluation
     (signal.SIGTERM, fit_module, "record_scores", 1, "interrupted.pth.tar", 1, 0, 0),  # after one, where no checkpoint is due
     (signal.SIGTERM, fit_module, "record_scores", 2, "epoch_002.pth.tar", 2, 0, 0),  # and where one is
-    (signal.SIGINT, Trainer, "save", 2, "epoch_002.pth.tar", 2, 0, 0),  # while saving (the first time is best.pth.tar)
+    (signal.SIGINT, training_state, "save_checkpoint", 2, "epoch_002.pth.tar", 2, 0, 0),  # while saving, after best.pth.tar
 ])
 def test_stopped_by_a_signal(data, whole, tmp_path, monkeypatch, owner, name, call, saved, epoch, steps, unlogged, number):
     folder = tmp_path / "run"
@@ -248,12 +249,12 @@ def test_keep_removes_nothing_before_a_newer_one_is_written_and_nothing_later(da
     folder = tmp_path / "run"
     run(data, tmp_path, checkpoint_every=1)
     present = []
-    save = Trainer.save
+    save = training_state.save_checkpoint
 
-    def watched(self, path):
+    def watched(path, *content):
         present.append((path.name, sorted(p.name for p in folder.glob("epoch_*"))))
-        save(self, path)
-    monkeypatch.setattr(Trainer, "save", watched)
+        save(path, *content)
+    monkeypatch.setattr(training_state, "save_checkpoint", watched)
     capsys.readouterr()
     run(data, tmp_path, resume=str(folder / "epoch_001.pth.tar"), checkpoint_every=1, keep=1)
     assert f"note: {folder}: holds later checkpoints, up to epoch_003.pth.tar" in capsys.readouterr().err
