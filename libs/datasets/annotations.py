@@ -37,7 +37,7 @@ MAX_LABEL_ID = 2**31 - 1
 class Video:
     """One annotated video.
 
-    subset: lower case; duration_s: inf when the file does not say; fps: None when the file does not say;
+    subset: lower case; duration_s: inf where the file lacks it; fps: None where the file lacks it;
     segments: (N, 2) float64, start and end in seconds; labels: (N,) int64 class ids, both read-only and in file order;
     offset: the entry's own `offset` (position of an Ego4D clip in its video), passed on untouched.
     """
@@ -57,7 +57,7 @@ class Annotations:
 
     path: of the file; videos: those of all subsets by id, in file order; label_ids: class name -> id, over all videos.
     For checks: file_ids: class name -> label_id in the file, {} where it has none; entries: per video, the number in its
-    `annotations` of each segment; spellings: lower-case subset -> videos per spelling, subset '' where the file does not say.
+    `annotations` of each segment; spellings: lower-case subset -> videos per spelling, subset '' for videos without one.
     """
 
     path: str
@@ -80,12 +80,12 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
                      unlabelled: Collection[str] = (), problems: Problems | None = None) -> Annotations:
     """Read and check an annotation file.
 
-    Segments that leave their video, and segments of zero length, are kept with one warning that counts them; `strict`
-    refuses them.  `allow_unlabelled` accepts videos without an `annotations` key; so do the subsets named in `unlabelled`.
+    Segments outside their video and segments of zero length are kept, with one warning that counts them; `strict` refuses them.
+    `allow_unlabelled` accepts videos without an `annotations` key, `unlabelled` accepts them in the subsets that it names.
     Raises UserError naming the file, the video, the entry, the value and the remedy.
 
-    With `problems`, nothing is raised and nothing warned of: every mistake becomes a problem, what is readable is returned (of a
-    file that is no JSON: no videos), and class ids always follow the sorted names, since those of the file may contradict.
+    With `problems`, nothing is raised and no warning given: every mistake becomes a problem, the readable entries are returned
+    (none for a file that is not JSON), and class ids always follow the sorted names, since the file's own may be contradictory.
     """
     reader = _Reader(str(path), strict, problems)
     for vid, entry in reader.database().items():
@@ -100,7 +100,7 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
 def read_database(path: str, pairs_hook: PairsHook | None = None) -> dict[str, Any]:
     """The unchecked entries of an annotation file by video id; `pairs_hook` as in `read_json`.
 
-    Raises UserError for a file that is unreadable, no JSON, or without a "database" that holds videos.
+    Raises UserError for a file that is unreadable, not JSON, or without videos in "database".
     """
     content = read_json(path, "annotation JSON", pairs_hook)
     database = content.get("database") if isinstance(content, dict) else None
@@ -132,7 +132,7 @@ def without_duplicates(video: Video, tolerance_s: float = DUPLICATE_TOLERANCE_S)
 class _Reader:
     """Entries of a file -> `Annotations`; a mistake raises, or is added to `problems`.
 
-    place: the video, for problems ("video 'a'"); at: file, video and entry, for messages.
+    at: place in the file, for messages ("video 'a', annotations[0]").
     """
 
     def __init__(self, path: str, strict: bool, problems: Problems | None) -> None:
@@ -140,6 +140,7 @@ class _Reader:
         self.annotations = Annotations(path)
         self.segments = self.outside = self.empty = 0
         self.first_odd = ""
+        self._video = ""  # place of the current video
         self._names: dict[str, list[str]] = {}  # class names of the segments, per video
         self._name_of_id: dict[int, str] = {}
         self._places: dict[bool, list[str]] = {True: [], False: []}  # of the entries with and without a label_id
@@ -169,30 +170,27 @@ class _Reader:
 
     def add_video(self, vid: str, entry: Any, allow_unlabelled: bool, unlabelled: Collection[str]) -> None:
         """Check and keep one video; its labels follow in `finish`."""
-        place = f"video {shown(vid)}"
-        at = f"{self.path}: {place}"
+        self._video = video = f"video {shown(vid)}"
         if problem := id_problem(vid):
-            self._wrong("video-id", place, f"{at}: this video id {problem}; rename it")
+            self._wrong("video-id", video, f"this video id {problem}; rename it")
             return
         if not isinstance(entry, dict):
-            self._wrong("annotation-entry", place,
-                        f"{at}: is a {type(entry).__name__}; expected an object with subset and annotations")
+            self._wrong("annotation-entry", video, f"is a {type(entry).__name__}; expected an object with subset and annotations")
             return
-        subset = self._subset(place, at, entry)
-        duration_s = self._positive(place, at, entry, "duration", "seconds")
-        duration_s = math.inf if duration_s is None else duration_s
+        subset = self._subset(entry)
+        duration_s = self._positive(entry, "duration", "seconds") or math.inf
         segments, names, numbers = [], [], []
-        for i, item in enumerate(self._items(place, at, entry, allow_unlabelled or subset.lower() in unlabelled)):
-            found = self._segment(place, f"{at}, annotations[{i}]", item, duration_s)
+        for i, item in enumerate(self._items(entry, allow_unlabelled or subset.lower() in unlabelled)):
+            found = self._segment(f"{video}, annotations[{i}]", item, duration_s)
             if found is not None:
                 segments.append(found[0])
                 names.append(found[1])
                 numbers.append(i)
         offset = _number(entry.get("offset"))
         if offset is None and entry.get("offset") is not None:
-            self._wrong("annotation-entry", place, f"{at}.offset: {_shown(entry, 'offset')}; expected a number, or leave the key "
-                        "out")
-        fps = self._positive(place, at, entry, "fps", "frames per second")
+            self._wrong("annotation-entry", f"{video}.offset",
+                        f"{_shown(entry, 'offset')}; expected a number, or leave the key out")
+        fps = self._positive(entry, "fps", "frames per second")
         self.annotations.spellings[subset.lower()][subset] += 1
         self.annotations.entries[vid], self._names[vid] = numbers, names
         self.annotations.videos[vid] = Video(vid, subset.lower(), duration_s, fps,
@@ -202,9 +200,9 @@ class _Reader:
         """Number the classes and fill in the labels of all videos."""
         having, lacking = self._places[True], self._places[False]
         if having and lacking:
-            self._wrong("label-id", lacking[0].removeprefix(f"{self.path}: "),
-                        f"{lacking[0]}: has no label_id, as {len(lacking)} entries, but {len(having)} have one (first: "
-                        f"{having[0].removeprefix(f'{self.path}: ')}); give every entry its label_id, or none")
+            self._video = lacking[0]
+            self._wrong("label-id", lacking[0], f"has no label_id, as {len(lacking)} entries, but {len(having)} have one (first: "
+                        f"{having[0]}); give every entry its label_id, or none")
         ids = self.annotations.file_ids if self.problems is None else None
         ids = ids or {name: i for i, name in enumerate(sorted({name for names in self._names.values() for name in names}))}
         self.annotations.label_ids.update(ids)
@@ -213,62 +211,62 @@ class _Reader:
             labels[:] = [ids[name] for name in names]
             labels.setflags(write=False)
 
-    def _wrong(self, kind: str, place: str, message: str) -> None:
-        """Raise a mistake, or add it to the problems."""
+    def _wrong(self, kind: str, at: str, message: str) -> None:
+        """Raise a mistake, or add it to the problems of the current video."""
+        error = UserError(f"{self.path}: {at}: {message}")
         if self.problems is None:
-            raise UserError(message)
-        self.problems.caught(kind, self.path, place, UserError(message))
+            raise error
+        self.problems.caught(kind, self.path, self._video, error)
 
-    def _subset(self, place: str, at: str, entry: dict[str, Any]) -> str:
+    def _subset(self, entry: dict[str, Any]) -> str:
         """The subset as written; '' if it is wrong."""
         subset = entry.get("subset")
         if isinstance(subset, str) and subset:
             return subset
-        self._wrong("subset", place, f"{at}.subset: {_shown(entry, 'subset')}; expected a name such as \"training\"")
+        self._wrong("subset", f"{self._video}.subset", f"{_shown(entry, 'subset')}; expected a name such as \"training\"")
         return ""
 
-    def _positive(self, place: str, at: str, entry: dict[str, Any], key: str, unit: str) -> float | None:
+    def _positive(self, entry: dict[str, Any], key: str, unit: str) -> float | None:
         """Number `key` (duration or fps); None where it is absent or not plausible."""
         if entry.get(key) is None:
             return None
-        number, (low, high) = _number(entry[key]), LIMITS[key]
+        number, (low, high), at = _number(entry[key]), LIMITS[key], f"{self._video}.{key}"
         if number is None or number <= 0:
-            self._wrong(key, place, f"{at}.{key}: {_shown(entry, key)}; expected {unit} above 0, or leave the key out")
+            self._wrong(key, at, f"{_shown(entry, key)}; expected {unit} above 0, or leave the key out")
         elif not low <= number <= high:
-            self._wrong(key, place, f"{at}.{key}: {_shown(entry, key)}; expected {unit} between {low:g} and {high:g}")
+            self._wrong(key, at, f"{_shown(entry, key)}; expected {unit} between {low:g} and {high:g}")
         else:
             return number
         return None
 
-    def _items(self, place: str, at: str, entry: dict[str, Any], may_lack: bool) -> list[Any]:
+    def _items(self, entry: dict[str, Any], may_lack: bool) -> list[Any]:
         """The unchecked annotations of a video; [] where they are wrong, or missing and `may_lack`."""
-        items = entry.get("annotations")
+        items, at = entry.get("annotations"), f"{self._video}.annotations"
         if items is None and may_lack:
             return []
         if not isinstance(items, list):
-            self._wrong("annotation-entry", place,
-                        f"{at}.annotations: {_shown(entry, 'annotations')}; expected a list (empty: no actions)")
-            return []
-        if len(items) > MAX_SEGMENTS:
-            self._wrong("annotation-entry", place, f"{at}.annotations: has {len(items)} segments, at most {MAX_SEGMENTS} are "
-                        "read; split the video, or remove what is no annotation")
-            return []
-        return items
+            self._wrong("annotation-entry", at, f"{_shown(entry, 'annotations')}; expected a list (empty: no actions)")
+        elif len(items) > MAX_SEGMENTS:
+            self._wrong("annotation-entry", at, f"has {len(items)} segments, at most {MAX_SEGMENTS} are read; split the video, "
+                        "or remove what is no annotation")
+        else:
+            return items
+        return []
 
-    def _segment(self, place: str, at: str, item: Any, duration_s: float) -> tuple[tuple[float, float], str] | None:
+    def _segment(self, at: str, item: Any, duration_s: float) -> tuple[tuple[float, float], str] | None:
         """(start, end) in seconds and class name of one entry; None if it is unusable."""
         if not isinstance(item, dict):
-            self._wrong("annotation-entry", place, f"{at}: is {shown(item)}; expected an object with segment and label")
+            self._wrong("annotation-entry", at, f"is {shown(item)}; expected an object with segment and label")
             return None
-        times = self._times(place, at, item)
+        times = self._times(at, item)
         name = item.get("label")
         if not isinstance(name, str) or not name:
-            self._wrong("annotation-entry", place, f"{at}.label: {_shown(item, 'label')}; expected the name of a class")
+            self._wrong("annotation-entry", f"{at}.label", f"{_shown(item, 'label')}; expected the name of a class")
             return None
         value = item.get("label_id")
         self._places[value is not None].append(at)
         if value is not None:
-            self._add_id(place, at, name, value)
+            self._add_id(f"{at}.label_id", name, value)
         if times is None:
             return None
         self.segments += 1
@@ -276,34 +274,32 @@ class _Reader:
             self._count_odd(at, *times, duration_s)
         return times, name
 
-    def _times(self, place: str, at: str, item: dict[str, Any]) -> tuple[float, float] | None:
+    def _times(self, at: str, item: dict[str, Any]) -> tuple[float, float] | None:
         """(start, end) in seconds: two finite numbers, start <= end."""
-        value = item.get("segment")
+        value, at = item.get("segment"), f"{at}.segment"
         start, end = map(_number, value) if isinstance(value, list) and len(value) == 2 else (None, None)
         if start is None or end is None:
-            self._wrong("segment", place, f"{at}.segment: {_shown(item, 'segment')}; expected [start, end], two finite numbers "
-                        "in seconds")
+            self._wrong("segment", at, f"{_shown(item, 'segment')}; expected [start, end], two finite numbers in seconds")
         elif max(abs(start), abs(end)) > MAX_SECONDS:
-            self._wrong("segment", place, f"{at}.segment: [{start:g}, {end:g}] lies more than {MAX_SECONDS:g} s away; give times "
-                        "in seconds")
+            self._wrong("segment", at, f"[{start:g}, {end:g}] lies more than {MAX_SECONDS:g} s away; give times in seconds")
         elif end < start:
-            self._wrong("segment", place, f"{at}.segment: [{start:g}, {end:g}] ends before it starts; correct or remove it")
+            self._wrong("segment", at, f"[{start:g}, {end:g}] ends before it starts; correct or remove it")
         else:
             return start, end
         return None
 
-    def _add_id(self, place: str, at: str, name: str, value: Any) -> None:
-        """Record a class id, unless it is none or contradicts an earlier entry."""
+    def _add_id(self, at: str, name: str, value: Any) -> None:
+        """Record a class id, unless it is invalid or contradicts an earlier entry."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LABEL_ID or value % 1:
-            self._wrong("label-id", place, f"{at}.label_id: {shown(value)} is not a class id; expected an integer from 0 on")
+            self._wrong("label-id", at, f"{shown(value)} is not a class id; expected an integer from 0 on")
             return
         number, ids = int(value), self.annotations.file_ids
         if ids.setdefault(name, number) != number:
-            self._wrong("label-id", place, f"{at}.label_id: {shown(name)} is {number} here and {ids[name]} before; "
-                        "give each class one id in the whole file")
+            self._wrong("label-id", at, f"{shown(name)} is {number} here and {ids[name]} before; give each class one id in the "
+                        "whole file")
         elif self._name_of_id.setdefault(number, name) != name:
-            self._wrong("label-id", place, f"{at}.label_id: {number} is {shown(name)} here and "
-                        f"{shown(self._name_of_id[number])} before; give each class an id of its own")
+            self._wrong("label-id", at, f"{number} is {shown(name)} here and {shown(self._name_of_id[number])} before; give each "
+                        "class an id of its own")
 
     def _count_odd(self, at: str, start: float, end: float, duration_s: float) -> None:
         """Count a segment that is legal but suspicious; `strict`: UserError."""
@@ -311,8 +307,8 @@ class _Reader:
         what = f"leaves its video of {duration_s:g} s" if outside else "has zero length"
         message = f"{at}.segment: [{start:g}, {end:g}] {what}"
         if self.strict:
-            raise UserError(f"{message}; correct it, or set dataset.strict: false to keep such segments")
-        self.first_odd = self.first_odd or message.removeprefix(f"{self.path}: ")
+            raise UserError(f"{self.path}: {message}; correct it, or set dataset.strict: false to keep such segments")
+        self.first_odd = self.first_odd or message
         self.outside += outside
         self.empty += start == end
 

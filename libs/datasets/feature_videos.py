@@ -1,4 +1,4 @@
-"""Videos that are nothing but features, for inference: files, whole folders, .h5 bundles or arrays; no annotations.
+"""Feature files, folders of them, .h5 files or arrays as a dataset without annotations, for inference.
 
     files = find_videos(["clips/", "one.npy"], config)
     videos = FeatureVideos(files, config, Timing(fps=25))
@@ -6,9 +6,7 @@
 """
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import os
 import warnings
@@ -21,7 +19,6 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError, nearest
-from libs.core.files import read_text
 from libs.core.schema import Config, FolderModality
 from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
 from libs.datasets.features.store import FeatureStore
@@ -31,8 +28,7 @@ from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import resize
 from libs.utils.files.io import read_json
-
-INFO_COLUMNS = ("video_id", "fps", "duration")
+from libs.utils.files.tables import numbered_rows, read_csv
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class FeatureArray:
 
 @dataclass(frozen=True)
 class Timing:
-    """What features do not say: frames per second and duration in seconds, of all videos or (it wins) by video id.
+    """Frames per second and duration in seconds: of all videos, or by video id, which takes precedence.
 
     fps None: the configuration's dataset.default_fps.  duration_s None: the end of the last feature vector's window.
     """
@@ -82,7 +78,7 @@ class Timing:
 
 
 class _Measured(NamedTuple):
-    """One video from headers only; exact: its file holds just the channels that the model reads."""
+    """Length, grid and duration of a video, from headers only; exact: its file has only the channels that the model reads."""
 
     extent: Extent
     duration_s: float
@@ -95,8 +91,8 @@ class FeatureVideos(VideoDataset):
     videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
     their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.
     Files hold all channels of training (dataset.input_dim), or as far as the model reads, or just the channels that it reads.
-    Raises UserError for no video, an id that comes twice, an unknown fps, and features of a wrong shape, from headers only;
-    reading features, for damaged files and values that are not finite.
+    Raises UserError for no video, a repeated id, an unknown fps, and features of a wrong shape (from headers only); when features
+    are read, for damaged files and values that are not finite.
     """
 
     def __init__(self, videos: Sequence[FeatureFile | FeatureArray], config: Config, timing: Timing = Timing(),
@@ -140,7 +136,7 @@ class FeatureVideos(VideoDataset):
 
     @property
     def durations_s(self) -> dict[str, float]:
-        """Video id -> duration in seconds, as given or as the features say."""
+        """Video id -> duration in seconds, as given, else up to the end of the last feature vector's window."""
         return {video.id: measured.duration_s for video, measured in zip(self.videos, self._measured, strict=True)}
 
     def _check_streams(self) -> None:
@@ -165,9 +161,8 @@ class FeatureVideos(VideoDataset):
         if fps is None:
             raise UserError(f"{video.path}: the frames per second of this video are not known (in training they came with the "
                             "annotations); give --fps, or a file with one per video: --info")
-        for name, value in (("fps", fps), ("duration", duration)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"{video.path}: {name}: {value!r} is not a positive number; correct it")
+        _positive(f"{video.path}: fps", fps)
+        _positive(f"{video.path}: duration", duration)
         if isinstance(video, FeatureArray):
             file_length = self._check_array(video)
         else:
@@ -272,8 +267,8 @@ class FeatureVideos(VideoDataset):
 
 
 def find_videos(paths: Sequence[str | os.PathLike], config: Config) -> list[FeatureFile]:
-    """The feature files that command-line arguments mean, in their order; of a folder every feature file, sorted, and of an
-    .h5 file with several datasets every one of them.
+    """The feature files that command-line arguments name, in their order: every feature file of a folder, sorted, and every
+    dataset of an .h5 file that holds one per video.
 
     The video id is the file's name without the configuration's file_prefix and file_ext if it has them, else without its
     extension.  Raises UserError for what does not exist, has an unknown extension or holds no features.
@@ -318,17 +313,21 @@ def _bundled(path: Path) -> list[str]:
 
 
 def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, float | None]]:
-    """Video id -> (fps, duration in s), None where not given, from a CSV with the columns video_id, fps, duration (one of the
-    two may be left out or empty) or a JSON {"database": {id: {"fps": ..., "duration": ...}}}; annotations in it are ignored.
+    """Video id -> (fps, duration in s), None where not given.
+
+    path: a CSV with the columns video_id, fps, duration (either of the last two may be absent or empty), or a JSON
+    {"database": {id: {"fps": ..., "duration": ...}}}, whose annotations are ignored.
 
     Raises UserError naming the file, the video and the value.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(io.StringIO(read_text(path, "CSV of fps and durations"))))
-        if not rows or "video_id" not in rows[0]:
-            raise UserError(f"{path}: expected a first line {','.join(INFO_COLUMNS)} and a line per video")
-        entries: Any = {row["video_id"]: {k: row.get(k) or None for k in INFO_COLUMNS[1:]} for row in rows}
+        expected = "expected a first line video_id,fps,duration and a line per video"
+        table = read_csv(path, required=("video_id",), optional=("fps", "duration"), what="CSV of fps and durations",
+                         remedy=lambda _: expected)
+        if table.empty:
+            raise UserError(f"{path}: {expected}")
+        entries: Any = {row["video_id"]: {key: cell or None for key, cell in row.items()} for _, row in numbered_rows(table)}
     elif path.suffix.lower() == ".json":
         content = read_json(path, "JSON of fps and durations")
         entries = content.get("database") if isinstance(content, dict) else None
@@ -336,11 +335,12 @@ def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, fl
             raise UserError(f'{path}: expected {{"database": {{"<video id>": {{"fps": ..., "duration": ...}}}}}}')
     else:
         raise UserError(f"{path}: unknown kind of file {path.suffix!r}; use .csv or .json")
-    return {vid: (_number(path, vid, "fps", entry.get("fps")), _number(path, vid, "duration", entry.get("duration")))
-            for vid, entry in entries.items()}
+    return {vid: (_positive(f"{path}: video {vid}: fps", entry.get("fps")),
+                  _positive(f"{path}: video {vid}: duration", entry.get("duration"))) for vid, entry in entries.items()}
 
 
-def _number(path: Path, video: str, key: str, value: Any) -> float | None:
+def _positive(where: str, value: Any) -> float | None:
+    """A finite float above 0 from a number or text; None where it is not given."""
     if value is None:
         return None
     try:
@@ -348,5 +348,5 @@ def _number(path: Path, video: str, key: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise UserError(f"{path}: video {video}: {key}: {value!r} is not a positive number; correct it")
+        raise UserError(f"{where}: {value!r} is not a positive number; correct it")
     return number

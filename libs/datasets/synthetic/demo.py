@@ -3,7 +3,7 @@
 `ensure_demo(folder)` makes sure that `folder` holds
     annotations/demo.json          ActivityNet layout, subsets training and validation
     features/<video>.npy           float32 (T, 64): channels [0:32] rgb, [32:64] flow
-    demo_manifest.json             version, parameters and file sizes; data made with others are made anew
+    demo_manifest.json             version, parameters and file sizes; when they differ, the data are generated again
 Signal (per stream a latent space, read out as in libs/datasets/synthetic/planted.py): a scene, noise, actions with a style
 per video, amplitudes and boundaries that jitter, and distractors.  Two pairs of classes look nearly alike in rgb, and rgb
 envelopes are blurred, so rgb alone is useful but clearly worse; flow tells the pairs apart and has sharp boundaries.
@@ -21,7 +21,7 @@ import numpy as np
 
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
-from libs.datasets.synthetic.planted import LATENT, ar1, generator, make_read_outs, overlap, read_out, unit
+from libs.datasets.synthetic.planted import LATENT, World, ar1, generator, make_world, overlap, read_out, unit
 from libs.utils.files.io import write_json_atomic
 from libs.utils.files.staging import Overtaken, staged_folder
 
@@ -61,17 +61,6 @@ class DemoSpec:
     distractors: float = 2.0
 
 
-@dataclass(frozen=True)
-class Prototypes:
-    """Directions that all videos share: (classes, LATENT) per stream and phase, (LATENT,) for on- and offsets."""
-
-    rgb: np.ndarray
-    flow: np.ndarray
-    phase: np.ndarray
-    onset: np.ndarray
-    offset: np.ndarray
-
-
 def ensure_demo(folder: str | os.PathLike, spec: DemoSpec = DemoSpec()) -> None:
     """Generate the demo data in `folder` unless it is there, complete and up to date; safe when several processes do it.
 
@@ -86,7 +75,7 @@ def ensure_demo(folder: str | os.PathLike, spec: DemoSpec = DemoSpec()) -> None:
     try:
         with staged_folder(folder) as new:
             _write(new, spec)
-            if is_current(folder, spec):  # made by another process meanwhile: leave it in peace
+            if is_current(folder, spec):  # another process made it meanwhile
                 raise Overtaken
     except Overtaken as error:
         if not is_current(folder, spec):
@@ -126,8 +115,7 @@ def is_current(folder: Path, spec: DemoSpec) -> bool:
 
 def make_demo(spec: DemoSpec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(annotation document, features (T, 2 * channels) float32 by video id); depends on `spec` alone."""
-    prototypes = make_prototypes(spec)
-    mix, bias = make_read_outs(spec.seed, (spec.channels, spec.channels))
+    world = make_demo_world(spec)
     database, features = {}, {}
     for subset, count in (("training", spec.training), ("validation", spec.validation)):
         for i in range(count):
@@ -136,22 +124,21 @@ def make_demo(spec: DemoSpec) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             steps = int(rng.integers(spec.steps[0], spec.steps[1] + 1))
             duration = ((steps - 1) * STRIDE + NUM_FRAMES) / FPS
             actions = make_timeline(rng, duration, spec)
-            latents = make_latents(rng, steps, actions, prototypes, spec)
-            features[name] = np.concatenate([read_out(rng, x, m, b) for x, m, b in zip(latents, mix, bias, strict=True)], axis=1)
+            latents = make_latents(rng, steps, actions, world, spec)
+            streams = zip(latents, world.mix, world.bias, strict=True)
+            features[name] = np.concatenate([read_out(rng, x, mix, bias) for x, mix, bias in streams], axis=1)
             annotations = [{"label": CLASSES[c], "label_id": c, "segment": [s, e]} for s, e, c in actions]
             database[name] = {"subset": subset, "duration": duration, "fps": FPS, "annotations": annotations}
     return {"version": f"demo {VERSION}", "database": database}, features
 
 
-def make_prototypes(spec: DemoSpec) -> Prototypes:
-    """Unit directions per class; the rgb ones of a look-alike pair differ only by a share `rgb_own`."""
-    rng = generator(spec.seed, 777)
-    rgb, flow, phase = (unit(rng, len(CLASSES)) for _ in range(3))
-    onset, offset = unit(rng, 2)
+def make_demo_world(spec: DemoSpec) -> World:
+    """The world of the demo's classes; the rgb prototypes of a look-alike pair differ only by a share `rgb_own`."""
+    world = make_world(spec.seed, len(CLASSES), spec.channels, spec.channels)
     for a, b in LOOK_ALIKE:
-        own = rgb[b] - rgb[b] @ rgb[a] * rgb[a]
-        rgb[b] = np.sqrt(1 - spec.rgb_own**2) * rgb[a] + spec.rgb_own * own / np.linalg.norm(own)
-    return Prototypes(rgb, flow, phase, onset, offset)
+        own = world.p_rgb[b] - world.p_rgb[b] @ world.p_rgb[a] * world.p_rgb[a]
+        world.p_rgb[b] = np.sqrt(1 - spec.rgb_own**2) * world.p_rgb[a] + spec.rgb_own * own / np.linalg.norm(own)
+    return world
 
 
 def make_timeline(rng: np.random.Generator, duration: float, spec: DemoSpec) -> list[tuple[float, float, int]]:
@@ -175,13 +162,13 @@ def make_timeline(rng: np.random.Generator, duration: float, spec: DemoSpec) -> 
         start = max(e for _, e, _ in actions) + 0.5 + rng.exponential(spec.gap_s)
 
 
-def make_latents(rng: np.random.Generator, steps: int, actions: list[tuple[float, float, int]], prototypes: Prototypes,
+def make_latents(rng: np.random.Generator, steps: int, actions: list[tuple[float, float, int]], world: World,
                  spec: DemoSpec) -> tuple[np.ndarray, np.ndarray]:
     """Latents (steps, LATENT) of the rgb and the flow stream."""
     rgb = 0.5 * np.sqrt(LATENT) * unit(rng, 1) + 0.75 * ar1(rng, steps, 40.0) + 0.55 * ar1(rng, steps, 5.0)
     flow = 0.25 * np.sqrt(LATENT) * unit(rng, 1) + 0.6 * ar1(rng, steps, 15.0) + 0.75 * ar1(rng, steps, 2.5)
-    p_rgb = prototypes.rgb + spec.style * unit(rng, 1)
-    p_flow = prototypes.flow + spec.style * unit(rng, 1)
+    p_rgb = world.p_rgb + spec.style * unit(rng, 1)
+    p_flow = world.p_flow + spec.style * unit(rng, 1)
     for start, end, label in actions:
         a_rgb, a_flow = np.exp(rng.normal(0, spec.amplitude, size=2))
         jitter = rng.normal(0, spec.jitter * (end - start), size=2)
@@ -191,8 +178,8 @@ def make_latents(rng: np.random.Generator, steps: int, actions: list[tuple[float
         phase = _cover(steps, first, first + quarter) - _cover(steps, last - quarter, last)
         onset, offset = _cover(steps, first - 6, first + 6), _cover(steps, last - 6, last + 6)
         rgb += spec.rgb_strength * a_rgb * _cover(steps, first, last, RGB_BLUR) * p_rgb[label]
-        flow += spec.flow_strength * a_flow * (_cover(steps, first, last) * p_flow[label] + 0.5 * phase * prototypes.phase[label]
-                                               + 0.6 * onset * prototypes.onset + 0.6 * offset * prototypes.offset)
+        flow += spec.flow_strength * a_flow * (_cover(steps, first, last) * p_flow[label] + 0.5 * phase * world.p_phase[label]
+                                               + 0.6 * onset * world.onset + 0.6 * offset * world.offset)
     for _ in range(rng.poisson(spec.distractors * steps / 100)):
         length = float(np.exp(rng.normal(1.0, 0.6))) * FPS
         first = rng.uniform(0, steps * STRIDE)

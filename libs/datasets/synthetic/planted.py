@@ -17,6 +17,7 @@ are bit-identical across BLAS builds but for exact ties.  The order of the rando
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def read_out(rng: np.random.Generator, latent: np.ndarray, mix: np.ndarray, bias
 
 
 def make_read_outs(seed: int, dims: tuple[int, int]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """(mix, bias) per stream; they draw from streams of their own, so that the latent world is the same for any width."""
+    """(mix, bias) per stream; they have random generators of their own, so that the latent world is the same for any width."""
     mix, bias = [], []
     for j, d in enumerate(dims):
         rng = generator(seed, 888, j, d)
@@ -148,7 +149,7 @@ def make_video(world: World, seed: int, video: str, steps: int, events: list[tup
                                      + 0.5 * phase[:, None] * world.p_phase[labels].mean(0)
                                      + 0.6 * onset[:, None] * world.onset
                                      + 0.6 * offset[:, None] * world.offset)
-    _add_distractors(rng, rgb, flow, p_rgb, fps, hard, s_rgb, s_flow, stride, num_frames)
+    _add_distractors(rng, rgb, flow, p_rgb, hard, s_rgb, s_flow, fps, stride, share)
     streams = zip((rgb, flow), world.mix, world.bias, strict=True)
     return np.ascontiguousarray(np.concatenate([read_out(rng, x, mix, bias) for x, mix, bias in streams if mix.shape[1]], axis=1))
 
@@ -198,8 +199,8 @@ def _grouped(events: list[tuple[float, float, int]]) -> list[tuple[tuple[float, 
     return [(key, sorted(groups[key])) for key in sorted(groups)]
 
 
-def _add_distractors(rng: np.random.Generator, rgb: np.ndarray, flow: np.ndarray, p_rgb: np.ndarray, fps: float, hard: float,
-                     s_rgb: float, s_flow: float, stride: float, num_frames: float) -> None:
+def _add_distractors(rng: np.random.Generator, rgb: np.ndarray, flow: np.ndarray, p_rgb: np.ndarray, hard: float, s_rgb: float,
+                     s_flow: float, fps: float, stride: float, share: Callable[..., np.ndarray]) -> None:
     """Add about one distractor per 100 steps to both latents in place."""
     steps = len(rgb)
     duration = steps * stride / fps
@@ -207,7 +208,7 @@ def _add_distractors(rng: np.random.Generator, rgb: np.ndarray, flow: np.ndarray
         length = float(np.exp(rng.normal(1.1, 0.7)))
         start = rng.uniform(0, max(duration - length, 0.1))
         first, last = start * fps, (start + length) * fps
-        in_rgb, in_flow = (overlap(steps, first, last, pad, stride, num_frames)[:, None] for pad in (RGB_BLUR, 0))
+        in_rgb, in_flow = (share(first, last, pad)[:, None] for pad in (RGB_BLUR, 0))
         amplitude = np.exp(rng.normal(-0.1, 0.3))
         if rng.random() < 0.5:
             label = int(rng.integers(len(p_rgb)))

@@ -21,7 +21,7 @@ from libs.datasets.synthetic.demo import (
     ensure_demo_of,
     is_current,
     make_demo,
-    make_prototypes,
+    make_demo_world,
 )
 
 SMALL = DemoSpec(training=3, validation=2, steps=(60, 70))
@@ -72,11 +72,11 @@ def test_a_few_hundred_actions_some_touching_some_overlapping(full):
 
 
 def test_look_alikes_differ_in_flow_only():
-    prototypes = make_prototypes(DemoSpec())
+    world = make_demo_world(DemoSpec())
     for a, b in LOOK_ALIKE:
-        assert prototypes.rgb[a] @ prototypes.rgb[b] == pytest.approx(np.sqrt(1 - DemoSpec().rgb_own**2))
-        assert abs(prototypes.flow[a] @ prototypes.flow[b]) < 0.6
-    assert np.allclose(np.linalg.norm(prototypes.rgb, axis=1), 1)
+        assert world.p_rgb[a] @ world.p_rgb[b] == pytest.approx(np.sqrt(1 - DemoSpec().rgb_own**2))
+        assert abs(world.p_flow[a] @ world.p_flow[b]) < 0.6
+    assert np.allclose(np.linalg.norm(world.p_rgb, axis=1), 1)
 
 
 def test_generated_once_and_the_same_in_every_place(tmp_path, capsys):
