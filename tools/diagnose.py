@@ -43,16 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
-    found, truth = read_with_ground_truth(files, args.annotations, args.split, args.labels_from)
+    found, annotated = read_with_ground_truth(files, args.annotations, args.split, args.labels_from)
     subjects = []
     for path, name, detections in zip(files, names, found, strict=True):
         if args.unique_rank_scores:
             detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
-        check_fit(detections, truth, path, args.allow_unknown)
-        warn_about_videos(detections, truth)
-        subjects.append(Subject(name, diagnose(detections, truth.ground_truth, args.tiou, truth.label_names())))
-    content = _content(args, files, subjects, truth)
-    drawn = timeline(subjects, truth.videos, truth.durations_s, args.most_drawn)
+        check_fit(detections, annotated, path, args.allow_unknown)
+        warn_about_videos(detections, annotated)
+        subjects.append(Subject(name, diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())))
+    content = _content(args, files, subjects, annotated)
+    drawn = timeline(subjects, annotated.videos, annotated.durations_s, args.most_drawn)
     if args.video_folder:
         _add_media(drawn, Path(args.video_folder))
     text = page({**content, "timeline": drawn})
@@ -114,13 +114,13 @@ def _name(path: Path, depth: int) -> str:
 
 
 def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject],
-             truth: AnnotatedSplit) -> dict[str, Any]:
+             annotated: AnnotatedSplit) -> dict[str, Any]:
     """The report with what the page says about where it comes from."""
-    content = report(subjects, truth.durations_s, args.buckets)
+    content = report(subjects, annotated.durations_s, args.buckets)
     for one, file in zip(content["predictions"], files, strict=True):
         one["file"] = str(file)
     return {"title": "Diagnosis of " + " and ".join(s.name for s in subjects), "annotations": str(args.annotations),
-            "split": truth.split, "videos": len(truth.videos),
+            "split": annotated.split, "videos": len(annotated.videos),
             "ground_truth": subjects[0].found.scores.counts["ground_truth"], **content}
 
 

@@ -22,24 +22,24 @@ from libs.utils.files.io import write_json_atomic
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    (detections,), truth = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
-                                                   args.class_scores, args.class_agnostic)
-    check_time_unit(detections, truth, args.predictions)
-    warn_about_videos(detections, truth)
+    (detections,), annotated = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
+                                                       args.class_scores, args.class_agnostic)
+    check_time_unit(detections, annotated, args.predictions)
+    warn_about_videos(detections, annotated)
     if args.unique_rank_scores:
         detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
-    names = truth.label_names()
+    names = annotated.label_names()
     if args.protocol == "thumos14":
-        ambiguous = None if args.count_ambiguous else truth.ambiguous
-        scores = evaluate_thumos14(detections, truth.ground_truth, args.tiou, ambiguous, names)
+        ambiguous = None if args.count_ambiguous else annotated.ambiguous
+        scores = evaluate_thumos14(detections, annotated.ground_truth, args.tiou, ambiguous, names)
     else:
-        scores = evaluate_detections(detections, truth.ground_truth, args.tiou, label_names=names)
-    print(f"{args.protocol} protocol, split {truth.split}: {scores.counts['predictions']} predictions, "
-          f"{scores.counts['ground_truth']} segments, {len(truth.videos)} videos, {len(scores.class_ids)} classes (percent)")
+        scores = evaluate_detections(detections, annotated.ground_truth, args.tiou, label_names=names)
+    print(f"{args.protocol} protocol, split {annotated.split}: {scores.counts['predictions']} predictions, "
+          f"{scores.counts['ground_truth']} segments, {len(annotated.videos)} videos, {len(scores.class_ids)} classes (percent)")
     print(scores.table(args.per_class))
     if args.json:
         write_json_atomic(args.json, {"predictions": args.predictions, "annotations": args.annotations,
-                                      "protocol": args.protocol, "split": truth.split, **scores.as_dict()})
+                                      "protocol": args.protocol, "split": annotated.split, **scores.as_dict()})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,12 +50,12 @@ def main() -> None:
     if args.out:
         write_predictions(args.out, actions, names)
     split = args.split.lower()
-    videos = [v for v in action.videos.values() if v.subset == split]
+    videos = action.of_subset((split,))
     if not videos:
         raise UserError(f"{action.path}: has no split {args.split!r}; it has {', '.join(sorted(action.subset_counts()))}")
-    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), action.path)
-    scores = evaluate_detections(actions, truth, get_preset("epic").tious, label_names=names)
-    print(f"split {split}: {len(truth)} segments of {len(scores.class_ids)} actions, {len(videos)} videos (percent)")
+    ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), action.path)
+    scores = evaluate_detections(actions, ground_truth, get_preset("epic").tious, label_names=names)
+    print(f"split {split}: {len(ground_truth)} segments of {len(scores.class_ids)} actions, {len(videos)} videos (percent)")
     print(scores.table())
     if args.json:
         write_json_atomic(args.json, {"verbs": args.verbs, "nouns": args.nouns, "annotations": args.annotations, "split": split,

@@ -8,8 +8,9 @@ from __future__ import annotations
 # ruff: noqa: E501, RUF009  (a table: one key per line; `key` makes an immutable field)
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+T = TypeVar("T")
 Ints = int | tuple[int, ...]
 Strings = str | tuple[str, ...]
 
@@ -292,6 +293,6 @@ class Config:
         return min(total, self.opt.early_stop_epochs) if self.opt.early_stop_epochs else total
 
 
-def as_tuple(value: Ints) -> tuple[int, ...]:
-    """One number or a list of numbers as a tuple."""
+def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    """One value, or several, as a tuple."""
     return value if isinstance(value, tuple) else (value,)

@@ -200,7 +200,7 @@ class TalDataset(VideoDataset):
                 found = ", ".join(f"{subset} ({n})" for subset, n in counts.items())
                 raise UserError(f"{annotations.path}: has no video of subset {name!r}; it has {found}: correct "
                                 f"{self._where}{self._split_key(name)}")
-        videos = [video for video in annotations.videos.values() if video.subset in self.subset]
+        videos = annotations.of_subset(self.subset)
         if self.preset.needs_duration or self._data.feat_stride <= 0:
             reason = f"dataset_name: {self.preset.name}" if self.preset.needs_duration else "dataset.feat_stride <= 0"
             for video in videos:

@@ -1,4 +1,4 @@
-"""Predictions files and the ground truth that they are held against: split, class ids, and whether they fit.
+"""Predictions files with the ground truth to evaluate them against, and checks that the two fit.
 
     (detections,), annotated = read_with_ground_truth(["predictions.json"], "thumos14.json")
     check_fit(detections, annotated, "predictions.json")     refuses unknown videos, another time unit, scores outside [0, 1]
@@ -9,14 +9,14 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest
-from libs.datasets.annotations import Annotations, Video, load_annotations
+from libs.datasets.annotations import Annotations, load_annotations
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
@@ -26,8 +26,8 @@ from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
 class AnnotatedSplit:
     """One split: its segments, the videos it has, class name -> id.
 
-    ambiguous: segments that the THUMOS14 protocol excuses, or None; durations_s: per video, inf where the file does not say;
-    fps: per video where the file says; elsewhere: videos of the file's other splits.
+    ambiguous: segments on which the THUMOS14 protocol ignores detections, or None; durations_s: per video, inf where unknown;
+    fps: per video, where known; elsewhere: videos of the file's other splits.
     """
 
     source: str
@@ -48,12 +48,12 @@ class AnnotatedSplit:
 def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations: str | os.PathLike, split: str | None = None,
                            labels_from: str | os.PathLike | None = None, class_scores: str | os.PathLike | None = None,
                            class_agnostic: bool = False) -> tuple[list[Detections], AnnotatedSplit]:
-    """Predictions files and the split of an annotation JSON, or of a THUMOS14 folder, that they belong to.
+    """Read predictions files and the split that they belong to, of an annotation JSON or a THUMOS14 folder.
 
     split: its name; None: the one that has the videos of the first file.  labels_from: with a folder, the annotation JSON whose
     class ids the predictions use.  With a JSON, class_scores: a file of scores per video that replace the labels of the
-    predictions; class_agnostic: all labels are one class.  Raises UserError for unreadable files, or a split that does not exist
-    or is not clear.
+    predictions; class_agnostic: all labels are one class.  Raises UserError for unreadable files, and for a split that does not
+    exist or cannot be told from the predictions.
     """
     if Path(annotations).is_dir():
         if class_scores or class_agnostic:
@@ -68,14 +68,15 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
         scores = load_external_scores(class_scores, document.label_ids, videos_found)
         found = [fuse_external_scores(detections, scores, source=str(class_scores), keep_unscored=False) for detections in found]
     split = _split_of(document, found[0], str(predictions[0]), split)
-    videos = {video.id: video for video in document.videos.values() if video.subset == split}
-    ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos.values()), str(annotations))
+    videos = document.of_subset((split,))
+    ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), str(annotations))
     if class_agnostic:
         ground_truth = dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
     label_ids = {"any class": 0} if class_agnostic else document.label_ids
-    return found, AnnotatedSplit(str(annotations), split, ground_truth, None, frozenset(videos), label_ids,
-                                 {v.id: v.duration_s for v in videos.values()}, _fps(videos.values()),
-                                 frozenset(document.videos) - frozenset(videos))
+    ids = frozenset(video.id for video in videos)
+    return found, AnnotatedSplit(
+        str(annotations), split, ground_truth, None, ids, label_ids, durations_s={v.id: v.duration_s for v in videos},
+        fps={v.id: v.fps for v in videos if v.fps is not None}, elsewhere=frozenset(document.videos) - ids)
 
 
 def warn_about_videos(detections: Detections, annotated: AnnotatedSplit) -> None:
@@ -107,10 +108,10 @@ def check_fit(detections: Detections, annotated: AnnotatedSplit, source: str, al
 
 
 def check_time_unit(detections: Detections, annotated: AnnotatedSplit, source: str) -> None:
-    """UserError when times are no seconds: most predictions start after their video ends (frames, milliseconds), or all end in
-    the first second though half of the segments to find do not end before 2 s (shares of the duration).
+    """UserError when times are not in seconds: most predictions start after the end of their video (frames, milliseconds), or
+    all end within the first second although the median ground-truth segment ends after 2 s (shares of the duration).
 
-    A video of unknown duration counts as thrice as long as its last segment's end.
+    A video of unknown duration is taken to be three times as long as the end of its last segment.
     """
     if len(detections) == 0:
         return
@@ -148,10 +149,6 @@ def _split_of(document: Annotations, detections: Detections, source: str, split:
         found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "none of its splits"
         raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split")
     return next(iter(predicted))
-
-
-def _fps(videos: Iterable[Video]) -> dict[str, float]:
-    return {v.id: v.fps for v in videos if v.fps is not None}
 
 
 def _against_folder(predictions: Sequence[str | os.PathLike], folder: str | os.PathLike, split: str | None,

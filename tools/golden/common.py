@@ -1,4 +1,4 @@
-"""What every golden check returns, and how errors are measured against the tolerances of the fixtures' README."""
+"""The result of a golden check, and errors measured against the tolerances of the fixtures' README."""
 from __future__ import annotations
 
 import json
@@ -33,16 +33,21 @@ def text(array: np.ndarray) -> Any:
     return json.loads(str(array))
 
 
+def agree(name: str, equal: bool, informational: bool = False) -> Check:
+    """A comparison without tolerance."""
+    return Check(name, 0.0 if equal else float("inf"), informational)
+
+
 def compare(name: str, got: Any, want: Any, *, atol: float = 0.0, rtol: float = 0.0, to_largest: bool = False,
             informational: bool = False) -> Check:
     """Largest |got - want| / (atol + rtol |want|); `to_largest` scales rtol by max |want|.  Shapes must agree."""
     got, want = np.asarray(got), np.asarray(want)
     if got.shape != want.shape:
-        return Check(f"{name} (shape {got.shape}, expected {want.shape})", float("inf"), informational)
+        return agree(f"{name} (shape {got.shape}, expected {want.shape})", False, informational)
     if want.size == 0:
-        return Check(name, 0.0, informational)
+        return agree(name, True, informational)
     if (want.dtype.kind in "biuUS" and got.dtype.kind == want.dtype.kind) or (atol == 0 and rtol == 0):
-        return Check(name, 0.0 if np.array_equal(got, want) else float("inf"), informational)
+        return agree(name, np.array_equal(got, want), informational)
     got, want = got.astype(np.float64), want.astype(np.float64)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     scale = np.abs(want).max() if to_largest else np.abs(want)

@@ -1,4 +1,4 @@
-"""Data set fixtures (datasets_seed*.npz): annotation files and features through `TalDataset`, crops through `random_crop`."""
+"""Dataset fixtures (datasets_seed*.npz): annotation files and features through `TalDataset`, crops through `random_crop`."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from golden.common import Check, compare, load, text
+from golden.common import Check, agree, compare, load, text
 from libs.core.schema import Config, DatasetConfig
 from libs.datasets.dataset import TalDataset
 from libs.datasets.transforms import random_crop
@@ -19,7 +19,7 @@ SAME_NAMES = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "ma
 
 
 def check(path: Path) -> list[Check]:
-    """Compare every data set and every crop of one fixture."""
+    """Compare every dataset and every crop of one fixture."""
     data = load(Path(path))
     checks = [c for tag in text(data["tags"]) for c in _check_dataset(data, tag)]
     crops = sorted({key.split("/")[0] for key in data if key.startswith("trunc")}, key=lambda name: int(name[5:]))
@@ -39,7 +39,7 @@ def _check_dataset(data: dict[str, np.ndarray], tag: str) -> list[Check]:
                 checks += _check_item(data, f"{name}/item{i}", dataset, i)
         checks.append(compare(f"{tag}/tiou", dataset.tious, data[f"{tag}/tiou"], atol=1e-12))
         checks.append(compare(f"{tag}/empty", np.array(dataset.empty_classes, np.int64), data[f"{tag}/empty"]))
-        checks.append(Check(f"{tag}/label_dict", 0.0 if dataset.label_ids == text(data[f"{tag}/label_dict"]) else float("inf")))
+        checks.append(agree(f"{tag}/label_dict", dataset.label_ids == text(data[f"{tag}/label_dict"])))
     return checks
 
 
@@ -74,10 +74,10 @@ def _check_item(data: dict[str, np.ndarray], name: str, dataset: TalDataset, i: 
     numbers = {"fps": sample.grid.fps, "duration": sample.duration_s, "feat_stride": sample.grid.stride,
                "feat_num_frames": sample.grid.num_frames}
     checks = [compare(f"{name}/feats", dataset.features(sample).numpy().T, data[f"{name}/feats"], atol=1e-6),
-              Check(f"{name}/id", 0.0 if sample.video_id == meta["video_id"] else float("inf")),
+              agree(f"{name}/id", sample.video_id == meta["video_id"]),
               compare(f"{name}/meta", list(numbers.values()), [meta[key] for key in numbers], rtol=1e-12)]
     if "offset" in meta:
-        checks.append(Check(f"{name}/offset", 0.0 if video.offset == meta["offset"] else float("inf")))
+        checks.append(agree(f"{name}/offset", video.offset == meta["offset"]))
     want = data[f"{name}/segments"] if has_segments else np.zeros((0, 2), np.float32)
     labels = data[f"{name}/labels"] if has_segments else np.zeros(0, np.int64)
     return [*checks, compare(f"{name}/segments", sample.segments.numpy(), want, atol=1e-6),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from golden.common import Check, compare, load, text
+from golden.common import Check, agree, compare, load, text
 from golden.model import LOGITS, model_config, padded
 from libs.core.schema import Config
 from libs.modeling.model import LocPointTransformer, build_model
@@ -21,9 +21,9 @@ BACKBONES = {"transformer": "convTransformer", "conv": "conv", "conv_dw": "conv_
 
 
 def fixture_config(info: dict[str, Any], kind: str, **extra: Any) -> Config:
-    """Our configuration of the network `kind`: a backbone of BACKBONES, with `_rgb`: flow made up from RGB.
+    """Our configuration of the network `kind`: a backbone of BACKBONES, with `_rgb`: flow hallucinated from RGB.
 
-    `info` is the fixture's; what it does not hold is fixed by the fixtures' README.  `extra` holds further sections.
+    `info` is the fixture's; all other keys are fixed by the fixtures' README.  `extra` holds further sections.
     """
     backbone, rgb_only = kind.removesuffix("_rgb"), kind.endswith("_rgb")
     width = info["embd"]
@@ -76,8 +76,8 @@ def check_model(path: Path) -> list[Check]:
     model = build_model(config)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     wanted = dict(info["shapes"])
-    checks = [Check("state dict names and shapes", 0.0 if shapes == {k: list(v) for k, v in wanted.items()} else float("inf")),
-              Check("state dict order", 0.0 if list(shapes) == list(wanted) else float("inf"), informational=True)]
+    checks = [agree("state dict names and shapes", shapes == {k: list(v) for k, v in wanted.items()}),
+              agree("state dict order", list(shapes) == list(wanted), informational=True)]
     fixture_weights(model, info["weight_seed"])
     model.eval()
     for i in range(len(info["lengths"])):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from golden.common import Check, compare, load, text
 from golden.distill import fixture_config, fixture_features, fixture_weights
-from golden.model import batch_of
+from golden.model import batch_of, without_dropout
 from libs.core.schema import Config, FeatureTerm
 from libs.datasets.batch import Batch
 from libs.engine.distill.streams import Columns, input_columns, streams_to_read
@@ -39,17 +39,15 @@ def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
     settings = resolve(config)
     frozen = []
     for entry, given in zip(settings.teachers, info["teachers"], strict=True):
-        its = fixture_config(info, given["kind"])
-        model = build_model(its)
+        teacher_config = fixture_config(info, given["kind"])
+        model = build_model(teacher_config)
         fixture_weights(model, given["weight_seed"])
         model.requires_grad_(False).eval()
-        spec = TeacherSpec(entry.name, entry.terms, model.backbone.width, its.model.fpn_dim)
-        frozen.append(Teacher(entry.name, its, None, "raw", model, spec))
+        spec = TeacherSpec(entry.name, entry.terms, model.backbone.width, teacher_config.model.fpn_dim)
+        frozen.append(Teacher(entry.name, teacher_config, None, "raw", model, spec))
     student = build_model(config)
     fixture_weights(student, info["student_seed"])
-    for module in student.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+    without_dropout(student)
     return DistillationObjective(student, config, settings, frozen, streams_to_read(config, [t.config for t in frozen])), config
 
 
@@ -63,7 +61,7 @@ def check(path: Path) -> list[Check]:
     width = sum(config.modality_dim(name) for name in read)  # rgb comes first
     videos = {f"video{i}/feats": fixture_features(info, i)[:width] for i in range(len(info["lengths"]))}
     names = [f"video{i}" for i in range(len(info["lengths"]))]
-    batch = Batch(*batch_of({**data, **videos}, names, config.dataset.max_seq_len), samples=())
+    batch = batch_of({**data, **videos}, names, config.dataset.max_seq_len)
     part = objective.prepare(batch)
     objective.update_normalizer(part.denominators)
     losses = objective(part, part.denominators)
@@ -80,7 +78,7 @@ def check(path: Path) -> list[Check]:
 
 @torch.no_grad()
 def _check_terms(objective: DistillationObjective, config: Config, batch: Batch, data: dict[str, np.ndarray]) -> list[Check]:
-    """Each term before any weight, those too that the stage does not use."""
+    """Every term without its weight, including those that the stage does not use."""
     settings = objective.distillation.settings
     outputs, features = objective.model.trace(objective.columns(batch.feats), batch.mask)
     teacher_outputs = objective.teacher_outputs(batch)
@@ -92,8 +90,8 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
                            sum_of_points(weight, sizes, settings.offsets))
                for t, weight in zip(teacher_outputs, weights, strict=True)]
 
-    def mse(own: Tensor, its: Tensor, term: FeatureTerm) -> Tensor:
-        return feature_term(own, its, batch.mask, term, feature_denominator(its, batch.mask, term))
+    def mse(student: Tensor, teacher: Tensor, term: FeatureTerm) -> Tensor:
+        return feature_term(student, teacher, batch.mask, term, feature_denominator(teacher, batch.mask, term))
 
     checks = [compare("kl_mean_over_levels", torch.stack(kl), data["kl_mean_over_levels"], **RELATIVE),
               compare("offset_mse", torch.stack(offsets), data["offset_mse"], **RELATIVE),
@@ -101,7 +99,7 @@ def _check_terms(objective: DistillationObjective, config: Config, batch: Batch,
     teachers = objective.teacher_outputs.teachers
     first, streams = teachers[0], streams_to_read(config, [t.config for t in teachers])
     columns = Columns(config, streams, first.config.model.modalities)
-    order = input_columns(config, first.config, first.name)  # its inputs, whatever the stage uses
-    its = run_teacher(first, columns(batch.feats), batch.mask, order)
-    feature_mse = mse(features.inputs, its.inputs, settings.inputs)
+    order = input_columns(config, first.config, first.name)  # the teacher's inputs, whatever the stage uses
+    teacher = run_teacher(first, columns(batch.feats), batch.mask, order)
+    feature_mse = mse(features.inputs, teacher.inputs, settings.inputs)
     return [*checks, compare("feature_mse", feature_mse, data["feature_mse"], atol=1e-12, **RELATIVE)]

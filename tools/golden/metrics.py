@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from golden.common import Check, compare, load, text
+from golden.common import Check, agree, compare, load, text
 from libs.utils.evaluation.metrics import evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores
@@ -80,12 +80,12 @@ def _compare_percent(prefix: str, pairs: dict, informational: bool = False) -> l
 
 
 def _check_case(case: str, values: dict[str, np.ndarray]) -> list[Check]:
-    truth = GroundTruth.from_videos(
+    ground_truth = GroundTruth.from_videos(
         (video, [a["segment"] for a in entry["annotations"]], [a["label_id"] for a in entry["annotations"]])
         for video, entry in text(values["gt_json"])["database"].items() if entry["subset"].lower() == "test")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the collision case has unknown classes on purpose
-        scores = evaluate_detections(_detections(values), truth, values["tiou"])
+        scores = evaluate_detections(_detections(values), ground_truth, values["tiou"])
     index = {int(label): place for label, place in text(values["activity_index"]).items()}
     kwargs = {"atol": TOLERANCE, "informational": case in INFORMATIONAL}
     return [compare(f"{case}/activity_index", scores.class_ids, sorted(index, key=index.get)),
@@ -104,7 +104,7 @@ def _check_fusion(case: str, fixture: dict[str, np.ndarray]) -> list[Check]:
     fused = fuse_external_scores(_detections(source), external, num_pred, topk)
     want = {name.split("/")[1]: v for name, v in fixture.items() if name.startswith(f"{case}/")}
     same_videos = fused.video_id.tolist() == text(want["video_id"])
-    return [Check(f"{case}/video_id", 0.0 if same_videos else float("inf")),
+    return [agree(f"{case}/video_id", same_videos),
             compare(f"{case}/label", fused.label, want["label"]),
             compare(f"{case}/t-start", fused.t_start, want["t-start"]),
             compare(f"{case}/t-end", fused.t_end, want["t-end"]),

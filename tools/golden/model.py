@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from golden.common import Check, compare, load, text
+from golden.common import Check, agree, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
@@ -58,7 +58,7 @@ def check_model(path: Path) -> list[Check]:
     data = load(path)
     config = model_config(text(data["config"]))
     model = fixture_model(config, data, "sd/")
-    names = [Check("state dict names", 0.0 if list(model.state_dict()) == text(data["sd_keys"]) else float("inf"))]
+    names = [agree("state dict names", list(model.state_dict()) == text(data["sd_keys"]))]
     start = config.model.fpn_start_level
     return names + _check_eval(data, config, model.eval(), start) + _check_train(data, config, model)
 
@@ -132,12 +132,8 @@ def _matching_error(got: Detections, want: Detections) -> float:
 
 def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTransformer) -> list[Check]:
     model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-    batch = Batch(*batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len), samples=())
+    without_dropout(model)
+    batch = batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len)
     objective = DetectionObjective(model, config)
     losses, norms = [], [float(objective.criterion.normalizer)]
     for turn in range(2):
@@ -163,19 +159,27 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
     return checks + [compare(f"gradient {k}", gradients[k], data[f"grad/{k}"], **GRADIENT) for k in text(data["grad_names"])]
 
 
-def batch_of(data: dict[str, np.ndarray], names: list[str], length: int, feats: str = "/feats", segments: str = "/segments",
-             labels: str = "/labels") -> tuple[torch.Tensor, ...]:
-    """feats (B, T, C), mask (B, T), segments (B, N, 2), labels (B, N), present (B, N) of videos stored in a fixture."""
-    inputs = [padded(data[name + feats], length) for name in names]
-    most = max(len(data[name + labels]) for name in names)
-    seg, lab = torch.zeros(len(names), most, 2), torch.zeros(len(names), most, dtype=torch.int64)
+def batch_of(data: dict[str, np.ndarray], names: list[str], length: int) -> Batch:
+    """The batch of videos that a fixture stores as NAME/feats, NAME/segments and NAME/labels, padded to `length` steps."""
+    feats, masks = zip(*(padded(data[f"{name}/feats"], length) for name in names), strict=True)
+    most = max(len(data[f"{name}/labels"]) for name in names)
+    segments, labels = torch.zeros(len(names), most, 2), torch.zeros(len(names), most, dtype=torch.int64)
     present = torch.zeros(len(names), most, dtype=torch.bool)
     for b, name in enumerate(names):
-        n = len(data[name + labels])
-        seg[b, :n] = torch.from_numpy(data[name + segments])
-        lab[b, :n] = torch.from_numpy(data[name + labels])
+        n = len(data[f"{name}/labels"])
+        segments[b, :n] = torch.from_numpy(data[f"{name}/segments"])
+        labels[b, :n] = torch.from_numpy(data[f"{name}/labels"])
         present[b, :n] = True
-    return torch.cat([f for f, _ in inputs]), torch.cat([m for _, m in inputs]), seg, lab, present
+    return Batch(torch.cat(feats), torch.cat(masks), segments, labels, present, samples=())
+
+
+def without_dropout(model: torch.nn.Module) -> None:
+    """Switch off dropout and stochastic depth, which the fixtures were measured without."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
 
 
 def check_labels_losses(path: Path) -> list[Check]:
@@ -220,21 +224,20 @@ def check_init_stats(path: Path) -> list[Check]:
     torch.manual_seed(0)
     model = build_model(config)
     parameters, checks = dict(model.named_parameters()), []
-    same = set(parameters) == set(data["stats"])
-    checks.append(Check("parameter names", 0.0 if same else float("inf")))
+    checks.append(agree("parameter names", set(parameters) == set(data["stats"])))
     for name, want in data["stats"].items():
         value = parameters[name].detach().double()
         if want["std"] < 1e-12 or value.numel() == 1:
             checks += [compare(f"{name} {k}", getattr(value, k)(), want[k], rtol=1e-6) for k in ("mean", "min", "max")]
             continue
-        n, std = value.numel(), want["std"]
         if name == "cls_head.cls_head.conv.bias":
             continue
+        n, std = value.numel(), want["std"]
         # both sides are samples, so the difference of two means has twice the variance of one
         mean_error, std_error = std * (2 / n) ** 0.5, std * (1 / n) ** 0.5
         checks += [Check(f"{name} mean", abs(float(value.mean()) - want["mean"]) / (4 * mean_error)),
                    Check(f"{name} std", abs(float(value.std()) - std) / (4 * std_error)),
-                   Check(f"{name} shape", 0.0 if list(value.shape) == want["shape"] else float("inf"))]
+                   agree(f"{name} shape", list(value.shape) == want["shape"])]
     bias = model.cls_head.cls_head.conv.bias.detach()
     return checks + [compare("class bias", bias, np.asarray(data["cls_bias"], dtype=np.float32), rtol=1e-6)]
 
@@ -250,9 +253,8 @@ def check_param_groups(path: Path) -> list[Check]:
             continue
         with np.load(fixture, allow_pickle=False) as archive:
             model = build_model(model_config(text(archive["config"])))
-        decay, no_decay = parameter_groups(model)
+        decay, no_decay = ([name for name, _ in group] for group in parameter_groups(model))
         count = sum(p.numel() for p in model.parameters())
-        same = [n for n, _ in decay] == want["decay"] and [n for n, _ in no_decay] == want["no_decay"]
-        checks += [Check(f"{variant} groups", 0.0 if same else float("inf")),
+        checks += [agree(f"{variant} groups", decay == want["decay"] and no_decay == want["no_decay"]),
                    compare(f"{variant} parameters", count, want["n_params"])]
     return checks

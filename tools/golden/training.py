@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golden.common import Check, compare, load, text
-from golden.model import batch_of, fixture_model, model_config
+from golden.common import Check, agree, compare, load, text
+from golden.model import batch_of, fixture_model, model_config, without_dropout
 from libs.core.config import from_dict
 from libs.datasets.batch import Batch
 from libs.engine.runs.checkpoint import add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
@@ -35,9 +35,7 @@ def check_train_steps(path: Path) -> list[Check]:
     opt = text(data["opt"])
     config = model_config(text(data["config"]), opt=opt_values(opt))
     model = fixture_model(config, data, "sd0/")
-    for module in model.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+    without_dropout(model)
     count = len({k.split("/")[0] for k in data if k.startswith("batch")})
     trainer = Trainer(DetectionObjective(model, config), config, opt.get("num_iters_per_epoch", count))
     batches = [_batch(data, b, config.dataset.max_seq_len) for b in range(count)]
@@ -63,12 +61,11 @@ def check_train_steps(path: Path) -> list[Check]:
 def _batch(data: dict[str, np.ndarray], b: int, length: int) -> Batch:
     videos = sorted({k.split("/")[1][len("feats"):] for k in data if k.startswith(f"batch{b}/feats")}, key=int)
     renamed = {f"{j}/{part}": data[f"batch{b}/{part}{j}"] for j in videos for part in ("feats", "segments", "labels")}
-    return Batch(*batch_of(renamed, videos, length), samples=())
+    return batch_of(renamed, videos, length)
 
 
 def _compare_weights(name: str, got: dict[str, Tensor], want: dict[str, np.ndarray]) -> list[Check]:
-    same = set(got) == set(want)
-    checks = [Check(f"{name}: names", 0.0 if same else float("inf"))]
+    checks = [agree(f"{name}: names", set(got) == set(want))]
     return checks + [compare(f"{name}: {k}", got[k], v, atol=1e-5, informational=k.endswith(NOISE)) for k, v in want.items()]
 
 
@@ -99,18 +96,18 @@ def check_checkpoint(path: Path) -> list[Check]:
         again = Path(folder) / "again.pth.tar"
         save_checkpoint(again, checkpoint.epoch, weights, average, moments, checkpoint.scheduler, None)
         saved = torch.load(again, map_location="cpu", weights_only=True)
-    checks.append(Check("keys", 0.0 if set(saved) == set(original) else float("inf")))
+    checks.append(agree("keys", set(saved) == set(original)))
     for part in ("state_dict", "state_dict_ema"):
         same = list(saved[part]) == list(original[part]) and all(_identical(saved[part][k], v) for k, v in original[part].items())
-        checks.append(Check(f"{part} bit-identical", 0.0 if same else float("inf")))
+        checks.append(agree(f"{part} bit-identical", same))
     state, wanted = saved["optimizer"]["state"], original["optimizer"]["state"]
     same = set(state) == set(wanted) and all(_identical(state[i][k], v) for i, m in wanted.items() for k, v in m.items())
-    checks.append(Check("optimizer moments bit-identical", 0.0 if same else float("inf")))
+    checks.append(agree("optimizer moments bit-identical", same))
     groups, wanted = saved["optimizer"]["param_groups"], original["optimizer"]["param_groups"]
     same = [g["params"] for g in groups] == [g["params"] for g in wanted]
-    return checks + [Check("optimizer groups", 0.0 if same else float("inf")),
-                     Check("scheduler", 0.0 if saved["scheduler"] == original["scheduler"] else float("inf")),
-                     Check("prefix", 0.0 if set(add_prefix(checkpoint.weights)) == set(original["state_dict"]) else float("inf"))]
+    return checks + [agree("optimizer groups", same),
+                     agree("scheduler", saved["scheduler"] == original["scheduler"]),
+                     agree("prefix", set(add_prefix(checkpoint.weights)) == set(original["state_dict"]))]
 
 
 def _identical(a: Any, b: Any) -> bool:

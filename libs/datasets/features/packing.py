@@ -4,8 +4,8 @@
     OUT/<modality>.h5   a modality with a folder of its own
 
 A file holds one contiguous little-endian dataset (T, C) per video, so that a crop is one range of bytes, with a checksum of its
-bytes (attribute `blake2b`) and the size and time of the file that it comes from (`source`).  The file appears under its name when
-it is whole and has been read back.  A stopped packing goes on with the next video; a repeated one copies what has not changed.
+bytes (attribute `blake2b`) and the size and time of its source file (attribute `source`).  The file gets its name once it is
+complete and has been read back.  An interrupted packing resumes with the next video; a repeated one packs only what has changed.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, FolderModality
+from libs.core.schema import Config, FolderModality, as_tuple
 from libs.datasets.annotations import load_annotations
 from libs.datasets.features.formats import READ_ERRORS, hdf5_file
 from libs.datasets.features.store import FeatureStore, Keys
@@ -64,8 +64,7 @@ def stored_streams(config: Config) -> list[Stream]:
     Raises UserError for folders that do not exist, and for a modality whose name cannot be a file's.
     """
     data, found = config.dataset, []
-    folders = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,) if data.feat_folder else ()
-    widths = data.input_dim if isinstance(data.input_dim, tuple) else (data.input_dim,)
+    folders, widths = as_tuple(data.feat_folder or ()), as_tuple(data.input_dim)
     for i, folder in enumerate(folders):
         width = widths[i] if len(widths) == len(folders) else None
         store = FeatureStore(folder, data.file_prefix, data.file_ext, width if len(folders) > 1 else None)
@@ -93,7 +92,7 @@ def videos_of(config: Config, subsets: Sequence[str] | None) -> dict[str, list[s
         if name not in counts:
             raise UserError(f"{annotations.path}: has no video of subset {name!r}{nearest(name, counts)}; it has "
                             f"{', '.join(counts)}: correct --split")
-    return {name: [v.id for v in annotations.videos.values() if v.subset == name] for name in dict.fromkeys(wanted)}
+    return {name: [video.id for video in annotations.of_subset((name,))] for name in dict.fromkeys(wanted)}
 
 
 def pack_stream(stream: Stream, videos: Mapping[str, Sequence[str]], out: Path, dtype: str, skip_missing: bool, say: Say) -> int:
@@ -158,7 +157,7 @@ def settings(config: Config, streams: Sequence[Stream], out: Path) -> dict[str, 
 
 
 def _plan(stream: Stream, videos: Mapping[str, Sequence[str]], dtype: str, skip_missing: bool, say: Say) -> dict[str, Planned]:
-    """Name in the pack -> what is to be stored, in file order; headers only."""
+    """Name in the pack -> video to store, in file order; reads headers only."""
     plan: dict[str, Planned] = {}
     store = stream.store
     for subset, ids in videos.items():
@@ -191,7 +190,7 @@ def _write(file: Any, name: str, rows: np.ndarray, source: str) -> None:
         del file[name]
     data = file.create_dataset(name, data=rows)
     data.attrs[SOURCE], data.attrs[CHECKSUM] = source, _checksum(rows)
-    file.flush()  # a packing that is killed goes on behind this video
+    file.flush()  # a killed packing resumes after this video
 
 
 def _intact(file: Any, name: str, planned: Planned) -> bool:
@@ -237,7 +236,7 @@ def _converted(store: FeatureStore, planned: Planned) -> np.ndarray:
 
 
 def _source(store: FeatureStore, video: str) -> str:
-    """Size and time of the file that a video comes from: when they change, it is packed again."""
+    """Size and time of a video's source file: when they change, the video is packed again."""
     path = store.path(video)
     info = os.stat(path if os.path.isfile(path) else store.folders[0])  # a dataset in an .h5 file is no file of its own
     return f"{info.st_size} bytes, {info.st_mtime_ns} ns"
@@ -245,7 +244,7 @@ def _source(store: FeatureStore, video: str) -> str:
 
 @contextlib.contextmanager
 def _opened_pack(path: Path) -> Iterator[Any]:
-    """A finished pack; UserError when the file does not exist or is something else."""
+    """A finished pack; UserError when the file does not exist or is not a pack."""
     if not path.exists():
         raise UserError(f"{path}: no such packed file; run the command without --verify")
     try:
@@ -260,7 +259,7 @@ def _opened_pack(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _open_unfinished(path: Path) -> Iterator[Any]:
-    """The file to write to: what a stopped packing left, if it can be read, else a new one; on the disk when it is closed."""
+    """The file to write to: that of an interrupted packing if it can be read, else a new one; flushed to disk at the end."""
     import h5py  # late, as in libs.datasets.features.formats
 
     try:

@@ -1,7 +1,7 @@
-"""The streams of features that a model asks for, read from wherever they are kept and joined along channels.
+"""The feature streams that a model reads, joined along channels.
 
-A stream is a channel range of the joined `dataset.feat_folder` files or has files of its own (`FolderModality`).  A stream
-that is not asked for is never opened or looked for: its channels, files and folders may be absent.
+A stream is a channel range of the joined `dataset.feat_folder` files, or has files of its own (`FolderModality`).  Streams that
+the model does not read are never opened or looked for: their channels, files and folders may be absent.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, DatasetConfig, FolderModality
+from libs.core.schema import Config, DatasetConfig, FolderModality, as_tuple
 from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys
 from libs.datasets.grid import file_window, is_resampled
 from libs.datasets.transforms import resize
@@ -34,8 +34,8 @@ class _Part:
 class StreamReader:
     """Reads the named streams of a video, in the order given; picklable, and safe to use in forked workers.
 
-    names: from dataset.modalities; None: all channels of dataset.feat_folder.  Channel ranges give the grid; without them
-    the first stream that is not resampled does.
+    names: from dataset.modalities; None: all channels of dataset.feat_folder.  The feature grid is that of the channel ranges
+    or, without any, of the first stream that is not resampled.
     `channels`: of the result.
     Raises UserError for names that are not declared, folders that do not exist, and streams without a grid.
     """
@@ -64,7 +64,7 @@ class StreamReader:
             part.store.close()
 
     def missing(self, video_id: str) -> tuple[str, Keys] | None:
-        """The first path where a stream of the video should be but is not, with the keys that name it; or None."""
+        """The first missing file of the video and the configuration keys that name it; None if all streams are there."""
         for part in self._parts:
             path = part.store.missing_path(video_id)
             if path is not None:
@@ -118,7 +118,7 @@ def _check_names(where: str, names: Sequence[str], data: DatasetConfig) -> None:
 
 
 def _parts(data: DatasetConfig, names: Sequence[str]) -> list[_Part]:
-    """What is read, in order; neighbours in the same store become one part."""
+    """The parts to read, in order; neighbouring streams of one store become one part."""
     modalities = data.modalities or {}
     ranges = [entry for name in names if not isinstance(entry := modalities[name], FolderModality)]
     stores = list(_range_stores(data, ranges)) if ranges else []
@@ -141,10 +141,10 @@ def _parts(data: DatasetConfig, names: Sequence[str]) -> list[_Part]:
 def _range_stores(data: DatasetConfig, wanted: list[tuple[int, int]]) -> Iterator[tuple[int, int, FeatureStore]]:
     """(first, last + 1 joined channel, store) of the feat_folder folders that hold wanted channels.
 
-    Borders between folders are known if input_dim lists a width for each; otherwise all folders are one store.  One folder
-    may end early, with any declared range, once the wanted ones are inside.
+    The folders' borders are known if input_dim lists a width for each; otherwise all folders are one store.  The files of a
+    single folder may have fewer channels: they may end with any declared range that lies behind the wanted ones.
     """
-    folders, dims = _tuple(data.feat_folder), _tuple(data.input_dim)
+    folders, dims = as_tuple(data.feat_folder), as_tuple(data.input_dim)
     blocks = [(name,) for name in folders] if len(dims) == len(folders) else [folders]
     widths = dims if len(dims) == len(folders) else (sum(dims),)
     low = 0
@@ -164,7 +164,3 @@ def _overlap(channels: tuple[int, int], low: int, high: int) -> tuple[int, int] 
     """The part of a range of joined channels inside [low, high), counted from `low`; None if there is none."""
     start, stop = max(channels[0], low), min(channels[1], high)
     return (start - low, stop - low) if start < stop else None
-
-
-def _tuple(value: int | str | tuple) -> tuple:
-    return value if isinstance(value, tuple) else (value,)

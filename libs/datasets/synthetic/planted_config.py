@@ -3,9 +3,8 @@
     data = plant(load_config("configs/ego4d_slowfast_egovlp.yaml"), "data/planted_ego4d", training=8, validation=4)
 
 Same folders, widths, file names, stride, frames per feature, frame rate and number of classes as the real data; the signal is
-that of libs/datasets/synthetic/planted.py, its channels dealt out to the folders in their order.
-Annotations are generated, or those of a file (real ActivityNet annotations say),
-whose classes are then folded into the number that the configuration has.
+that of libs/datasets/synthetic/planted.py, its channels split among the folders in their order.  Annotations are generated, or
+those of a file (e.g. the real ActivityNet annotations) with class ids modulo the configuration's number of classes.
 """
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from libs.core.config import dump_yaml, from_dict, to_dict
 from libs.core.errors import UserError
-from libs.core.schema import Config
+from libs.core.schema import Config, as_tuple
 from libs.datasets.annotations import Annotations, load_annotations
 from libs.datasets.features.formats import NPZ_KEY, format_of
 from libs.datasets.grid import expected_length
@@ -28,7 +27,7 @@ from libs.datasets.synthetic.planted import Difficulty, generator, make_video, m
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 from libs.utils.files.staging import refuse_foreign, staged
 
-ANNOTATIONS, CONFIG = "annotations.json", "{name}.yaml"
+ANNOTATIONS = "annotations.json"
 AGNOSTIC_CLASSES = 5  # classes in generated annotations of a configuration with one class for all
 USUAL = Difficulty()
 LEFT_OUT = "left out"  # subset of the videos of an annotation file that get no features; they keep its classes complete
@@ -40,7 +39,7 @@ def plant(config: Config, out: str | os.PathLike, training: int, validation: int
 
     training, validation: videos of the first subset of train_split and of val_split; annotations: a file to take them from,
     evenly spread over its ids, None: generated ones of `seconds` length.  An earlier result is replaced.  Raises UserError for a
-    file with too few videos, and for features that a configuration of this kind cannot get (named modalities, .h5, .pt).
+    file with too few videos, and for a configuration of features that cannot be planted (named modalities, .h5, .pt).
     """
     data, out = config.dataset, Path(out)
     if data.modalities is not None or data.feat_stride <= 0 or format_of(data.file_ext or "") not in (".npy", ".npz"):
@@ -58,21 +57,23 @@ def plant(config: Config, out: str | os.PathLike, training: int, validation: int
         database = _generated(seed, subsets, classes, fps, seconds)
     else:
         database = _chosen(load_annotations(annotations), subsets, data.num_classes, fps)
-    folders = _folders(config)
-    refuse_foreign(out, {*folders, ANNOTATIONS, CONFIG.format(name=_name(config))}, "choose another folder")
-    with staged(out, (*folders, ANNOTATIONS, CONFIG.format(name=_name(config)))) as work:
+    folders, name = _folders(config), Path(config.source).stem or "planted"
+    written = (*folders, ANNOTATIONS, f"{name}.yaml")
+    refuse_foreign(out, set(written), "choose another folder")
+    with staged(out, written) as work:
         for folder in folders:
             (work / folder).mkdir()
         _write_features(work, config, folders, database, seed, fps, level)
-        write_json_atomic(work / ANNOTATIONS, {"version": f"planted for {_name(config)}", "database": database}, indent=None)
-        write_text_atomic(work / CONFIG.format(name=_name(config)), _configuration(config, out, folders))
-    return out / CONFIG.format(name=_name(config))
+        write_json_atomic(work / ANNOTATIONS, {"version": f"planted for {name}", "database": database}, indent=None)
+        write_text_atomic(work / f"{name}.yaml", _configuration(config, out, folders))
+    return out / f"{name}.yaml"
 
 
 def _write_features(work: Path, config: Config, folders: Mapping[str, int], database: Mapping[str, Any], seed: int, fps: float,
                     level: Difficulty) -> None:
     data, width = config.dataset, sum(folders.values())
-    world = make_world(seed, max(data.num_classes, _classes(database)), width - width // 2, width // 2)
+    last_id = max(a["label_id"] for entry in database.values() for a in entry["annotations"])
+    world = make_world(seed, max(data.num_classes, last_id + 1), width - width // 2, width // 2)
     borders = np.cumsum(list(folders.values()))[:-1]
     for video, entry in database.items():
         if entry["subset"] == LEFT_OUT:
@@ -92,8 +93,7 @@ def _write_features(work: Path, config: Config, folders: Mapping[str, int], data
 def _folders(config: Config) -> dict[str, int]:
     """Names of the feature folders and their widths, in order."""
     data = config.dataset
-    paths = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,)
-    widths = data.input_dim if isinstance(data.input_dim, tuple) else (data.input_dim,)
+    paths, widths = as_tuple(data.feat_folder), as_tuple(data.input_dim)
     if len(paths) != len(widths):
         raise UserError(f"{config.source}: dataset.input_dim: {list(widths)} does not tell the width of each of the {len(paths)} "
                         "folders; write one per folder")
@@ -127,8 +127,7 @@ def _chosen(annotations: Annotations, subsets: Mapping[str, int], classes: int, 
     """Videos of a file, evenly spread over the sorted ids of each of its subsets of these names; the rest as LEFT_OUT."""
     kept: dict[str, str] = {}
     for subset, count in subsets.items():
-        videos = [v for v in annotations.videos.values() if v.subset == subset]
-        ids = sorted(v.id for v in videos if len(v.segments) and v.duration_s < math.inf)
+        ids = sorted(v.id for v in annotations.of_subset((subset,)) if len(v.segments) and v.duration_s < math.inf)
         if len(ids) < count:
             raise UserError(f"{annotations.path}: has {len(ids)} videos of subset {subset!r} with segments and duration, {count} "
                             "are asked for; ask for fewer, or give another file")
@@ -146,14 +145,6 @@ def _chosen(annotations: Annotations, subsets: Mapping[str, int], classes: int, 
 
 def _item(start: float, end: float, label: int, name: str | None = None) -> dict[str, Any]:
     return {"segment": [round(start, 3), round(end, 3)], "label": name or f"class {label:03d}", "label_id": label}
-
-
-def _classes(database: Mapping[str, Any]) -> int:
-    return 1 + max(a["label_id"] for v in database.values() for a in v["annotations"])
-
-
-def _name(config: Config) -> str:
-    return Path(config.source).stem or "planted"
 
 
 def _configuration(config: Config, out: Path, folders: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from libs.core.config import load_config
 from libs.core.errors import UserError, shown
 from libs.core.problems import Problems
-from libs.core.schema import Config
+from libs.core.schema import Config, as_tuple
 from libs.datasets.annotations import Annotations, Video, load_annotations
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import read_provenance
@@ -269,8 +269,8 @@ def _length_mismatch(video: Video, fact: FileFacts, fps: float, grid: GridGuess,
 def _check_config(report: Report, config: Config) -> None:
     """Paths and number of classes of a configuration against the data."""
     problems, path, data, source = report.problems, report.annotations.path, config.dataset, config.source
-    folders = data.feat_folder if isinstance(data.feat_folder, tuple) else (data.feat_folder,)
-    for key, named, used in (("json_file", (data.json_file,), [path]), ("feat_folder", folders, report.features)):
+    for key, named, used in (("json_file", (data.json_file,), [path]),
+                             ("feat_folder", as_tuple(data.feat_folder), report.features)):
         if [os.path.realpath(name) for name in named] != [os.path.realpath(name) for name in used]:
             problems.warning("config-paths", source, f"dataset.{key}", f"names {', '.join(named)}, but {', '.join(used)} was "
                              "checked", "check the files that you will train on")
