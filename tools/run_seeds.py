@@ -52,7 +52,7 @@ def run_of(args: argparse.Namespace, seed: int) -> StageRun:
     name, overrides = f"{args.output}_seed{seed}", (*args.set, f"init_rand_seed={seed}")
     config = with_run_name(load_config(args.config, overrides), name)
     run = StageRun(Path(args.config).stem, seed, name, config, overrides)
-    run.refuse_changes(but=("test_cfg.", "val_split"))  # these concern evaluations alone, which are done again
+    run.refuse_changes(allowed=("test_cfg.", "val_split"))  # these concern evaluations alone, which are done again
     return run
 
 

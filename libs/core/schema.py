@@ -277,6 +277,12 @@ class Config:
         return self.model_input_dim if not made_up else self.model_channels + made_up
 
     @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Strides of the FPN levels that have heads, in grid steps, fine to coarse."""
+        model = self.model
+        return tuple(model.scale_factor ** level for level in range(model.fpn_start_level, model.backbone_arch[2] + 1))
+
+    @property
     def level_windows(self) -> tuple[int, ...]:
         """Attention window of backbone levels 0 .. arch[2] (stem level first)."""
         win, levels = self.model.n_mha_win_size, self.model.backbone_arch[2] + 1

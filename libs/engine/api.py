@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -40,6 +40,7 @@ from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.writers import plan_output, write_output
+from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Predictions:
     """Detections of some videos, descending score inside a video.
 
     Columns (N,): video_id str, t_start and t_end float64 seconds, label (class names, str), label_id int64, score float64.
-    `videos`: id -> duration in seconds of every video that was looked at, also those without detections.  Iterating gives rows.
+    `videos`: id -> duration in seconds of every video that was processed, also those without detections.  Iterating gives rows.
     """
 
     detections: Detections
@@ -109,21 +110,21 @@ class Predictions:
         return pandas.DataFrame({name: getattr(self, name) for name in columns})
 
     def of(self, video_id: str) -> Predictions:
-        """The rows of one video; UserError for one that was not looked at."""
+        """The rows of one video; UserError for a video that was not processed."""
         if video_id not in self.videos:
             raise UserError(f"video {video_id!r} is not among the {len(self.videos)} videos of these predictions")
         rows = self.detections.take(self.detections.video_id == video_id)
         return Predictions(rows, self.label_names, {video_id: self.videos[video_id]})
 
     def above(self, threshold: float, per_class: Mapping[str, float] | None = None, source: str = "per_class") -> Predictions:
-        """The rows with at least this score, or that of their class in `per_class`; UserError for an unknown class name."""
+        """The rows with at least this score, or the score of their class in `per_class`; UserError for an unknown class name."""
         kept = thresholds.above(self.detections, threshold, per_class or {}, self.label_names, source)
         return dataclasses.replace(self, detections=kept)
 
     def save(self, path: Path_, fmt: str | None = None) -> tuple[Path, ...]:
-        """Write a .json, .csv(.gz), .pkl, .srt, .vtt or .eaf file, or `fmt` files into a folder; returns what was written.
+        """Write a .json, .csv(.gz), .pkl, .srt, .vtt or .eaf file, or `fmt` files into a folder; returns the files written.
 
-        Each file is whole or not there.  Raises UserError as `libs.utils.evaluation.writers.plan_output`.
+        Each file is written atomically.  Raises UserError as `libs.utils.evaluation.writers.plan_output`.
         """
         output = plan_output(path, fmt, list(self.videos))
         write_output(output, self.detections, self.label_names, list(self.videos))
@@ -154,8 +155,8 @@ class Localizer:
     def predict(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
                 duration: float | None = None, info: Path_ | None = None, batch_size: int | None = None, workers: int = 0,
                 streams: Mapping[str, str] | None = None, join: Sequence[str] = (),
-                progress: Callable[[int, int], None] = lambda done, total: None) -> Predictions:
-        """Detections of the videos behind `features`: see `videos` for what that may be and the other arguments.
+                progress: Progress = no_progress) -> Predictions:
+        """Detections of the videos in `features`; arguments as for `videos` and `predict_videos`.
 
         Equal to eval.py's for the same videos, fps and durations.  progress(videos done, of how many) is called per batch.
         """
@@ -165,20 +166,19 @@ class Localizer:
     def videos(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
                duration: float | None = None, info: Path_ | None = None, streams: Mapping[str, str] | None = None,
                join: Sequence[str] = ()) -> FeatureVideos:
-        """The videos behind `features`, checked but not read.
+        """The videos in `features`, checked but not read.
 
         features: a feature file, a folder of them, an .h5 file with a dataset per video, an array or tensor (T, C), or a list of
         these, or id -> array.  fps: frames per second (None: dataset.default_fps); duration: of each video in seconds (None: up
         to the end of the last feature vector); info: CSV or JSON with both per video; streams, join: as `FeatureVideos`.
-        Raises UserError for whatever does not fit.
+        Raises UserError for arguments that do not fit together.
         """
         by_video = {} if info is None else read_video_info(info)
         return FeatureVideos(_as_videos(features, self.config), self.config, Timing(fps, duration, by_video), streams, join)
 
     def predict_videos(self, videos: FeatureVideos, batch_size: int | None = None, workers: int = 0,
-                       progress: Callable[[int, int], None] = lambda done, total: None) -> Predictions:
-        """Detections of checked videos, `batch_size` per forward pass (None: test_cfg.batch_size), read by `workers` processes.
-        """
+                       progress: Progress = no_progress) -> Predictions:
+        """Detections of videos, `batch_size` per forward pass (None: test_cfg.batch_size), read by `workers` processes."""
         config = with_overrides(self.config, [f"loader.num_workers={workers}",
                                               *([] if batch_size is None else [f"test_cfg.batch_size={batch_size}"])])
         check_precision(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
@@ -189,30 +189,33 @@ class Localizer:
 def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None = None, weights: str | None = None,
                epoch: int | None = None, device: str = "auto", overrides: Sequence[str] = (),
                stride: float | None = None, num_frames: float | None = None) -> Localizer:
-    """A checkpoint file, or a run's folder (its last, or the given, epoch), ready to predict.
+    """Load a checkpoint file, or the last (or the given) epoch of a run's folder, for prediction.
 
     config: YAML for a checkpoint that holds none (published ones); labels: file of class names (see `read_labels`); weights:
     `ema` or `raw` (None: test_cfg.weights); device: cpu, cuda, cuda:N, or auto: CUDA where there is one; overrides:
     "dotted.key=value"; stride, num_frames: of the features in frames, where they differ from those of training (one warning).
-    Raises UserError for whatever does not fit together.
+    Raises UserError for arguments that do not fit together.
     """
     checkpoint = load_checkpoint(find_checkpoint(path, epoch))
-    where = "cpu" if device == "auto" and not torch.cuda.is_available() else device
-    its = with_overrides(_config_for(checkpoint, config, overrides, stride, num_frames), [f"devices={where}"])
-    place = torch.device(resolve_device(its))
-    which = weights or its.test_cfg.weights
+    if device == "auto" and not torch.cuda.is_available():
+        device = "cpu"
+    settings = with_feature_grid(config_for(checkpoint, config, overrides), checkpoint, stride, num_frames)
+    settings = with_overrides(settings, [f"devices={device}"])
+    place = torch.device(resolve_device(settings))
+    which = weights or settings.test_cfg.weights
     if which not in WEIGHTS:
         raise UserError(f"weights: {which!r} are not known; use {' or '.join(WEIGHTS)}")
-    model = build_model(its)
+    model = build_model(settings)
     load_weights(model, checkpoint, which)
     model.requires_grad_(False).eval().to(place)
-    return Localizer(model, its, label_names_for(checkpoint, its, labels), place, checkpoint.path, checkpoint.epoch, which)
+    names = label_names_for(checkpoint, settings, labels)
+    return Localizer(model, settings, names, place, checkpoint.path, checkpoint.epoch, which)
 
 
 def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a checkpoint: the file `path`, else its own, else the config.yaml beside it; with `overrides`.
+    """The configuration for a checkpoint: the file `path`, else the one it holds, else config.yaml beside it; with `overrides`.
 
-    Its `source` names the file that it came from.  Raises UserError when there is none.
+    Its `source` names the file.  Raises UserError when there is none.
     """
     if path is not None:
         return load_config(path, overrides)
@@ -227,8 +230,8 @@ def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Seq
 
 
 def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None = None) -> dict[int, str]:
-    """Class id -> name: of the file `path`, else as the checkpoint keeps them, else of dataset.json_file where it exists, else
-    the ids as text, with one line that says so.  Raises UserError as `read_labels`."""
+    """Class id -> name: from the file `path`, else the checkpoint, else dataset.json_file if it exists, else the ids as text,
+    with a note.  Raises UserError as `read_labels`."""
     classes = config.dataset.num_classes
     preset = get_preset(config.dataset_name)
     if path is not None:
@@ -245,38 +248,35 @@ def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None =
     return {**{i: str(i) for i in range(classes)}, **names}
 
 
-def _config_for(checkpoint: Checkpoint, path: Path_ | None, overrides: Sequence[str], stride: float | None,
-                num_frames: float | None) -> Config:
-    config = config_for(checkpoint, path, overrides)
+def with_feature_grid(config: Config, checkpoint: Checkpoint, stride: float | None, num_frames: float | None) -> Config:
+    """The configuration with this stride and window of the features (None: as it is); a warning where that changes it."""
     wanted = {"feat_stride": stride, "num_frames": num_frames}
     changed = {k: v for k, v in wanted.items() if v is not None and v != getattr(config.dataset, k)}
     if not changed:
         return config
-    told = "; ".join(f"dataset.{k}: {getattr(config.dataset, k):g} -> {v:g}" for k, v in changed.items())
-    note(f"warning: {checkpoint.path}: was trained on other features: {told}; durations look different to it, so expect worse "
-         "results")
+    changes = "; ".join(f"dataset.{k}: {getattr(config.dataset, k):g} -> {v:g}" for k, v in changed.items())
+    note(f"warning: {checkpoint.path}: was trained on other features: {changes}; durations look different to it, so expect "
+         "worse results")
     return with_overrides(config, [f"dataset.{k}={v}" for k, v in changed.items()])
 
 
 def _as_videos(features: Any, config: Config) -> list[FeatureFile | FeatureArray]:
+    named: list[tuple[str, Any]]
     if isinstance(features, Mapping):
-        return [video for name, value in features.items() for video in _named(str(name), value, config)]
-    if isinstance(features, (str, os.PathLike)):
-        return list(find_videos([features], config))
-    if isinstance(features, (np.ndarray, Tensor)):
-        return [FeatureArray("video", _array(features, "video"))]
-    if not isinstance(features, Sequence):
+        named = [(str(name), value) for name, value in features.items()]
+    elif isinstance(features, (str, os.PathLike, np.ndarray, Tensor)):
+        named = [("video", features)]
+    elif isinstance(features, Sequence):
+        named = [(f"video_{i}", value) for i, value in enumerate(features)]
+    else:
         raise UserError(f"features: a {type(features).__name__}; give a path, an array (T, C), or a list or dict of these")
     videos: list[FeatureFile | FeatureArray] = []
-    for i, value in enumerate(features):
-        videos += _named(f"video_{i}", value, config)
+    for name, value in named:
+        if isinstance(value, (str, os.PathLike)):
+            videos += find_videos([value], config)
+        else:
+            videos.append(FeatureArray(name, _array(value, name)))
     return videos
-
-
-def _named(name: str, value: Any, config: Config) -> list[FeatureFile | FeatureArray]:
-    if isinstance(value, (str, os.PathLike)):
-        return list(find_videos([value], config))
-    return [FeatureArray(name, _array(value, name))]
 
 
 def _array(value: Any, name: str) -> np.ndarray:

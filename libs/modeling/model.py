@@ -42,7 +42,7 @@ class LocPointTransformer(nn.Module):
         model = config.model
         levels = model.backbone_arch[2] + 1
         self.train_precision, self.test_precision = config.train_cfg.precision, config.test_cfg.precision
-        self.strides = tuple(model.scale_factor ** i for i in range(model.fpn_start_level, levels))
+        self.strides = config.level_strides
         self.ranges = model.regression_range
         self.hallucinator_name = "rgb2flow" if model.hallucinator == "rgb2flow" else "hallucinator"  # published name
         if model.hallucinator != "none":

@@ -11,6 +11,12 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+Progress = Callable[[int, int], None]  # progress(units done, of how many)
+
+
+def no_progress(done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
 
 class Clock:
     """Estimates the time left from the time since it was made, supposing that the rest goes as fast."""
@@ -24,7 +30,7 @@ class Clock:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
 
 
-def bar(total: int, label: str, print_every: int = 50) -> Callable[[int, int], None]:
+def bar(total: int, label: str, print_every: int = 50) -> Progress:
     """A progress callback (done, total): a bar with the time left on a terminal, a line every so often elsewhere."""
     if sys.stderr.isatty():
         shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)

@@ -1,7 +1,7 @@
-"""Which annotated segments the feature pyramid can learn at all: the label assignment of training, applied to a whole video.
+"""Which annotated segments the feature pyramid can learn: the label assignment of training, applied to whole videos.
 
     found = segment_coverage(config, length, segments_grid)      points per segment and level
-    reason = why_unmatched(...)                                  for segments without any
+    reason = why_unmatched(...)                                  for a segment without any
 """
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from libs.modeling.points import make_points
 from libs.modeling.targets import assign_targets
 
 FAR_S = 1e9
-CHUNK = 4_000_000  # segment-point pairs looked at together
-REASONS = {  # kind -> what to do
+CHUNK = 4_000_000  # segment-point pairs per call of assign_targets
+REASONS = {  # kind -> remedy
     "outside": "the features end too early: extract the video again, or correct the segment",
     "long": "raise the last entry of model.regression_range, or add a level",
     "short": "extract features with a smaller stride (dataset.feat_stride), or with a smaller dataset.downsample_rate",
@@ -34,16 +34,11 @@ REASONS = {  # kind -> what to do
 
 
 class Coverage(NamedTuple):
-    """Points that training assigns to N segments: (N, L) int64, levels fine to coarse; and (N,) bool, points if alone."""
+    """Number of points that training assigns to N segments, (N, L) int64, levels fine to coarse; and (N,) bool: whether a
+    segment would have points if it were the only one."""
 
     points_NL: np.ndarray
     alone_N: np.ndarray
-
-
-def level_strides(config: Config) -> tuple[int, ...]:
-    """Strides of the FPN levels that have heads, grid units, fine to coarse."""
-    model = config.model
-    return tuple(model.scale_factor**level for level in range(model.fpn_start_level, model.backbone_arch[2] + 1))
 
 
 def segment_coverage(config: Config, length: int, segments: np.ndarray) -> Coverage:
@@ -51,7 +46,7 @@ def segment_coverage(config: Config, length: int, segments: np.ndarray) -> Cover
 
     Points lie on the grid of the whole video; a training crop shifts them by less than a level's stride.
     """
-    strides = level_strides(config)
+    strides = config.level_strides
     sizes = [-(-length // stride) for stride in strides]
     points = make_points(sizes, strides, config.model.regression_range)
     segs = torch.from_numpy(np.array(segments, np.float32)).reshape(-1, 2)
@@ -72,10 +67,10 @@ def check_coverage(config: Config, source: str, annotations: Annotations, grids:
                    problems: Problems, progress: bool) -> tuple[dict[str, Any], float]:
     """(segments and points per level of the pyramid, longest segment in grid steps), over the videos of `grids`.
 
-    grids: grid and length by video id; source: what a finding names as the file to change.  Segments that no point is assigned to
-    become problems, one per reason.
+    grids: grid and length by video id; source: the file that a problem names.  Segments without points become problems, one per
+    reason.
     """
-    strides = level_strides(config)
+    strides = config.level_strides
     reached, points = np.zeros(len(strides), np.int64), np.zeros(len(strides), np.int64)
     reasons: Counter[str] = Counter()
     first: dict[str, str] = {}
@@ -112,12 +107,12 @@ def check_coverage(config: Config, source: str, annotations: Annotations, grids:
 
 
 def segments_on_grid(grid: Grid, video: Video) -> np.ndarray:
-    """Segments of a video, (N, 2) float64 grid units; clipped to what float32 holds (such times are findings already)."""
+    """Segments of a video, (N, 2) float64 grid units; times beyond FAR_S, reported elsewhere, are clipped to fit float32."""
     return grid.seconds_to_grid(np.clip(video.segments, -FAR_S, FAR_S)).astype(np.float64)
 
 
 def why_unmatched(config: Config, length: int, segment: Sequence[float], alone: bool) -> str:
-    """Key of REASONS for an unmatched segment (start, end), grid units; alone: it has a point if it is the only segment."""
+    """Key of REASONS for an unmatched segment (start, end), grid units; alone: as in `Coverage`."""
     start, end = segment
     if alone:
         return "taken"
@@ -125,7 +120,7 @@ def why_unmatched(config: Config, length: int, segment: Sequence[float], alone: 
         return "outside"
     if (end - start) / 2 > max(high for _, high in config.model.regression_range):
         return "long"
-    finest = level_strides(config)[0]
+    finest = config.level_strides[0]
     if (math.floor(start / finest) + 1) * finest >= end:  # the first point after its start is not before its end
         return "short"
     return "rule"

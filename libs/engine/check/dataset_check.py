@@ -1,9 +1,9 @@
-"""A user's dataset, checked as a whole: annotations, features, how they fit each other, a configuration, the pyramid.
+"""Checks a dataset before training: annotations, features, whether they fit each other, a configuration, the pyramid.
 
     report = check_dataset("my.json", ["features"], CheckOptions(config_path="configs/my.yaml"))
     report.problems, report.suggestion
 
-What one part is checked for is in libs/datasets (annotations, survey/), coverage and suggest; here is what needs several.
+Checks of a single part are in libs/datasets (annotations, survey/), coverage and suggest; those here need several parts.
 """
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from libs.datasets.grid import Grid, expected_length, implausible_length, plan_g
 from libs.datasets.presets import PRESETS
 from libs.datasets.survey.checks import Splits, check_ids, check_labels, check_subsets, check_times, guess_splits
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
-from libs.engine.check.coverage import check_coverage, level_strides, segments_on_grid
+from libs.engine.check.coverage import check_coverage, segments_on_grid
 from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
 GUESSED = "guessed from durations and files"
-FEW_LEFT = 0.5  # share of training videos longer than max_seq_len from which it is called too short
+MAX_SHARE_CROPPED = 0.5  # a larger share of training videos longer than max_seq_len gives a warning
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Options beside the two paths; None: taken from the configuration, the provenance file or the data."""
+    """Options besides the two paths; None: from the configuration, the provenance file or the data."""
 
     config_path: str | None = None
     feat_stride: float | None = None
@@ -53,11 +53,11 @@ class CheckOptions:
 
 @dataclass
 class Report:
-    """All findings and the data behind them.
+    """All problems and the data that they were found in.
 
-    fps: frames per second of the videos for which they are known; files: of the videos whose features are sound; grid: stride and
-    window of the features, from grid_source; config: the user's; coverage: of the pyramid; suggestion: a configuration as YAML
-    (None: no data for one).
+    fps: by video id, where known; files: feature files by video id, the readable ones; grid: stride and window of the features,
+    from grid_source; config: the user's; coverage: as from `check_coverage`; suggestion: a configuration as YAML (None: too
+    little data).
     """
 
     problems: Problems
@@ -74,7 +74,7 @@ class Report:
 
 
 def check_dataset(path: str, features: Sequence[str], options: CheckOptions = CheckOptions()) -> Report:
-    """Check annotations, features, their fit, the configuration and the pyramid; every mistake becomes a problem of the report.
+    """Check annotations, features, their fit, the configuration and the pyramid; the report lists every problem.
 
     path: annotation JSON; features: folders (or .h5 files) joined along channels, as dataset.feat_folder.
     """
@@ -103,13 +103,13 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
     if facts is not None:
         report.suggestion = suggest_yaml(facts)
     used = config or (suggest_config(facts) if facts else None)
-    if used is not None and report.files and len(level_strides(used)) == len(used.model.regression_range):
+    if used is not None and report.files and len(used.level_strides) == len(used.model.regression_range):
         _check_pyramid(report, used, options.progress)
     return report
 
 
 def _config(path: str | None, problems: Problems) -> Config | None:
-    """Load the configuration; one that contradicts itself is a problem, and its values are used all the same."""
+    """Load the configuration; one that fails its checks is reported, and its values are used nevertheless."""
     if path is None:
         return None
     try:
@@ -131,7 +131,7 @@ def _annotations(path: str, config: Config | None, problems: Problems) -> Annota
 
 
 def _read_features(report: Report, options: CheckOptions) -> Layout:
-    """Fill report.files; returns how files are named."""
+    """Fill report.files; returns prefix and extension of the files."""
     ids, config, problems = list(report.annotations.videos), report.config, report.problems
     layout = Layout("", ".npy")
     width, may_lack = None, False
@@ -169,12 +169,10 @@ def _grid_of_data(report: Report) -> tuple[GridGuess | None, str]:
         data = report.config.dataset
         return GridGuess(data.feat_stride, data.num_frames, 1.0), report.config.source
     try:
-        noted = read_provenance(report.features[0])
+        if (provenance := read_provenance(report.features[0])) is not None:
+            return GridGuess(provenance.stride, provenance.num_frames, 1.0), provenance.path
     except UserError as error:
         report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
-        noted = None
-    if noted is not None:
-        return GridGuess(noted.stride, noted.num_frames, 1.0), noted.path
     return _guess(report, _timed(report)), GUESSED
 
 
@@ -214,19 +212,19 @@ def _covered_s(length: int, fps: float, grid: GridGuess) -> float:
 
 def _check_fps(report: Report) -> None:
     path, problems = report.annotations.path, report.problems
-    known = {(p.kind, p.where) for p in problems.found}
+    reported = {(p.kind, p.where) for p in problems.found}
     for video in report.annotations.videos.values():
         place = f"video {shown(video.id)}"
-        if video.id not in report.fps and ("fps", place) not in known:
+        if video.id not in report.fps and ("fps", place) not in reported:
             problems.error("fps", path, place, "has no fps", "add it, or set dataset.default_fps")
         elif video.fps and not 1 <= video.fps <= 1000:
             problems.warning("fps", path, place, f"an fps of {video.fps:g} is unusual", "expected frames per second")
-        if not math.isfinite(video.duration_s) and ("duration", place) not in known:
+        if not math.isfinite(video.duration_s) and ("duration", place) not in reported:
             problems.warning("duration", path, place, "has no duration, so nothing is checked against it", "add it, in seconds")
 
 
 def _check_lengths(report: Report, grid: GridGuess) -> None:
-    """Compare the vectors of each file with duration x fps / stride; one problem if all are off by the same factor."""
+    """Compare the length of each file with duration x fps / stride; one problem if all differ by the same factor."""
     timed, problems = _timed(report), report.problems
     expected = {video.id: expected_length(video.duration_s, report.fps[video.id], grid.stride, grid.num_frames)
                 for video, _ in timed}
@@ -248,7 +246,7 @@ def _check_lengths(report: Report, grid: GridGuess) -> None:
 
 
 def _guess(report: Report, timed: Sequence[tuple[Video, FileFacts]]) -> GridGuess | None:
-    """The grid that explains the lengths of most files; None without any."""
+    """The grid that explains the lengths of most files; None without files."""
     frames = np.array([video.duration_s * report.fps[video.id] for video, _ in timed])
     return guess_grid(frames, np.array([fact.length for _, fact in timed]))
 
@@ -284,7 +282,7 @@ def _check_config(report: Report, config: Config) -> None:
 
 
 def _num_classes(annotations: Annotations) -> int:
-    """The number of classes that a model needs: their ids may have gaps."""
+    """Number of classes that a model needs; ids may have gaps."""
     return max(len(annotations.label_ids), 1 + max(annotations.file_ids.values(), default=-1))
 
 
@@ -320,7 +318,7 @@ def _data_facts(report: Report, layout: Layout, default_fps: float | None) -> Da
 
 
 def _check_pyramid(report: Report, config: Config, progress: bool) -> None:
-    """Segments per level of the pyramid, those without a point, and max_seq_len; fills report.coverage."""
+    """Check segments per pyramid level, segments without points, and max_seq_len; fills report.coverage."""
     grids, problems, data = _grids(report, config), report.problems, config.dataset
     source = config.source if report.config else "the suggested configuration"
     report.coverage, longest = check_coverage(config, source, report.annotations, grids, problems, progress)
@@ -331,7 +329,7 @@ def _check_pyramid(report: Report, config: Config, progress: bool) -> None:
     if longest * data.trunc_thresh > data.max_seq_len:
         problems.error("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: the longest segment has "
                        f"{longest:.4g}, so no training crop holds {data.trunc_thresh:.0%} of it", "raise it")
-    elif train and too_long / len(train) > FEW_LEFT:
+    elif train and too_long / len(train) > MAX_SHARE_CROPPED:
         problems.warning("max-seq-len", source, "dataset.max_seq_len", f"{data.max_seq_len} steps: {too_long} of {len(train)} "
                          f"training videos are longer (the longest: {max(train)}) and are always cropped",
                          "raise it if memory allows")

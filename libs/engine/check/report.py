@@ -40,7 +40,7 @@ def as_dict(report: Report) -> dict[str, Any]:
 
 
 def as_text(report: Report, shown: int | None = 10) -> str:
-    """The report; at most `shown` findings of a kind (None: all)."""
+    """The report; at most `shown` problems of a kind (None: all)."""
     values = as_dict(report)
     lines = [f"{values['annotations']}: {len(report.annotations.videos)} videos, {len(report.annotations.label_ids)} classes; "
              f"features: {', '.join(report.features)}", ""]

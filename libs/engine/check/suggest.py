@@ -1,4 +1,4 @@
-"""Suggests a configuration for a new dataset: every number follows from the data by a stated rule.
+"""Suggests a configuration for a new dataset, by fixed rules from facts about the data.
 
     grid = guess_grid(frames, lengths)                     stride and window of the features, from durations and file lengths
     text = suggest_yaml(DataFacts(...))                    a YAML file with the reason beside each key
@@ -24,7 +24,7 @@ LONGEST = 2304  # of the published THUMOS14 setting: fits a GPU of 8 GiB at widt
 
 
 class GridGuess(NamedTuple):
-    """Frames between two vectors (-1: every video is stretched to one length), frames a vector sees, share of files explained."""
+    """Frames between two vectors (-1: every video is stretched to one length), frames per vector, share of files explained."""
 
     stride: float
     num_frames: float
@@ -33,7 +33,7 @@ class GridGuess(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DataFacts:
-    """Facts about the data that a suggestion is made from.
+    """The facts that a suggestion follows from.
 
     json_file, feat_folder, prefix, extension: as in a configuration; train, val: subset names; width: channels; classes: their
     number; grid: of the features; default_fps: only where the annotations lack it; lengths: (V,) grid steps of training videos;
@@ -59,8 +59,8 @@ def guess_grid(frames: np.ndarray, lengths: np.ndarray) -> GridGuess | None:
     """Stride and window that explain most files: T = floor((frames - window) / stride) + 1.
 
     frames: (V,) duration x fps; lengths: (V,) vectors in the file.  Whole strides near the median ratio are tried with every
-    window up to four strides (and the usual ones); of equal ones a window of two strides, one stride or a usual size is
-    preferred.  Where durations are too rough for any to explain half of the files, the nearest stride with a window of two.
+    window up to four strides (and the usual ones); of equally good ones, a window of two strides, one stride or a usual size is
+    preferred.  If none explains half of the files, durations are too imprecise: the nearest stride with a window of two strides.
     None without videos.
     """
     frames, lengths = np.asarray(frames, np.float64), np.asarray(lengths, np.int64)
@@ -157,11 +157,15 @@ def suggest_yaml(facts: DataFacts) -> str:
     values, reasons = suggest(facts)
     lines, section = [], ""
     for line in dump(values).splitlines():
-        name = line.split(":")[0]
-        section = f"{name}." if not line.startswith(" ") and line.endswith(":") else section
-        lines += [""] if line.endswith(":") and not line.startswith(" ") else []
-        reason = reasons.get(f"{section}{name.strip()}") if line.startswith(" ") else None
-        lines.append(f"{line}  # {reason}" if reason else line)
+        name = line.split(":")[0].strip()
+        if line.startswith(" "):
+            reason = reasons.get(f"{section}.{name}")
+            lines.append(f"{line}  # {reason}" if reason else line)
+            continue
+        if line.endswith(":"):
+            section = name
+            lines.append("")
+        lines.append(line)
     head = "# Suggested by tools/check_dataset.py from the data alone; a starting point to train, measure and change."
     return "\n".join([head, *lines]) + "\n"
 

@@ -1,11 +1,11 @@
-"""What a network costs: parameters and FLOPs per part, latency and peak memory.
+"""Cost of a network: parameters and FLOPs per part, latency and peak memory.
 
     count(config, length)                     parameters and FLOPs; shapes only, no arithmetic, well below a second
     measure(config, length, device, runs)     the same with latency and memory, measured in a process of its own
 
 One FLOP is an addition or a multiplication, so a multiply-add counts twice.  Matrix products, convolutions and attention are
-counted at every step of the sequence; norms, activations, pooling and sums are not.  Features are given: what it takes to
-extract them from video is no part of these numbers, nor are decoding and NMS.
+counted at every step of the sequence; norms, activations, pooling and sums are not.  Neither is extracting the features from
+video, nor decoding and NMS.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PARTS = {  # part -> modules of the network
     "neck": ("neck",),
     "heads": ("cls_head", "reg_head"),
 }
-OTHER = "other"  # what no part claims; listed only where it is not zero
+OTHER = "other"  # modules of no part; listed only if not zero
 
 
 class Count(NamedTuple):
@@ -65,7 +65,7 @@ class Cost:
 
     Latencies in ms are the median, 10th and 90th percentile of `runs` forward passes.  `peak_bytes`: on a GPU, the most
     memory that tensors took (torch.cuda.max_memory_allocated: weights, input and intermediate results); on the CPU, the
-    peak resident memory of a fresh process that does nothing else, Python and torch included.
+    peak resident memory of a fresh process, Python and torch included.
     """
 
     config: str
@@ -104,8 +104,8 @@ class Cost:
 
 
 def full_length(config: Config, length: int | None = None) -> int:
-    """`length` in feature steps (None: dataset.max_seq_len), rounded up to a multiple of the coarsest level's stride, and to
-    dataset.max_seq_len for a published temporal gate, which takes no less.  Raises UserError below 1 and above `MOST_STEPS`."""
+    """`length` in feature steps (None: dataset.max_seq_len), rounded up to a multiple of the coarsest level's stride; at least
+    dataset.max_seq_len for a published temporal gate.  Raises UserError below 1 and above `MOST_STEPS`."""
     length = config.dataset.max_seq_len if length is None else length
     if length < 1:
         raise UserError(f"--length {length}: a sequence has at least 1 step; leave --length out for dataset.max_seq_len "
@@ -121,13 +121,13 @@ def full_length(config: Config, length: int | None = None) -> int:
 def count(config: Config, length: int | None = None) -> Count:
     """Parameters and FLOPs of a configuration's network on a sequence of `full_length` steps.
 
-    The network runs on torch's meta device: shapes without data, so that its size does not matter.  Raises UserError.
+    The network runs on torch's meta device, with shapes but no data.  Raises UserError.
     """
     length = full_length(config, length)
     with torch.device("meta"):
         model = build_model(config).eval()
         inputs = torch.empty(1, length, config.model_channels), torch.empty(1, length, dtype=torch.bool)
-    # attention as matrix products, whatever fused kernel a version of torch would choose and may not know how to count
+    # attention as matrix products: FlopCounterMode cannot count every fused kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs)
     parts = {name: {"params": 0, "flops": 0} for name in (*PARTS, OTHER)}
@@ -181,7 +181,7 @@ def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[li
 
 
 def child() -> None:
-    """The process that `measure` starts: its task as JSON on stdin, [times in ms, peak bytes] on stdout."""
+    """Main function of the process that `measure` starts: task as JSON on stdin, [times in ms, peak bytes] on stdout."""
     task = json.load(sys.stdin)
     torch.set_num_threads(task["threads"])
     config = from_dict(task["config"], task["source"])
@@ -203,26 +203,26 @@ def _in_own_process(task: dict[str, Any]) -> tuple[list[float], int]:
 
 
 def _forward_ms(model: nn.Module, x_BTC: Tensor, mask_BT: Tensor) -> float:
-    _finish(x_BTC.device)
-    started = time.perf_counter()
+    started = time_on(x_BTC.device)
     model(x_BTC, mask_BT)
-    _finish(x_BTC.device)
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time_on(x_BTC.device) - started)
 
 
-def _finish(device: torch.device) -> None:
+def time_on(device: torch.device) -> float:
+    """time.perf_counter() once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _own_flops(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
-    """FLOPs by module name ('' is the network itself), each without those of the modules that it calls."""
+    """FLOPs by module name ('': the network itself), without those of the module's submodules."""
     root = type(model).__name__
     total = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.split(".")[0] == root}
     own = dict(total)
     for name, flops in total.items():
         caller = name.rpartition(".")[0]
-        while caller and caller not in total:  # containers such as ModuleList are never called
+        while caller and caller not in total:  # containers such as ModuleList have no FLOPs
             caller = caller.rpartition(".")[0]
         if caller:
             own[caller] -= flops
@@ -234,7 +234,7 @@ def _resident_peak() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     for line in lines:
-        if line.startswith("VmHWM:"):  # ru_maxrss would also count the parent's memory, which a child on Linux starts with
+        if line.startswith("VmHWM:"):  # on Linux, ru_maxrss of a child includes its parent's memory
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

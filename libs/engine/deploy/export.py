@@ -1,14 +1,14 @@
-"""The network as a graph without this program: ONNX, or torch.export.
+"""Export of the network as a graph that runs without this program: ONNX or torch.export.
 
-    about = export(model, config, names, "model.onnx", "onnx", with_decode=True)
+    differences = export(model, config, names, "model.onnx", "onnx", with_decode=True)
 
-The graph is a function of
+Inputs:
     feats (B, T, C) float32, 0 at padded steps; mask (B, T) bool, valid steps first; T a multiple of the last stride
-and gives, for the P points of all FPN levels, fine to coarse, T / stride of each
+Outputs, for the P points of all FPN levels, fine to coarse, T / stride per level:
     logits (B, P, K), offsets (B, P, 2) in strides, valid (B, P); or, with decoding,
     scores (B, P, K), 0 at padded points, segments (B, P, 2) in units of the feature grid
-Choosing candidates, NMS and seconds stay outside (examples/onnx_inference.py).  How far to pad is part of the published
-arithmetic (`libs.datasets.padding.Padding`); the rule, the class names and the settings travel in the file as JSON, named `tal`.
+Choosing candidates, NMS and the conversion to seconds are not part of the graph (examples/onnx_inference.py).  The file holds
+the padding rule (`libs.datasets.padding.Padding`), the class names and the settings as JSON, named `tal`.
 """
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class DecodingNetwork(Network):
 
 
 def describe(model: LocPointTransformer, config: Config, label_names: Mapping[int, str], with_decode: bool) -> dict[str, Any]:
-    """What a program needs to know to use the graph: channels, strides, padding rule, feature grid, class names, test_cfg."""
+    """What a program needs to use the graph: channels, strides, padding rule, feature grid, class names, test_cfg."""
     data, padding = config.dataset, padding_of(config)
     return {"version": 1, "outputs": list((DecodingNetwork if with_decode else Network).names), "channels": config.model_channels,
             "strides": list(model.strides), "padding": dataclasses.asdict(padding),
@@ -83,12 +83,12 @@ def describe(model: LocPointTransformer, config: Config, label_names: Mapping[in
 
 def export(model: LocPointTransformer, config: Config, label_names: Mapping[int, str], path: str | os.PathLike, fmt: str,
            with_decode: bool = False, lengths: Sequence[int] | None = None) -> dict[int, float]:
-    """Write the graph of a network in evaluation mode on the CPU, once it has been compared with PyTorch.
+    """Trace a network in evaluation mode on the CPU, compare the graph with PyTorch and write it.
 
     fmt: `onnx` or `torch_export`; lengths: feature steps to compare at (None: `check_lengths`).  Returns steps -> the largest
-    absolute difference of an output (of segments, whose size grows with the video, relative above 1).
-    Raises UserError for missing packages, lengths that the graph cannot take, differences above `TOLERANCE` (nothing is written
-    then) and a path that cannot be written.
+    absolute difference of an output (for segments, which grow with the video: relative above 1).
+    Raises UserError for missing packages, lengths that the graph does not accept, differences above `TOLERANCE` (nothing is
+    written then) and a path that cannot be written.
     """
     missing = [name for name in NEEDED[fmt] if importlib.util.find_spec(name) is None]
     if missing:
@@ -117,24 +117,24 @@ def export(model: LocPointTransformer, config: Config, label_names: Mapping[int,
 
 
 def check_lengths(config: Config) -> list[int]:
-    """Five numbers of feature steps: the shortest, odd ones, the training length and one beyond it where the graph goes there."""
+    """Five lengths in feature steps: the shortest, odd ones, the training length, and one beyond it if the graph accepts it."""
     longest = config.dataset.max_seq_len
     fixed = config.model.use_abs_pe or config.model.temporal_gate == "published"
     return [1, 7, longest // 2 + 1, longest, longest // 3 if fixed else 2 * longest + 3]
 
 
 def _trace(wrapper: Network, config: Config) -> Any:
-    """The torch.export program, with any number of videos and any length that the network takes."""
+    """The torch.export program, for any number of videos and any length that the network accepts."""
     stride, longest, channels = wrapper.model.coarsest_stride, config.dataset.max_seq_len, config.model_channels
-    # long enough for several attention blocks on every level: what is true of one block alone must not be built in
+    # long enough for several attention blocks on every level, so that tracing does not specialise on a single one
     blocks = 2 * max(BLOCK, *config.level_windows) + 5
     steps = longest if config.model.temporal_gate == "published" else min(blocks * stride, longest // stride * stride)
     feats, mask = torch.zeros(2, steps, channels), torch.ones(2, steps, dtype=torch.bool)
     shape: dict[int, Any] = {0: torch.export.Dim("videos", min=1, max=4096)}
-    if config.model.temporal_gate != "published":  # which was trained for one length
+    if config.model.temporal_gate != "published":  # the published gate has one length
         most = longest if config.model.use_abs_pe else LONGEST
         shape[1] = stride * torch.export.Dim("steps", min=1, max=most // stride)
-    with torch.enable_grad():  # the layers' paths without gradients write in place and hand out overlapping views
+    with torch.enable_grad():  # without gradients, layers write in place and return overlapping views
         return torch.export.export(wrapper, (feats, mask), dynamic_shapes=(shape, shape), strict=False)
 
 
@@ -159,8 +159,8 @@ def _write_torch(program: Any, path: Path, about: str) -> Run:
 def load_program(path: str | os.PathLike) -> nn.Module:
     """The module of a .pt2 file, (feats, mask) -> outputs.
 
-    Newer versions of torch refuse inputs for which tracing would have taken another way through torch's own code (strides of a
-    single step, say), although the graph is right for them: `export` compared it.  Those checks are off here.
+    Newer versions of torch guard against inputs that tracing would have handled differently inside torch (e.g. strides of a
+    single step), although the graph is right for them, as `export` has checked.  These guards are off here.
     """
     program = torch.export.load(str(path))
     takes = inspect.signature(program.module).parameters
@@ -187,7 +187,7 @@ def _difference(wrapper: Network, run: Run, config: Config, steps: int) -> float
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks about packages that are not needed here."""
+    """Suppress the exporters' messages about packages that are not needed here."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What inference on a video costs from its feature file to detections, stage by stage.
+"""Time of inference on a video, from its feature file to detections, by stage.
 
     reading     features from their file into a padded batch of one, and onto the device
     network     forward pass
@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +21,7 @@ from libs.datasets.batch import read_batch
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset
 from libs.datasets.padding import padding_of
 from libs.datasets.sample import Sample
+from libs.engine.deploy.cost import time_on
 from libs.engine.inference.predict import Timeline, suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from libs.engine.runtime.machine import this_machine
@@ -30,6 +29,7 @@ from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.nms.api import implementation
+from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
 
 STAGES = ("reading", "network", "decoding", "NMS")
@@ -85,10 +85,11 @@ class Pipeline:
         return [*((name, stages[:, i]) for i, name in enumerate(STAGES)), ("total", stages.sum(axis=1))]
 
 
-def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], None] = lambda done, total: None,
-                     rounds: int = 20) -> Pipeline:
-    """Time `rounds` rounds over the videos of val_split after one that is not counted (so features come from the system's file
-    cache), on `devices`.  Raises UserError as evaluation does."""
+def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress, rounds: int = 20) -> Pipeline:
+    """Time `rounds` rounds over the videos of val_split on `devices`, after a warm-up round that also fills the file cache.
+
+    progress(rounds done, of how many).  Raises UserError as evaluation does.
+    """
     if rounds < 1:
         raise UserError(f"--runs {rounds}: use a number from 1 on")
     device = torch.device(resolve_device(config))
@@ -118,19 +119,13 @@ def measure_pipeline(config: Config, ckpt: str, progress: Callable[[int, int], N
 def _one(model: LocPointTransformer, dataset: TalDataset, sample: Sample, config: Config,
          device: torch.device) -> tuple[np.ndarray, int, int]:
     """Seconds of each stage for one video, its candidates and its detections."""
-    marks = [_now(device)]
+    marks = [time_on(device)]
     batch = read_batch(dataset, [sample], padding_of(config).of_batch([sample.steps])).to(device)
-    marks.append(_now(device))
+    marks.append(time_on(device))
     outputs = model(batch.feats, batch.mask)
-    marks.append(_now(device))
+    marks.append(time_on(device))
     candidates = decode_batch(outputs, config.test_cfg)
-    marks.append(_now(device))
+    marks.append(time_on(device))
     found = suppress(candidates, config.test_cfg, [Timeline.of(sample)])
-    marks.append(_now(device))
+    marks.append(time_on(device))
     return np.diff(marks), len(candidates.scores), len(found)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

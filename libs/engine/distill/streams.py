@@ -1,7 +1,8 @@
-"""Which streams a batch holds, and where each network finds its own among them."""
+"""The streams (modalities) that a batch holds, and the channels of each network's input among them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def streams_to_read(config: Config, teachers: Sequence[Config]) -> tuple[str, ..
 
 
 def all_streams(config: Config) -> tuple[str, ...]:
-    """The declared channel ranges that make up all channels of the files, in channel order; UserError if they do not."""
+    """The declared modalities in channel order; UserError unless they cover all channels of the files without gaps."""
     ranges = sorted((span, name) for name, span in channel_ranges(config).items())
     borders = [0, *(end for (_, end), _ in ranges)]
     if [start for (start, _), _ in ranges] != borders[:-1] or borders[-1] != config.file_channels:
@@ -34,7 +35,7 @@ def channel_ranges(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def moved_channels(first: Config, second: Config, names: Sequence[str]) -> list[str]:
-    """Those of `names` that two configurations find at different channels of the same dataset.feat_folder."""
+    """Those of `names` that two configurations place at different channels of the same dataset.feat_folder."""
     if first.dataset.feat_folder != second.dataset.feat_folder:
         return []
     one, other = channel_ranges(first), channel_ranges(second)
@@ -45,16 +46,14 @@ class Columns:
     """Picks the channels of the streams `wanted` out of a tensor that holds the streams `held`; None: all channels."""
 
     def __init__(self, config: Config, held: tuple[str, ...] | None, wanted: tuple[str, ...] | None):
-        self.slices: list[slice] = []
+        self.slices: list[slice] = []  # empty: all channels, as they are
         if held is None:
             return
         names = all_streams(config) if wanted is None else wanted
-        if names == held:
-            return
-        starts, total = {}, 0
-        for name in held:
-            starts[name], total = total, total + config.modality_dim(name)
-        self.slices = [slice(starts[n], starts[n] + config.modality_dim(n)) for n in names]
+        if names != held:
+            ends = accumulate(config.modality_dim(name) for name in held)
+            place = {name: slice(end - config.modality_dim(name), end) for name, end in zip(held, ends, strict=True)}
+            self.slices = [place[name] for name in names]
 
     def __call__(self, feats_BTC: Tensor) -> Tensor:
         """(B, T, channels held) -> (B, T, channels wanted)."""
@@ -66,13 +65,13 @@ class Columns:
 def input_columns(student: Config, teacher: Config, name: str) -> Columns:
     """Brings the backbone input of the teacher `name` into the student's channel order.
 
-    UserError where the student's backbone sees a modality that the teacher's does not.
+    UserError if the student's backbone reads a modality that the teacher's does not.
     """
-    seen, its = (None if c.model.modalities is None else c.model.modalities + c.model.hallucinated for c in (student, teacher))
-    if seen is None and its is None:
+    if student.model.modalities is None and teacher.model.modalities is None:
         return Columns(student, None, None)
-    seen, its = (all_streams(student) if names is None else names for names in (seen, its))
-    if absent := [n for n in seen if n not in its]:
+    wanted, held = (all_streams(student) if c.model.modalities is None else c.model.modalities + c.model.hallucinated
+                    for c in (student, teacher))
+    if absent := [n for n in wanted if n not in held]:
         raise UserError(f"{student.source}: distill.inputs: the student's backbone sees {absent[0]!r}, the backbone of "
                         f"{name} does not; set the factor of inputs to 0 for this teacher, or choose one that does")
-    return Columns(student, its, seen)
+    return Columns(student, held, wanted)

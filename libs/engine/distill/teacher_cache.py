@@ -1,12 +1,11 @@
 """Teacher outputs computed once per whole video and cropped per sample, instead of in every step.
 
-A teacher in evaluation mode is deterministic, so this gives the loss of the online teacher wherever both see the same video:
-uncropped samples, to rounding.  A crop cannot agree: the online teacher sees zeros beyond the crop's ends, the cached one the
-rest of the video, so points within its receptive field of an end differ (the cached ones know more).  Crops must start at
-multiples of the coarsest stride (dataset.crop_align), else the coarse points would lie between those of the whole video.
+For samples that are not cropped, the loss equals that of the online teacher up to rounding, since a teacher in evaluation mode is
+deterministic.  For crops it differs near the ends: there the online teacher sees zeros, the cached one the rest of the video.
+Crops must start at multiples of the coarsest stride (dataset.crop_align), so that their points are points of the whole video.
 
 <cache_folder>/<key>/<video id>.npz holds float32 arrays of valid rows, levels fine to coarse: logits (P, K), offsets (P, 2), and
-what terms need of stem (T, C), pyramid (P, C), inputs (T, C_in).  The key is a hash of weights, network and feature paths.
+those of stem (T, C), pyramid (P, C), inputs (T, C_in) that terms use.  The key is a hash of weights, network and feature paths.
 """
 from __future__ import annotations
 
@@ -36,22 +35,22 @@ from libs.modeling.distill_losses import TeacherOutputs
 from libs.utils.files.io import write_atomic, write_json_atomic
 from libs.utils.progress import bar
 
-MEMORY = 2**30  # bytes of outputs kept in memory; above that, files are read again
+MEMORY = 2**30  # bytes of outputs kept in memory; the rest is read from files each time
 PER_POINT = ("logits", "offsets", "pyramid")  # the other arrays have a row per step
 
 
 class Request(NamedTuple):
-    """The arrays of one teacher that the terms compare; `order` brings its inputs into the student's channel order."""
+    """Names of the arrays of one teacher that terms use; `order` brings its inputs into the student's channel order."""
 
     names: tuple[str, ...]
     order: Columns | None
 
 
 class CachedTeachers:
-    """The outputs of teachers, read from files that `prepare` makes."""
+    """The outputs of teachers, read from files that `prepare` writes."""
 
     def __init__(self, config: Config, teachers: Sequence[Teacher], used: Collection[tuple[str, str]]):
-        """`used`: (teacher's name, term) of every term that counts."""
+        """`used`: (teacher's name, term) of every term with a weight."""
         self.config, self.teachers = config, tuple(teachers)
         self.requests = []
         for t in teachers:
@@ -63,17 +62,17 @@ class CachedTeachers:
         self._bytes = 0
 
     def prepare(self, video_ids: Sequence[str], device: torch.device, world: World = ALONE) -> int:
-        """Compute and write what is missing for these videos of the training split; returns how many outputs were computed.
+        """Compute and write the missing outputs for these videos of the training split; returns how many were missing.
 
-        Only then are the features that a teacher reads needed.  `world`: the processes that share the work; each calls this.
+        The features that a teacher reads are needed only here.  `world`: the processes that share the work; each calls this.
         Raises UserError as the dataset does, and when the folder cannot be written.
         """
         made = 0
         for teacher, folder, request in zip(self.teachers, self.folders, self.requests, strict=True):
-            # shared out over all processes; then, if the machines do not share the folder, over those of each machine
+            # divided among all processes; then, in case machines have folders of their own, among those of each machine
             for rank, ranks in ((world.rank, world.size), (world.local_rank, world.local_size))[:1 + (world.size > 1)]:
                 missing = {v for v in video_ids if not (folder / f"{v}.npz").is_file()}
-                world.barrier()  # all have looked before the first one writes
+                world.barrier()  # nobody writes before all have listed what is missing
                 if missing:
                     made += self._compute(teacher, folder, request, missing, device, rank, ranks)
                 world.barrier()

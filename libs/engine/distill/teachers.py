@@ -1,7 +1,6 @@
-"""Teachers of a distillation run: loaded, checked against the student, frozen; their outputs for a batch.
+"""Teachers of a distillation run: loaded, checked against the student and frozen; their outputs for a batch.
 
-A teacher is no part of the objective's parameters: it gets no gradient, no optimizer state and no EMA, and leaves nothing in the
-student's checkpoint.
+A teacher has no gradients, optimizer state or EMA, and nothing of it is written to the student's checkpoint.
 """
 from __future__ import annotations
 
@@ -30,13 +29,13 @@ from libs.modeling.model import LocPointTransformer, build_model
 
 RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run
 
-# keys of which teacher and student need the same value: their points must be the same points in time, their classes the same
+# keys that must be equal for teacher and student, so that their points are the same points in time
 GRID_KEYS = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "force_upsampling")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in evaluation mode, its configuration and the checkpoint that it was loaded from."""
+    """A frozen network in evaluation mode, its configuration and its checkpoint."""
 
     name: str
     config: Config
@@ -96,12 +95,12 @@ def _config_of(entry: TeacherConfig, checkpoint: Checkpoint) -> Config:
 
 def check_teacher(student: Config, teacher: Config, where: str) -> None:
     """Raise UserError unless teacher and student have the same classes, FPN strides, feature grid and names of modalities."""
-    def same(key: str, mine: object, its: object, what: str) -> None:
-        if mine != its:
-            raise UserError(f"{where}: {key}: the teacher ({teacher.source}) has {its}, the student {mine}: {what}")
+    def same(key: str, ours: object, theirs: object, remedy: str) -> None:
+        if ours != theirs:
+            raise UserError(f"{where}: {key}: the teacher ({teacher.source}) has {theirs}, the student {ours}: {remedy}")
 
     same("dataset.num_classes", student.dataset.num_classes, teacher.dataset.num_classes, "both must name the same classes")
-    same("FPN strides", _strides(student), _strides(teacher),
+    same("FPN strides", list(student.level_strides), list(teacher.level_strides),
          "their points must be the same; make model.backbone_arch[2], scale_factor and fpn_start_level equal")
     keys = GRID_KEYS + (("max_seq_len",) if student.dataset.force_upsampling else ())
     for key in keys:
@@ -126,7 +125,7 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
 
 
 def _check_gate(student: Config, teacher: Config, where: str) -> None:
-    """A published temporal gate takes batches of at least its max_seq_len steps."""
+    """A published temporal gate needs batches of at least its max_seq_len steps."""
     if teacher.model.temporal_gate != "published":
         return
     if student.dataset.max_seq_len < teacher.dataset.max_seq_len:
@@ -138,30 +137,25 @@ def _check_gate(student: Config, teacher: Config, where: str) -> None:
                         "batches of max_seq_len; use loader.padding: max_seq_len")
 
 
-def _strides(config: Config) -> list[int]:
-    model = config.model
-    return [model.scale_factor ** level for level in range(model.fpn_start_level, model.backbone_arch[2] + 1)]
-
-
 def _check_classes(student: Config, teacher: Config, where: str) -> None:
-    """Class ids must mean the same; compared where the teacher's annotation file is another one and still there."""
-    mine, its = student.dataset.json_file, teacher.dataset.json_file
-    if mine == its or not Path(its).is_file() or not Path(mine).is_file():
+    """Class names must have the same ids; compared if teacher and student have different annotation files and both exist."""
+    own, other = student.dataset.json_file, teacher.dataset.json_file
+    if own == other or not Path(other).is_file() or not Path(own).is_file():
         return
-    ids = [load_annotations(path, False, get_preset(config.dataset_name).unlabelled, config.unlabelled_split).label_ids
-           for path, config in ((mine, student), (its, teacher))]
-    common = ids[0].keys() & ids[1].keys()
-    wrong = sorted(n for n in common if ids[0][n] != ids[1][n])
+    here, there = (load_annotations(config.dataset.json_file, False, get_preset(config.dataset_name).unlabelled,
+                                    config.unlabelled_split).label_ids for config in (student, teacher))
+    common = here.keys() & there.keys()
+    wrong = sorted(name for name in common if here[name] != there[name])
     if wrong or not common:
-        shown = f"{wrong[0]!r} is {ids[1][wrong[0]]} there and {ids[0][wrong[0]]} here" if wrong else "no class name in common"
-        raise UserError(f"{where}: dataset.json_file: {its}: other classes than {mine}: {shown}; train the teacher on the same "
+        shown = f"{wrong[0]!r} is {there[wrong[0]]} there and {here[wrong[0]]} here" if wrong else "no class name in common"
+        raise UserError(f"{where}: dataset.json_file: {other}: other classes than {own}: {shown}; train the teacher on the same "
                         "label ids")
 
 
 class OnlineTeachers:
     """Teachers that run on every batch.
 
-    `streams`: the modalities that a batch holds (None: all channels); `used`: (teacher's name, term) of every term that counts.
+    `streams`: the modalities that a batch holds (None: all channels); `used`: (teacher's name, term) of every term with a weight.
     """
 
     def __init__(self, config: Config, teachers: Sequence[Teacher], streams: tuple[str, ...] | None,
@@ -172,13 +166,13 @@ class OnlineTeachers:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> list[TeacherOutputs]:
-        """The outputs of every teacher for a batch that holds its streams."""
+        """The outputs of every teacher for a batch."""
         return [run_teacher(teacher, columns(batch.feats), batch.mask, order)
                 for teacher, columns, order in zip(self.teachers, self._columns, self._orders, strict=True)]
 
 
 def run_teacher(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: Columns | None) -> TeacherOutputs:
-    """The outputs of a teacher for features of its own streams.
+    """The outputs of a teacher for features of its streams.
 
     `order` brings its backbone's input into the student's channel order; None: without that input.
     """

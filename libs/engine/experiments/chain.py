@@ -1,11 +1,11 @@
-"""A chain of distillation: a folder of configurations, one YAML per stage, some of which are the teachers of others.
+"""A chain of distillation: a folder with one YAML per stage, in which stages are teachers of other stages.
 
     chain = load_chain("configs/distill/hapt", seeds=[0, 1, 2], output="seed", overrides=[])
-    for run in chain.plan(["student"]): ...    what is still to do, teachers before their students
+    planned = chain.plan(["student"])          the runs of these stages and of their teachers, teachers first
 
-A stage is every *.yaml whose name does not begin with `_`.  A stage with a seed is one run of train.py, named
-<output><seed>, in <output_folder>/<stage>_<output><seed>; the same words name it in messages.  A stage waits for the runs that
-its `distill.teachers[].checkpoint` names, `{run}` standing for its own run's name.
+Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed is one run of train.py, named <output><seed>, in
+<output_folder>/<stage>_<output><seed>, which is also its label.  It starts after the runs that its
+`distill.teachers[].checkpoint` names, in which `{run}` stands for its own run's name.
 """
 from __future__ import annotations
 
@@ -22,21 +22,13 @@ from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
 from libs.engine.experiments.launch import eval_command, log_of, read_results, results_file, run_commands, train_command
-from libs.engine.runs.checkpoint import (
-    Checkpoint,
-    changed_settings,
-    checkpoint_name,
-    checkpoints_of,
-    epochs_of,
-    is_whole,
-    newest_checkpoint,
-)
+from libs.engine.runs.checkpoint import changed_settings, checkpoint_name, checkpoints_of, epochs_of, is_whole, newest_checkpoint
 from libs.engine.runs.run_folder import run_folder
 
 IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
            "distill.cache_folder")  # change no number
-EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change what an evaluation gives
-WEIGHTS_KEY = "test_cfg.weights"  # the results' folder tells which they are of
+EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change the results of an evaluation
+WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
 
 
 @dataclass(frozen=True)
@@ -95,15 +87,15 @@ class StageRun:
 
     @property
     def commands(self) -> list[list[str]]:
-        """What is left to be run."""
+        """The command lines that are still to be run."""
         return [] if self.done else [self.evaluation] if self.trained else [self.training, self.evaluation]
 
     def complete(self, threads: int) -> None:
-        """Train and evaluate it, as far as that is not done; UserError with the end of the log where a program fails."""
+        """Train and evaluate, unless that is done; UserError with the end of the log if a program fails."""
         run_commands(self.commands, log_of(self.folder), threads, self.label)
 
     def average_mAP(self) -> float:
-        """Average mAP in percent; UserError if it is not evaluated, or was with other settings than these."""
+        """Average mAP in percent; UserError if it is not evaluated, or was evaluated with other settings."""
         results, file = read_results(self.last, self.weights), results_file(self.last, self.weights)
         if changed := self.other_settings(results, file):
             raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {'; '.join(changed)}; remove "
@@ -111,7 +103,7 @@ class StageRun:
         return 100 * results["average_mAP"]
 
     def other_settings(self, results: Mapping[str, Any], file: Path) -> list[str]:
-        """"key: old, not new" for each setting that changes results and that these of `file` were made with otherwise."""
+        """"key: old, not new" for each setting that changes results and differs from that of `results`, read from `file`."""
         used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
         return [f"{key}: {old!r}, not {new!r}" for key, (old, new) in config_diff(used, self.config).items()
                 if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)]
@@ -122,13 +114,21 @@ class StageRun:
         return self.trained and file.is_file() and not self.other_settings(read_results(self.last, weights), file)
 
     def changes(self) -> list[str]:
-        """What its configuration says otherwise than its newest checkpoint; [] if nothing or if there is no checkpoint."""
-        found = newest_checkpoint(self.folder)
-        return changes_since(found, self) if found else []
+        """"key: old -> new" for each setting that changes numbers and differs from that of the newest checkpoint.
 
-    def refuse_changes(self, but: tuple[str, ...] = ()) -> None:
-        """UserError if its configuration has changed since its newest checkpoint, in a key that begins with none of `but`."""
-        if changes := [line for line in self.changes() if not line.startswith(but)]:
+        [] without a checkpoint.  Raises UserError for a checkpoint that does not hold its configuration.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        if checkpoint is None:
+            return []
+        if checkpoint.training is None or "config" not in checkpoint.training:
+            raise UserError(f"{checkpoint.path}: does not hold the configuration that it was trained with, as train.py's files "
+                            f"do; choose another --output, or remove {self.folder}")
+        return [line for key, line in changed_settings(checkpoint, self.config).items() if key not in IGNORED]
+
+    def refuse_changes(self, allowed: tuple[str, ...] = ()) -> None:
+        """UserError if `changes` finds any, except in keys that begin with one of `allowed`."""
+        if changes := [line for line in self.changes() if not line.startswith(allowed)]:
             raise UserError(f"{self.folder}: was trained with another configuration than {self.config.source} with its --set "
                             f"values: {'; '.join(changes)}; undo the change, give the new runs another name with --output, or "
                             f"remove {self.folder}")
@@ -155,7 +155,7 @@ class Chain:
         return [self.runs[label].stage if label is not None else path for path, label in self._sources(run)]
 
     def select(self, stages: Sequence[str]) -> list[str]:
-        """The names, or all stages for none; UserError for a name that is no stage."""
+        """`stages`, or all stages if it is empty; UserError for a name that is no stage."""
         for name in stages:
             if name not in self.stages:
                 raise UserError(f"--stages {name}: {self.folder} has no {name}.yaml{nearest(name, self.stages)}; its stages are "
@@ -165,8 +165,8 @@ class Chain:
     def plan(self, stages: Sequence[str]) -> dict[str, StageRun]:
         """The runs of these stages and of the teachers that they still need, finished ones included, seed by seed.
 
-        A trained run needs its teachers no more.  Raises UserError where a configuration has changed since its run, where a
-        teacher is missing that no stage makes, and where a run is older than the teacher that it is to learn from.
+        A trained run no longer needs its teachers.  Raises UserError if a configuration has changed since its run, if a teacher
+        is missing that no stage makes, and if a run is older than its teacher.
         """
         needed: set[str] = set()
         for label, run in reversed(self.runs.items()):  # students before their teachers
@@ -190,15 +190,15 @@ class Chain:
                                 f"train it first, or write the run of a stage, e.g. {self.output_folder}/{self.stages[0]}_{RUN}")
 
     def _sources(self, run: StageRun) -> Iterator[tuple[str, str | None]]:
-        """(path, label of the run that makes it, None: none here) of each teacher."""
+        """(path, label of the run that makes it, None: no run of this chain) of each teacher."""
         return ((path, _maker(path, self.runs)) for path in run.teacher_paths)
 
 
 def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
-    """Read the stages of a folder; `overrides` ("key=value") hold for each.
+    """Read the stages of a folder; `overrides` ("key=value") apply to each.
 
-    Raises UserError for a folder without stages, a bad configuration, an `output` that is no part of a folder's name, stages
-    that write to different folders or wait for each other in a circle.
+    Raises UserError for a folder without stages, a bad configuration, an `output` with a path separator, stages that write to
+    different folders and stages that wait for each other in a circle.
     """
     folder = Path(folder)
     if Path(output).name != output:
@@ -224,27 +224,10 @@ def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, ove
     return Chain(folder, Path(first.output_folder), _teachers_first(runs))
 
 
-def changes_since(checkpoint: Checkpoint, run: StageRun) -> list[str]:
-    """"key: old -> new" for each setting that changes numbers and that the run's checkpoint was trained with otherwise.
-
-    Raises UserError for a checkpoint that does not hold its configuration.
-    """
-    if checkpoint.training is None or "config" not in checkpoint.training:
-        raise UserError(f"{checkpoint.path}: does not hold the configuration that it was trained with, as train.py's files do; "
-                        f"choose another --output, or remove {run.folder}")
-    ignored = set(IGNORED)
-    if not run.config.train_cfg.head_empty_cls:
-        ignored.add("train_cfg.head_empty_cls")  # training fills it in where the dataset leaves classes empty
-    return [line for key, line in changed_settings(checkpoint, run.config).items() if key not in ignored]
-
-
 def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
-    """Label of the run whose folder a teacher's path is, or lies in."""
+    """Label of the run whose folder is, or contains, a teacher's path."""
     wanted = Path(os.path.abspath(path))
-    for label, run in runs.items():
-        if Path(os.path.abspath(run.folder)) in (wanted, wanted.parent):
-            return label
-    return None
+    return next((label for label, run in runs.items() if Path(os.path.abspath(run.folder)) in (wanted, wanted.parent)), None)
 
 
 def _teachers_first(runs: dict[str, StageRun]) -> dict[str, StageRun]:

@@ -1,4 +1,4 @@
-"""The table of a chain: one row per stage that has results, with its score, what distillation brought, and its cost.
+"""The table of a chain: one row per stage with results: score, gain by distillation, cost.
 
     rows = table_rows(chain_results(chain, finished))    numbers, for JSON
     print(markdown(rows))
@@ -18,7 +18,7 @@ from libs.engine.experiments.chain import Chain
 from libs.engine.runs.checkpoint import load_checkpoint
 from libs.utils.tables import format_table
 
-TEACHER, ALONE = "teacher", "student_alone"  # the two ends of the gap that distillation is to close
+TEACHER, ALONE = "teacher", "student_alone"  # the stages between which the gap is measured
 ORDER = (TEACHER, "baseline", ALONE, "student", "structure_teacher", "cross_modal", "cross_structure", "multi_teacher")
 LATENCY_RUNS = 5
 HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = steps", "average mAP", "of seeds {seeds}",
@@ -27,7 +27,7 @@ HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = s
 
 @dataclass(frozen=True)
 class StageResults:
-    """What the finished runs of a stage give; average mAP in percent by seed, `steps` of one run."""
+    """Results of a stage's finished runs; average mAP in percent by seed, `steps` of one run."""
 
     stage: str
     config: Config
@@ -40,8 +40,8 @@ class StageResults:
 def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResults]:
     """Results of every finished run, by stage in the order of `ORDER`, then by name.
 
-    Runs that are not `planned` (whose configurations were compared already) and whose configuration has changed since are left
-    out with a note that names them.  Raises UserError for files that cannot be read.
+    Runs whose configuration has changed since are left out, with a note; those of `planned` have been checked already.
+    Raises UserError for files that cannot be read.
     """
     found: dict[str, StageResults] = {}
     for label, run in chain.runs.items():
@@ -50,11 +50,9 @@ def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResu
         if label not in planned and (changes := run.changes()):
             note(f"note: {run.folder}: left out of the table, its configuration has changed since: {'; '.join(changes)}")
             continue
-        values = {**(found[run.stage].average_mAP if run.stage in found else {}), run.seed: run.average_mAP()}
-        if run.stage in found:
-            steps = found[run.stage].steps
-        else:
-            steps = (load_checkpoint(run.last).training or {})["iteration"]
+        earlier = found.get(run.stage)  # other seeds
+        values = {**(earlier.average_mAP if earlier else {}), run.seed: run.average_mAP()}
+        steps = earlier.steps if earlier else (load_checkpoint(run.last).training or {})["iteration"]
         sources = chain.source_names(run)
         first = run.config.distill.init_from
         init = "random" if first is None else sources[teacher_names(run.config.distill).index(first)]
@@ -68,7 +66,7 @@ def cpu_cost(config: Config) -> Cost:
 
 
 def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = cpu_cost) -> list[dict[str, Any]]:
-    """One row of plain values per stage; None where a number cannot be had (one seed has no spread, a stage has no results).
+    """One row of plain values per stage; None for numbers that need more seeds or another stage's results.
 
     average_mAP, standard_deviation (of a sample, n - 1), difference (to student_alone, by seed and mean): percent points.
     gap_recovered: 100 (stage - student_alone) / (teacher - student_alone), means over the seeds that all three have, None
@@ -112,10 +110,10 @@ def _cells(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
     def each(values: Mapping[str, float], form: str) -> str:
         return " ".join(_number(values.get(str(seed)), form) for seed in seeds)
 
-    made_up = f" (+ {', '.join(row['hallucinated'])} made up)" if row["hallucinated"] else ""
+    hallucinated = f" (+ {', '.join(row['hallucinated'])} made up)" if row["hallucinated"] else ""
     spread = row["standard_deviation"]
     share = row["flops_of_teacher"]
-    return [row["stage"], ", ".join(row["modalities"]) + made_up, ", ".join(row["teachers"]) or "-", row["init"],
+    return [row["stage"], ", ".join(row["modalities"]) + hallucinated, ", ".join(row["teachers"]) or "-", row["init"],
             f"{row['epochs']} x {row['iterations_per_epoch']} = {row['steps']}",
             f"{row['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}"), each(row["average_mAP"], ".2f"),
             _number(row["mean_difference"], "+.2f"), each(row["difference"], "+.2f"), _number(row["gap_recovered"], ".0f"),
@@ -135,5 +133,5 @@ def _gap_recovered(own: Mapping[int, float], teacher: Mapping[int, float], alone
     seeds = [seed for seed in own if seed in teacher and seed in alone]
     if not seeds:
         return None
-    mine, high, low = (statistics.mean(values[seed] for seed in seeds) for values in (own, teacher, alone))
-    return 100 * (mine - low) / (high - low) if high > low else None
+    mean, high, low = (statistics.mean(values[seed] for seed in seeds) for values in (own, teacher, alone))
+    return 100 * (mean - low) / (high - low) if high > low else None

@@ -1,11 +1,11 @@
-"""How much mAP checkpoints lose when the test features are corrupted (libs.datasets.corruptions).
+"""Measures how much mAP checkpoints lose when the test features are corrupted (libs.datasets.corruptions).
 
     subjects = load_subjects(config, [("teacher", "ckpt/teacher"), ("student", "ckpt/student")])
     result = measure(config, subjects, Settings(), device)     the document of robustness.json, average mAP in percent
     print(tables(result));  svg(chart(result))
 
-Every checkpoint brings its own network; dataset, subset and inference settings are those of one configuration.  Checkpoints
-of one name are seeds of one model: their numbers are averaged, with the standard deviation beside.
+Each checkpoint has its own network; dataset, subset and inference settings come from one configuration.  Checkpoints with the
+same name are seeds of one model: mean and standard deviation are reported.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import channel_ranges, moved_channels
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
 from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import build_model
 from libs.utils.plotting import Line, Panel, line_chart
@@ -38,14 +38,14 @@ from libs.utils.tables import format_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# what belongs to the dataset and the evaluation; everything else is a checkpoint's own
+# settings of the dataset and the evaluation; all others are the checkpoint's
 SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
 SHARED_DATA = ("json_file", "feat_folder", "file_prefix", "file_ext", "default_fps", "missing", "strict", "tiou_thresholds")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """corruptions and severities to measure; seed of the corruptions; modalities to corrupt (None: all that a model reads)."""
+    """Corruptions and severities to measure; seed of the corruptions; modalities to corrupt (None: all that a model reads)."""
 
     corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
     severities: tuple[int, ...] = SEVERITIES
@@ -65,17 +65,17 @@ class Subject:
 
 
 def network_config(config: Config, checkpoint: Checkpoint) -> Config:
-    """The checkpoint's own configuration with the dataset, subset and inference settings of `config`.
+    """The checkpoint's configuration with the dataset, subset and inference settings of `config`.
 
-    A checkpoint that holds none (a published one) gets `config` as it is.  Raises UserError when it detects another number of
-    classes, cannot read these features, or was trained on the same files with another stride, window or other channels.
+    `config` for a checkpoint without one (published).  Raises UserError when the checkpoint has another number of classes, cannot
+    read these features, or was trained on the same files with another stride, window or other channels.
     """
-    if checkpoint.training is None or "config" not in checkpoint.training:
+    trained = own_config(checkpoint)
+    if trained is None:
         return config
-    source = f"{checkpoint.path}: training.config"
-    trained = from_dict(checkpoint.training["config"], source)
+    source = trained.source
     values, ours = to_dict(trained), to_dict(config)
-    values.pop("distill")  # its teachers are no concern of the finished network
+    values.pop("distill")  # inference needs no teachers
     values |= {name: ours[name] for name in SHARED_SECTIONS}
     values["dataset"] |= {name: ours["dataset"][name] for name in SHARED_DATA}
     if ours["dataset"]["modalities"] is not None:
@@ -95,9 +95,11 @@ def network_config(config: Config, checkpoint: Checkpoint) -> Config:
 
 
 def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subject]:
-    """Load (name, checkpoint file or run folder) pairs with the weights that test_cfg.weights says, and check that they can be
-    compared: same feature grid of every video, and one network per name.  UserError if not."""
-    datasets: dict[tuple, TalDataset] = {}  # by what they read
+    """Load (name, checkpoint file or run folder) pairs with the weights of test_cfg.weights.
+
+    Raises UserError unless all have the same feature grid for every video, and those of one name the same network.
+    """
+    datasets: dict[tuple, TalDataset] = {}  # by dataset section and modalities
     subjects: list[Subject] = []
     for name, where in named:
         path = find_checkpoint(where)
@@ -120,31 +122,31 @@ def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subj
 
 
 def measure(config: Config, subjects: Sequence[Subject], settings: Settings, device: torch.device,
-            say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Average mAP (percent) of every subject, clean and under every corruption and severity; the document of robustness.json.
+            log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Average mAP (percent) of every subject, clean and with every corruption and severity; the content of robustness.json.
 
-    `say` gets one line per evaluation.  Raises UserError for a modality that no subject reads.
+    `log` is called with a line per evaluation.  Raises UserError for a modality that no subject reads.
     """
     _check_modalities(subjects, settings.modalities)
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
     found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
-    held, features, clock = None, None, Clock()
+    dataset, features, clock = None, None, Clock()
     for number, subject in enumerate(subjects, start=1):
-        if subject.dataset is not held:  # models that read the same features share one copy in memory
-            held, features = subject.dataset, None
-            features = features_in_memory(held)
+        if subject.dataset is not dataset:  # models that read the same features share one copy in memory
+            dataset, features = subject.dataset, None  # frees the previous copy first
+            features = features_in_memory(dataset)
         own = subject.config
-        if features is not None:  # nothing to read: processes that copy batches would only cost time
+        if features is not None:  # data-loader workers would only cost time
             own = dataclasses.replace(own, loader=dataclasses.replace(own.loader, num_workers=0))
         streams = {k: v for k, v in streams_of(own).items() if settings.modalities is None or k in settings.modalities}
         model, values = subject.model.to(device), {}
         for done, (corruption, severity) in enumerate(cases, start=1):
-            dataset = CorruptedDataset(held, features, streams, corruption, severity, settings.seed)
-            values[corruption, severity] = 100 * score(predict(model, dataset, own, device), dataset).average_mAP
+            corrupted = CorruptedDataset(dataset, features, streams, corruption, severity, settings.seed)
+            values[corruption, severity] = 100 * score(predict(model, corrupted, own, device), corrupted).average_mAP
             what = "clean" if corruption is None else f"{corruption} {severity}"
             left = clock.left((number - 1) * len(cases) + done, len(subjects) * len(cases))
-            say(f"[{number}/{len(subjects)} {done}/{len(cases)}] {subject.name}: {what}: {values[corruption, severity]:.2f}, "
+            log(f"[{number}/{len(subjects)} {done}/{len(cases)}] {subject.name}: {what}: {values[corruption, severity]:.2f}, "
                 f"{left}")
         subject.model.to("cpu")
         found.setdefault(subject.name, []).append(values)
@@ -161,7 +163,7 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
 
 
 def _model_result(seeds: Sequence[Mapping[tuple[str | None, int], float]], settings: Settings) -> dict[str, Any]:
-    """Statistics over the seeds; means over severities and corruptions are taken inside each seed first."""
+    """Statistics over the seeds; means over severities and corruptions are taken per seed first."""
     per_corruption = {c: {**{str(s): _over([v[c, s] for v in seeds]) for s in settings.severities},
                           "mean": _over([statistics.mean(v[c, s] for s in settings.severities) for v in seeds])}
                       for c in settings.corruptions}
@@ -211,32 +213,31 @@ def chart(result: Mapping[str, Any]) -> Figure:
 
 
 def _check_same_files(config: Config, trained: Config) -> None:
-    """UserError if the configurations describe a feature folder that both name in different ways."""
+    """UserError if both configurations read the same feature folder with different strides, windows or channels."""
     folder = config.dataset.feat_folder
     keys = ("feat_stride", "num_frames") if folder and folder == trained.dataset.feat_folder else ()
     settings: list[tuple[str, Any, Any]] = [(key, getattr(config.dataset, key), getattr(trained.dataset, key)) for key in keys]
-    our_ranges, its_ranges = channel_ranges(config), channel_ranges(trained)
-    settings += [(f"modalities.{name}", list(our_ranges[name]), list(its_ranges[name]))
+    settings += [(f"modalities.{name}", list(channel_ranges(config)[name]), list(channel_ranges(trained)[name]))
                  for name in moved_channels(config, trained, trained.model.modalities or ())]
-    for key, ours, its in settings:
-        if ours != its:
-            raise UserError(f"{config.source}: dataset.{key}: {ours}, but {trained.source} has {its} for the same files, "
+    for key, ours, theirs in settings:
+        if ours != theirs:
+            raise UserError(f"{config.source}: dataset.{key}: {ours}, but {trained.source} has {theirs} for the same files, "
                             f"{folder}; correct it, or name other files")
 
 
 def _check_grid(dataset: TalDataset, reference: TalDataset, path: Path, first: Path) -> None:
     if dataset is reference:
         return
-    ours, theirs = ({s.video_id: (s.grid, s.steps) for s in map(d.sample, range(len(d)))} for d in (dataset, reference))
-    for video in [*theirs, *ours]:
-        if ours.get(video) != theirs.get(video):
-            raise UserError(f"{path}: works on another feature grid than {first} (video {video}: {_grid(ours.get(video))}, there "
-                            f"{_grid(theirs.get(video))}), so they cannot see the same corruption; compare checkpoints of equal "
+    here, there = ({s.video_id: (s.grid, s.steps) for s in map(d.sample, range(len(d)))} for d in (dataset, reference))
+    for video in [*there, *here]:
+        if here.get(video) != there.get(video):
+            raise UserError(f"{path}: works on another feature grid than {first} (video {video}: {_grid(here.get(video))}, there "
+                            f"{_grid(there.get(video))}), so they cannot see the same corruption; compare checkpoints of equal "
                             "dataset.feat_stride, num_frames, downsample_rate and force_upsampling, on the same videos")
 
 
-def _grid(place: tuple[Grid, int] | None) -> str:
-    return "no features" if place is None else f"{place[1]} steps of {place[0].stride:g} frames"
+def _grid(grid: tuple[Grid, int] | None) -> str:
+    return "no features" if grid is None else f"{grid[1]} steps of {grid[0].stride:g} frames"
 
 
 def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | None) -> None:

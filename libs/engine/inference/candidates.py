@@ -1,10 +1,10 @@
-"""Candidates of the network before NMS, in a file, so that NMS can be tuned without the network.
+"""A file of the network's candidates before NMS, to tune NMS without running the network.
 
-candidates.npz holds, videos in dataset order, of each the levels fine to coarse, descending score inside a level:
+candidates.npz holds, videos in dataset order, levels fine to coarse, descending score inside a level:
     segments (M, 2) float32, grid units; scores (M,) float32; labels (M,) int16 or int32; levels (M,) uint8
     video_ids (V,), counts (V,) candidates of each video, grids (V, 4) float64 stride, num_frames, offset, fps, durations (V,) s
     about: JSON of the checkpoint and the whole configuration
-No candidate is left out for its duration, so that every test_cfg that asks for no more candidates can be applied exactly.
+duration_thresh is not applied, so that every test_cfg that needs no further candidates gives exactly its own results.
 """
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class CandidateCollector:
     def __call__(self, samples: Sequence[Sample], outputs: LevelOutputs) -> None:
         """Keep the candidates of a batch, on the CPU."""
         *columns, counts = decode_batch(outputs, self.config)
-        # the same decoding again, of points whose time is the number of their level, says which level each candidate is of
+        # to find the level of each candidate, decode again with the number of the level in place of the time of each point
         level_P = torch.cat([torch.full((n,), float(i)) for i, n in enumerate(outputs.level_sizes)]).to(outputs.points.device)
         points = torch.cat([level_P.unsqueeze(1), outputs.points[:, 1:]], dim=1)
-        named = outputs._replace(points=points, offsets=torch.zeros_like(outputs.offsets))
-        columns.append(decode_batch(named, self.config).segments[:, 0].to(torch.uint8))
+        level_outputs = outputs._replace(points=points, offsets=torch.zeros_like(outputs.offsets))
+        columns.append(decode_batch(level_outputs, self.config).segments[:, 0].to(torch.uint8))
         parts = zip(*(t.cpu().split(counts.tolist()) for t in columns), strict=True)
         for sample, part in zip(samples, parts, strict=True):
             self._found[sample.video_id] = (part, Timeline.of(sample))
@@ -76,7 +76,7 @@ class CandidateCollector:
 
 @dataclass(frozen=True, eq=False)
 class CandidateSet:
-    """A candidates file as read; `config` is the configuration of the evaluation that wrote it.
+    """The content of a candidates file; `config`: of the evaluation that wrote it.
 
     columns: segments, scores, labels and counts as in `Candidates`, and levels (M,) int64; arrays, so that joblib can share them.
     """
@@ -88,7 +88,7 @@ class CandidateSet:
     about: dict[str, Any]
 
     def check(self, config: TestConfig) -> None:
-        """UserError if decoding with `config` wants candidates that the file lacks."""
+        """UserError if decoding with `config` needs candidates that the file lacks."""
         stored = self.config.test_cfg
         for key, more in (("pre_nms_thresh", config.pre_nms_thresh < stored.pre_nms_thresh),
                           ("pre_nms_topk", config.pre_nms_topk > stored.pre_nms_topk)):
@@ -99,7 +99,7 @@ class CandidateSet:
 
     @property
     def candidates(self) -> Candidates:
-        """The candidates that the file holds."""
+        """All candidates of the file."""
         return Candidates(*(torch.from_numpy(self.columns[name]) for name in Candidates._fields))
 
     @property
@@ -121,13 +121,13 @@ class CandidateSet:
         return Candidates(segments[keep], scores[keep], labels[keep], torch.bincount(video[keep], minlength=len(counts)))
 
     def detections(self, config: TestConfig, external: Mapping[str, np.ndarray] | None = None) -> Detections:
-        """What `predict` gives with `config`, whose ext_score_file holds `external`."""
+        """The detections of `predict` with `config`; external: the scores of its ext_score_file."""
         found = suppress(self.select(config), config, self.videos)
         return fused(found, external, dataclasses.replace(self.config, test_cfg=config))
 
 
 def load_candidates(path: str | os.PathLike) -> CandidateSet:
-    """Read a file of `eval.py --save-candidates`; UserError naming it when it is none, or damaged."""
+    """Read a file of `eval.py --save-candidates`; UserError if it is missing, damaged or another file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such candidates file; write one with eval.py --save-candidates")

@@ -23,21 +23,20 @@ from libs.modeling.model import build_model
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
 from libs.utils.files.io import remove_leftovers, write_json_atomic
+from libs.utils.progress import Progress, no_progress
 
-# what the weights do not show: with another value the same weights give other, silently wrong, results
+# keys that the weights do not reveal: with another value the same weights silently give wrong results
 FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset.downsample_rate", "dataset.default_fps",
                  "dataset.max_seq_len", "dataset.input_dim", "dataset.modalities", "dataset.force_upsampling")
 
 
 def evaluation_folder(checkpoint: Path, which: str) -> Path:
-    """Where the results of a checkpoint's `ema` or `raw` weights are written."""
+    """The folder for the results of a checkpoint's `ema` or `raw` weights."""
     return checkpoint.parent / "eval" / f"{checkpoint.name.removesuffix('.pth.tar')}_{which}"
 
 
 def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
-    """One warning when the configuration differs from the checkpoint's own in a key that changes what the network computes."""
-    if checkpoint.training is None or "config" not in checkpoint.training:
-        return
+    """Warn if the configuration differs from the checkpoint's in a key that changes what the network computes."""
     changed = [line for key, line in changed_settings(checkpoint, config).items() if key.startswith(FUNCTION_KEYS)]
     if changed:
         note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(changed)}; the results are not "
@@ -46,13 +45,13 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
 
 def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
                         output: Path | None = None, deterministic: bool = False,
-                        progress: Callable[[int], Callable[[int, int], None]] = lambda total: lambda done, total: None,
+                        progress: Callable[[int], Progress] = lambda total: no_progress,
                         save_candidates: bool = False, world: World = ALONE) -> Scores | None:
     """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
 
-    `world`: the processes that share the work; each calls this, the first one writes and gets the scores.
+    `world`: the processes that share the work; each calls this, process 0 writes the files and returns the scores.
     `progress(total)` makes the callback of the inference loop; `deterministic`: as in libs/engine/runtime/determinism.py.
-    `save_candidates`: write candidates.npz too, what is there before NMS, for tools/sweep_nms.py.
+    `save_candidates`: also write the candidates before NMS to candidates.npz, for tools/sweep_nms.py.
     Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
     """
     which = config.test_cfg.weights
@@ -78,7 +77,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
         return None
     seconds = time.perf_counter() - started
     names = dataset.label_names
-    remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a younger one may be at work
+    remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a more recent one may still be running
     write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)

@@ -198,9 +198,11 @@ def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike)
 
 
 def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
-    """Dotted key -> "key: old -> new" where `config` differs from the configuration that our checkpoint was trained with."""
-    trained = from_dict((checkpoint.training or {})["config"], f"{checkpoint.path}: training.config", check=False)
-    changes = config_diff(trained, config)
+    """Dotted key -> "key: old -> new" where `config` differs from the checkpoint's configuration; {} if it holds none."""
+    values = (checkpoint.training or {}).get("config")
+    if values is None:
+        return {}
+    changes = config_diff(from_dict(values, f"{checkpoint.path}: training.config", check=False), config)
     if not config.train_cfg.head_empty_cls:  # older versions wrote down here which classes had no annotations
         changes.pop("train_cfg.head_empty_cls", None)
     return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}

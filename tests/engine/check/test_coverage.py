@@ -7,14 +7,14 @@ from helpers import tiny_config
 
 from libs.datasets.grid import expected_length
 from libs.engine.check import coverage
-from libs.engine.check.coverage import level_strides, segment_coverage, why_unmatched
+from libs.engine.check.coverage import segment_coverage, why_unmatched
 from libs.engine.check.suggest import guess_grid
 
 
 def twin(config, length, segments):
     """SPEC 31 in loops: points per segment and level, and whether a segment would have a point if it were alone."""
     radius = config.train_cfg.center_sample_radius
-    strides = level_strides(config)
+    strides = config.level_strides
     points, alone = np.zeros((len(segments), len(strides)), int), np.zeros(len(segments), bool)
     for level, (stride, (low, high)) in enumerate(zip(strides, config.model.regression_range, strict=True)):
         for t in range(0, length, stride):
