@@ -108,6 +108,7 @@ NOT_RUN = {
 }
 
 
+@pytest.mark.slow
 def test_code_runs(tmp_path, monkeypatch):
     """Commands and python blocks of the README and the pages in docs/, in order, on generated stand-ins, in an empty folder."""
     stand_ins.write(tmp_path)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers import one_error, run_script
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "identical_loss.py"
 GUARD = runpy.run_path(str(SCRIPT), run_name="benchmark")
 

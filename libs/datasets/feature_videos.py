@@ -27,8 +27,8 @@ from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import resize
-from libs.utils.files.io import read_json
 from libs.utils.files.csv_files import numbered_rows, read_csv
+from libs.utils.files.io import read_json
 
 
 @dataclass(frozen=True)

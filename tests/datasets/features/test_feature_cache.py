@@ -238,7 +238,7 @@ def test_the_kept_block_is_shared_with_forked_processes():
         assert parts[2][0, 0] == 7  # forked processes see this memory, not a copy
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_batches_are_made_there(data, tmp_path):
     want = training_batches(data_config(data, tmp_path))
     config = data_config(data, tmp_path, loader={"num_workers": 2, "cache": "device"}, devices=["cuda:0"])

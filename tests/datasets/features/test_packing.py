@@ -75,6 +75,7 @@ def test_samples_of_every_stream_are_bit_identical(tmp_path, data, capsys):
                     assert a.grid == b.grid
 
 
+@pytest.mark.slow
 def test_training_is_bit_identical(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_config(tmp_path / "x.yaml", data, opt={"epochs": 1, "warmup_epochs": 1}, loader={"num_workers": 2})
@@ -89,6 +90,7 @@ def test_training_is_bit_identical(tmp_path, data, capsys, monkeypatch):
     assert all(torch.equal(value, other.weights_ema[name]) for name, value in one.weights_ema.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_an_open_file_survives_into_other_processes(tmp_path, data, capsys, context):
     """A data-loader worker opens the file itself: a handle that it inherits shares its position in the file with the parent."""

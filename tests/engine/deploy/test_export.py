@@ -104,6 +104,7 @@ def test_the_file_says_what_it_expects(graph):
     assert [o.name for o in session.get_outputs()] == about["outputs"] == ["scores", "segments"]
 
 
+@pytest.mark.slow
 def test_torch_export_by_the_script(tmp_path, capsys):
     model, _, checkpoint = make(tmp_path)
     argv = ["export.py", str(checkpoint), "--format", "torch_export", "--lengths", "1", "50", "33"]

@@ -124,6 +124,15 @@ def test_programs_know_who_started_them(tmp_path):
     assert (tmp_path / "x.log").read_text() == f"{os.getpid()} {os.getpid()}\n"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own reaction to SIGINT, which a shell has its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_asks_the_programs_to_save_and_begins_no_other(tmp_path):
     """A program that needs a moment to end when it is asked to."""
     patient = ("import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved') or 75))\n"

@@ -100,6 +100,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("each", "workers", "codes", "wanted"), [
     (killed, 1, [1, -signal.SIGKILL], "error: process 1 of 2 has ended without a word"),
     (first_killed, 0, [-signal.SIGKILL, 1], "error: process 0 of 2 has ended without a word"),
@@ -115,6 +116,7 @@ def test_one_that_ends_takes_the_others_along_and_says_why_once(data, tmp_path, 
     assert shown.count("Traceback") == ("ZeroDivisionError" in wanted)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_the_continuation_is_exact(data, tmp_path):
     path = write_config(tmp_path / "a.yaml", data, **SHORT)
     ends = run_processes(2, train.main, "train.py", str(path), "--output", "x", each=told_to_stop)
@@ -220,6 +222,7 @@ def test_a_video_evaluated_twice_is_noticed():
         merged_detections([a, a], ["a", "b"])
 
 
+@pytest.mark.slow
 def test_teacher_outputs_are_cached_once_and_are_those_of_one_process(data, tmp_path):
     teacher = save_teacher(two_stream(data, tmp_path), tmp_path / "teacher.pth.tar")
     made = []
@@ -240,6 +243,7 @@ def checkpoint(folder: Path, epoch: int):
     return torch.load(folder / f"epoch_{epoch:03d}.pth.tar", weights_only=True)
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_with_as_many_processes_and_possible_with_others(data, tmp_path, capsys):
     path = write_config(tmp_path / "a.yaml", data, **merged(SHORT, {"opt": {"epochs": 3}, "train_cfg": {"dropout": 0.3}}))
     argv = ["train.py", str(path), "-c", "1", "--output"]

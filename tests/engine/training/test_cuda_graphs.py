@@ -136,7 +136,7 @@ def test_where_nothing_can_be_recorded(sections, processes, message):
     check_graphs(tiny_config(), device, processes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_graphs_on_a_gpu(precision):
     config = tiny_config(devices=["cuda:0"], train_cfg={"droppath": 0.0, "dropout": 0.0, "precision": precision})

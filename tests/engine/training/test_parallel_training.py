@@ -17,6 +17,8 @@ from libs.core.schema import Config
 from libs.engine.runtime.world import launched
 from libs.engine.training.fit import FitOptions, fit
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 STILL: dict[str, Any] = {"loader": {"batch_size": 6}, "train_cfg": {"dropout": 0.0, "droppath": 0.0, "clip_grad_l2norm": 1.0},
                          "opt": {"type": "SGD", "learning_rate": 0.02, "epochs": STEPS, "warmup": False}}

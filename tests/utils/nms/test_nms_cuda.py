@@ -139,7 +139,7 @@ def test_nvcc_builds_the_library(built):
     assert all(hasattr(library, name) for name in SYMBOLS)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 600, 3000])
 def test_gpu_equals_cpu(built, kind, n):
