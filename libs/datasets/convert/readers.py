@@ -159,8 +159,8 @@ def _safe_xml(path: str) -> ElementTree.Element:
 
 def _read_labelstudio(path: str, options: ConvertOptions) -> Iterator[Row]:
     tasks = _json(path)
-    if isinstance(tasks, dict):
-        tasks = [tasks] if "annotations" in tasks and "data" in tasks else None
+    if isinstance(tasks, dict) and "annotations" in tasks and "data" in tasks:
+        tasks = [tasks]
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"{path}: is no Label Studio export; expected a list of tasks (JSON or JSON-MIN)")
     if not tasks:
@@ -169,7 +169,7 @@ def _read_labelstudio(path: str, options: ConvertOptions) -> Iterator[Row]:
     if len(set(full)) > 1:
         raise UserError(f"{path}: mixes the JSON and JSON-MIN layouts (entries {full.index(True)} and {full.index(False)}); "
                         "export once, in one layout")
-    ignored: dict[str, int] = {}
+    ignored: Counter[str] = Counter()
     several: dict[str, int] = {}
     seen: dict[str, str] = {}
     if not full[0]:  # JSON-MIN writes a task once per annotation
@@ -182,25 +182,26 @@ def _read_labelstudio(path: str, options: ConvertOptions) -> Iterator[Row]:
         data = task["data"] if full[0] else task
         video = _media(where, data)
         results = _task_results(video, task, several) if full[0] else _min_results(task)
-        owner = f"{task.get('id', i)}"
+        owner = str(task.get("id", i))
         if seen.setdefault(video, owner) != owner:
             raise UserError(f"{where}: is about video {video!r}, as task {seen[video]} is; remove one of the two")
         count = 0
         for kind, value in results:
             if kind not in LS_TYPES:
-                ignored[kind] = ignored.get(kind, 0) + 1
+                ignored[kind] += 1
                 continue
             for row in _ls_rows(where, video, kind, value, options):
                 count += 1
                 yield row
         if not count:
             yield Row(where, video)
-    for video, count in list(several.items())[:1]:
+    if several:
+        video, count = next(iter(several.items()))
         note(f"warning: {path}: {len(several)} tasks have several annotations (first: {video!r}, {count}); of each the ground "
              "truth, else the last one is taken")
     if ignored:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in ignored.items())
-        note(f"warning: {path}: results that are no time segments are left out: {kinds}")
+        note(f"warning: {path}: results that are not time segments are left out: {kinds}")
 
 
 def _task_results(video: str, task: dict[str, Any], several: dict[str, int]) -> Iterator[tuple[str, dict[str, Any]]]:

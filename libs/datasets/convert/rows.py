@@ -1,9 +1,9 @@
-"""Annotations of other tools -> our JSON: what is common to all sources.
+"""Annotations of other tools -> our JSON: the steps that all sources share.
 
     rows = read_source(paths, options)                  libs/datasets/convert/readers.py
     document = to_document(rows, options, durations)    {"database": ...}, checked
 
-A `Row` is one segment, or a video without any; times are converted to seconds here, in one place.
+A `Row` is one segment, or a video without any.  All times are converted to seconds here.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from libs.datasets.features.store import FeatureStore
 from libs.utils.files.csv_files import numbered_rows, read_csv
 
 UNITS = ("s", "ms", "frames")
-LONGEST_S = 86400.0  # a segment that ends later than after a day is not in seconds
+LONGEST_S = 86400.0  # a day: a segment that ends later is not in seconds
 CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 MEDIA = (".3gp", ".aac", ".avi", ".csv", ".eaf", ".flac", ".flv", ".gif", ".m2ts", ".m4a", ".m4v", ".mkv", ".mov", ".mp3", ".mp4",
          ".mpeg", ".mpg", ".mts", ".mxf", ".npy", ".ogg", ".ogv", ".opus", ".ts", ".tsv", ".wav", ".webm", ".wmv")
@@ -64,9 +64,9 @@ def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[s
                 ) -> dict[str, Any]:
     """The annotation document: videos by name, segments by time, label ids by sorted names.
 
-    lengths: video -> (duration s, fps or None), which wins over what the rows say.  Subsets: the rows' own, else
+    lengths: video -> (duration s, fps or None), which takes precedence over the rows.  Subsets: the rows' own, else
     `options.subset`, else a share `options.val_share` of the videos, chosen by a hash of their ids, is "validation" and the
-    rest "training".  Raises UserError naming the row for times that cannot be, contradictions and an export without segments.
+    rest "training".  Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
     """
     videos: dict[str, dict[str, Any]] = {}
     labels = sorted({row.label for row in rows if row.label is not None})
@@ -120,14 +120,10 @@ def _seconds(row: Row, fps: float | None, duration_s: float | None) -> list[floa
 
 def _assign_subsets(videos: dict[str, dict[str, Any]], options: ConvertOptions) -> None:
     without = [vid for vid, entry in videos.items() if entry["subset"] is None]
-    if options.val_share is not None:
-        order = sorted(without, key=lambda vid: hashlib.blake2b(vid.encode(), digest_size=8).digest())
-        chosen = set(order[:round(options.val_share * len(order))])
-        for vid in without:
-            videos[vid]["subset"] = "validation" if vid in chosen else "training"
-        return
+    order = sorted(without, key=lambda vid: hashlib.blake2b(vid.encode(), digest_size=8).digest())
+    chosen = set(order[:round((options.val_share or 0) * len(order))])
     for vid in without:
-        videos[vid]["subset"] = options.subset or "training"
+        videos[vid]["subset"] = "validation" if vid in chosen else options.subset or "training"
 
 
 def video_name(text: str, uploaded: bool = False) -> str:
@@ -146,10 +142,9 @@ def video_name(text: str, uploaded: bool = False) -> str:
 
 
 def clock_or_number(text: str, where: str) -> tuple[float, bool]:
-    """(value, whether it was h:mm:ss) of a time; UserError unless it is a number or a clock time."""
+    """(seconds or number, whether the text was h:mm:ss); UserError for anything else."""
     text = text.strip()
-    match = CLOCK.fullmatch(text)
-    if match:
+    if match := CLOCK.fullmatch(text):
         hours, minutes, seconds = match.groups()
         return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds), True
     try:

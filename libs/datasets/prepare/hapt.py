@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,11 +31,11 @@ WINDOW, STRIDE = 50, 25
 DEFAULT_VAL_USERS = (2, 9, 12, 16, 21, 27)
 ANNOTATIONS, FEATURES = "annotations/hapt.json", "features"
 _SIGNAL = re.compile(r"(acc|gyro)_exp(\d+)_user(\d+)\.txt")
+Text = tuple[str, str]  # name, for messages, and contents of a file
 
 
-@dataclass(frozen=True)
-class LabelRow:
-    """One row of labels.txt: samples are 1-based and inclusive; `line` is its line number (for messages)."""
+class LabelRow(NamedTuple):
+    """One row of labels.txt: samples are 1-based, `last` included; `line` is its line number, for messages."""
 
     experiment: int
     user: int
@@ -46,23 +47,23 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class RawFiles:
-    """Texts of the files that are needed; `signals` maps (experiment, user) -> {"acc": (name, text), "gyro": ...}."""
+    """The published files, each (name, text); `signals`: (experiment, user) -> {"acc": (name, text), "gyro": ...}."""
 
-    labels: tuple[str, str]
-    activities: tuple[str, str]
-    signals: dict[tuple[int, int], dict[str, tuple[str, str]]]
+    labels: Text
+    activities: Text
+    signals: dict[tuple[int, int], dict[str, Text]]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: recordings and feature steps per subset, segments per class name."""
+    """Numbers of recordings and feature steps per subset, and of segments per class name."""
 
     recordings: dict[str, int]
     steps: dict[str, int]
     segments: dict[str, int]
 
 
-def parse_signal(text: str, name: str) -> np.ndarray:
+def parse_signal(name: str, text: str) -> np.ndarray:
     """(n, 3) float64 samples of one signal file, each number correctly rounded.
 
     Raises UserError naming the file and line for a row without exactly 3 finite numbers.
@@ -87,7 +88,7 @@ def parse_signal(text: str, name: str) -> np.ndarray:
     return samples
 
 
-def parse_labels(text: str, name: str) -> list[LabelRow]:
+def parse_labels(name: str, text: str) -> list[LabelRow]:
     """Rows of labels.txt in file order; UserError naming file and line unless it has 5 whole numbers with 1 <= first <= last."""
     rows = []
     for number, line in enumerate(text.rstrip().splitlines(), 1):
@@ -98,13 +99,13 @@ def parse_labels(text: str, name: str) -> list[LabelRow]:
         experiment, user, activity, first, last = map(int, parts)
         row = LabelRow(experiment, user, activity, first, last, number)
         if row.first < 1 or row.last < row.first:
-            raise UserError(f"{name}: line {number}: samples {row.first} to {row.last} are no range "
+            raise UserError(f"{name}: line {number}: samples {row.first} to {row.last} are not a range "
                             "(1-based, both ends included); correct the row")
         rows.append(row)
     return rows
 
 
-def parse_activities(text: str, name: str) -> list[str]:
+def parse_activities(name: str, text: str) -> list[str]:
     """Class names by label id (activity id - 1); ids must be 1..K and names distinct, else UserError naming file and line."""
     names: dict[int, str] = {}
     for number, line in enumerate(text.rstrip().splitlines(), 1):
@@ -129,7 +130,7 @@ def window_features(acc: np.ndarray, gyro: np.ndarray) -> np.ndarray:
 
 
 def read_raw(source: str | os.PathLike) -> RawFiles:
-    """Find and read the files of the published layout; UserError naming what is missing or occurs twice."""
+    """Find and read the published files; UserError naming those that are missing or there twice."""
     source, texts = Path(source), {}
     nested = ""
     for member in members(source):
@@ -137,10 +138,9 @@ def read_raw(source: str | os.PathLike) -> RawFiles:
         nested = member.name if name.lower().endswith((".zip", ".tar.gz", ".tar.xz", ".tar")) else nested
         if (folder == "RawData" and (_SIGNAL.fullmatch(name) or name == "labels.txt")) or name == "activity_labels.txt":
             texts[member.name] = read(member).decode("utf-8", errors="replace")
-    signals: dict[tuple[int, int], dict[str, tuple[str, str]]] = {}
+    signals: dict[tuple[int, int], dict[str, Text]] = {}
     for name, text in texts.items():
-        match = _SIGNAL.fullmatch(PurePosixPath(name).name)
-        if match:
+        if match := _SIGNAL.fullmatch(PurePosixPath(name).name):
             kind, recording = match[1], (int(match[2]), int(match[3]))
             pair = signals.setdefault(recording, {})
             if kind in pair:
@@ -165,12 +165,12 @@ def build(raw: RawFiles, val_users: Iterable[int]) -> tuple[dict, dict[str, np.n
     and line for signals of unequal length or shorter than a window, and for label rows that fit no recording or activity.
     """
     val_users = set(val_users)
-    classes = parse_activities(raw.activities[1], raw.activities[0])
+    classes = parse_activities(*raw.activities)
     database: dict[str, dict[str, Any]] = {}
     features: dict[str, np.ndarray] = {}
     lengths: dict[tuple[int, int], tuple[str, int]] = {}
     for (experiment, user), pair in raw.signals.items():
-        acc, gyro = (parse_signal(pair[kind][1], pair[kind][0]) for kind in ("acc", "gyro"))
+        acc, gyro = (parse_signal(*pair[kind]) for kind in ("acc", "gyro"))
         if len(acc) != len(gyro):
             raise UserError(f"{pair['gyro'][0]}: {len(gyro)} samples, but {PurePosixPath(pair['acc'][0]).name} has {len(acc)}; "
                             "one of the two is cut short")
@@ -181,7 +181,7 @@ def build(raw: RawFiles, val_users: Iterable[int]) -> tuple[dict, dict[str, np.n
         database[name] = {"subset": "validation" if user in val_users else "training", "duration": len(acc) / FPS, "fps": FPS,
                           "annotations": []}
     source = raw.labels[0]
-    for row in parse_labels(raw.labels[1], source):
+    for row in parse_labels(*raw.labels):
         if (row.experiment, row.user) not in lengths:
             raise UserError(f"{source}: line {row.line}: no recording of experiment {row.experiment}, user {row.user}; "
                             "add its two files or delete the row")
@@ -203,8 +203,7 @@ def prepare_hapt(source: str | os.PathLike, out: str | os.PathLike, val_users: I
     """
     val_users, out = sorted(set(val_users)), Path(out)
     raw = read_raw(source)
-    absent = [u for u in val_users if u not in {user for _, user in raw.signals}]
-    if absent:
+    if absent := [user for user in val_users if user not in {u for _, u in raw.signals}]:
         note(f"warning: {source}: holds no recording of validation user {', '.join(map(str, absent))}")
     document, features = build(raw, val_users)
     ours = {path.name for path in (out / FEATURES).glob("exp[0-9]*_user[0-9]*.npy")}
@@ -214,25 +213,22 @@ def prepare_hapt(source: str | os.PathLike, out: str | os.PathLike, val_users: I
         for name, array in features.items():
             np.save(folder / FEATURES / f"{name}.npy", array)
         write_json_atomic(folder / ANNOTATIONS, document)
-    return _summary(document, features, parse_activities(raw.activities[1], raw.activities[0]))
+    return _summary(document, features, parse_activities(*raw.activities))
 
 
-def _only(source: Path, texts: dict[str, str], wanted: str) -> tuple[str, str]:
+def _only(source: Path, texts: dict[str, str], wanted: str) -> Text:
     found = [name for name in texts if PurePosixPath(name).name == wanted]
     if len(found) != 1:
-        remedy = "name a folder or archive with exactly one"
-        raise UserError(f"{source}: {len(found)} files {wanted} inside ({', '.join(found) or 'none'}); {remedy}")
+        raise UserError(f"{source}: {len(found)} files {wanted} inside ({', '.join(found) or 'none'}); name a folder or archive "
+                        "with exactly one")
     return f"{source}: {found[0]}", texts[found[0]]
 
 
 def _summary(document: dict, features: dict[str, np.ndarray], classes: list[str]) -> Summary:
     videos = document["database"]
-    subsets: dict[str, list[str]] = {"training": [], "validation": []}
-    for name, video in videos.items():
-        subsets[video["subset"]].append(name)
-    counts = dict.fromkeys(classes, 0)
-    for video in videos.values():
-        for annotation in video["annotations"]:
-            counts[annotation["label"]] += 1
+    subsets = {subset: [name for name, video in videos.items() if video["subset"] == subset]
+               for subset in ("training", "validation")}
+    counts = Counter(annotation["label"] for video in videos.values() for annotation in video["annotations"])
     return Summary({s: len(names) for s, names in subsets.items()},
-                   {s: sum(len(features[n]) for n in names) for s, names in subsets.items()}, counts)
+                   {s: sum(len(features[n]) for n in names) for s, names in subsets.items()},
+                   {name: counts[name] for name in classes})

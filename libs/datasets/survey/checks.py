@@ -1,6 +1,6 @@
-"""Checks of readable annotations: ids, subsets, units and order of times, labels.  Each adds to `Problems`.
+"""Checks of readable annotations: ids, subsets, times and their unit, labels.  Each adds its findings to `Problems`.
 
-Nothing here reads features; the length of a video comes as `spans_s`, seconds per video id, from its duration or its features.
+Features are not read here: `spans_s` gives the length of each video in seconds, from its duration or its features.
 """
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
 
 TRAIN_NAMES = ("training", "train")
 VAL_NAMES = ("validation", "val", "valid", "testing", "test")
-FAR_OUTSIDE = 1.5  # a segment that ends beyond this many video lengths is in another unit, not just a little late
+FAR_OUTSIDE = 1.5  # video lengths: a segment that ends later is in another unit
 SLACK_S, SLACK_SHARE = 0.5, 0.01  # of the video's length: how late a last segment may end when durations are rounded
-RARE = 2  # training segments that are too few to learn a class from
+RARE = 2  # training segments: a class with so few cannot be learned
 
 
 class Splits(NamedTuple):
@@ -42,7 +42,7 @@ def guess_splits(annotations: Annotations) -> Splits:
 
 
 def check_ids(annotations: Annotations, problems: Problems) -> None:
-    """Video ids that are no bare file names, or that differ in case or spaces only."""
+    """Video ids that are not bare file names, or that differ in case or spaces only."""
     path = annotations.path
     for vid in annotations.videos:
         if vid != vid.strip() or "/" in vid or "\\" in vid:

@@ -1,7 +1,7 @@
-"""Feature files of many videos, checked to the end: layout of the folder, headers, one pass over the values.
+"""Checks of all feature files of a dataset: names, headers, and one pass over the values.
 
-    layout = guess_layout(folders, ids)                      prefix and extension, from the names that are there
-    facts = survey_features(store, ids, problems)            video id -> FileFacts, all findings in `problems`
+    layout = guess_layout(folder, ids)                       prefix and extension, from the names of the files
+    facts = survey_features(store, ids, problems)            video id -> FileFacts; findings go to `problems`
 """
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from libs.core.problems import Problems
 from libs.datasets.features.formats import HDF5_EXTENSIONS, READ_ERRORS, format_of, hdf5_file
 from libs.datasets.features.store import FeatureStore
 
-UNLIKE = 30.0  # standard deviation of a file over, or under, the median of all by this factor
+UNLIKE = 30.0  # factor between the standard deviation of a file and the median of all that is suspicious
 LISTED_ORPHANS = 5
-MAX_THREADS = 8  # reading files at the same time
-SAMPLED = 200  # names of another form that are looked at to guess a prefix
+MAX_THREADS = 8  # that read files
+SAMPLED = 200  # names that are no video id and from which a prefix is guessed
 
 
 class Layout(NamedTuple):
@@ -67,7 +67,7 @@ def feature_names(folder: str) -> list[str]:
 
 
 def guess_layout(folder: str, ids: Collection[str]) -> Layout:
-    """The prefix and extension that give most ids a file; ('', '.npy') where nothing fits."""
+    """The prefix and extension with which most ids have a file; ('', '.npy') where nothing fits."""
     votes: Counter[Layout] = Counter()
     bundle = not os.path.isdir(folder)
     names = feature_names(folder)
@@ -95,9 +95,8 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
     """Check the features of every video.
 
     width: expected channels and the source of that number; None: the number that most files have.  read_values False: only
-    headers.
-    step: called after every file whose values were read; may_lack: a missing file is a warning only.
-    A video is in the result if its header is sound and its width is the expected one.
+    headers.  step: called after every file whose values were read.  may_lack: a missing file is only a warning.
+    The result holds the videos whose header is sound and whose width is the expected one.
     """
     ids = list(ids)
     shapes = _shapes(store, ids, problems, may_lack)
@@ -175,7 +174,7 @@ def _report_width(path: str, vid: str, shape: tuple[int, int], width: tuple[int,
 def _check_values(store: FeatureStore, facts: dict[str, FileFacts], problems: Problems, step: Callable[[], Any]) -> None:
     """Read all files and complete `facts`, in their order.
 
-    In threads: reading, hashing and NumPy's reductions release the interpreter lock.  `_shapes` has opened shared files before.
+    In threads, since reading, hashing and NumPy's reductions release the GIL; `_shapes` has opened the shared .h5 files.
     """
     from joblib import Parallel, cpu_count, delayed
 
@@ -199,7 +198,7 @@ def _check_values(store: FeatureStore, facts: dict[str, FileFacts], problems: Pr
 
 
 def _read(store: FeatureStore, vid: str, header: FileFacts) -> tuple[FileFacts, np.ndarray, np.ndarray] | UserError:
-    """One pass over the values: the facts, lowest and highest value per channel, (C,) each; or why the file is unusable."""
+    """One pass over the values: the facts, lowest and highest value per channel, (C,) each; or the error of an unusable file."""
     try:
         feats = store.read(vid)
     except UserError as error:
@@ -211,7 +210,7 @@ def _read(store: FeatureStore, vid: str, header: FileFacts) -> tuple[FileFacts, 
 
 
 def _compare(facts: dict[str, FileFacts], extremes: list[np.ndarray], problems: Problems) -> None:
-    """Findings that need all files: equal contents, another scale, channels that never change."""
+    """Findings that need all files: equal contents, unusual scale, channels that never change."""
     same: dict[bytes, list[str]] = defaultdict(list)
     for vid, fact in facts.items():
         if fact.digest is not None and not fact.constant:  # constant ones are reported as such

@@ -173,7 +173,7 @@ def test_foreign_files_and_a_file_in_the_way_are_not_removed(tmp_path, files):
 
 
 def test_numbers_are_rounded_correctly():
-    assert parse_signal("0.1 1e-3 -0.05497787147760391\n", "f").tolist() == [[0.1, 0.001, -0.05497787147760391]]
+    assert parse_signal("f", "0.1 1e-3 -0.05497787147760391\n").tolist() == [[0.1, 0.001, -0.05497787147760391]]
 
 
 def test_script_prints_counts_and_ends_bad_input_with_2(tmp_path, files, monkeypatch, capsys):
