@@ -1,4 +1,4 @@
-"""Padded batches: from samples and their features to tensors of one length."""
+"""Padded batches: samples and their features -> tensors of one length."""
 from __future__ import annotations
 
 import math
@@ -41,10 +41,9 @@ class Batch:
 
 
 def read_batch(dataset: VideoDataset, samples: Sequence[Sample], length: int) -> Batch:
-    """The batch of some samples, padded to `length` steps; features go from their files, or from where they are kept, straight
-    into the batch.
+    """Read samples into a batch padded to `length` steps, with `feats` on `dataset.feature_device`.
 
-    `feats` lies on `dataset.feature_device`.  Raises ValueError for a longer sample, UserError for unusable features.
+    Features are read straight into the batch.  Raises ValueError for a longer sample, UserError for unusable features.
     """
     B, N = len(samples), max(len(s.labels) for s in samples)
     feats = _uninitialised((B, length, dataset.channels), dataset.feature_device)
@@ -63,7 +62,7 @@ def read_batch(dataset: VideoDataset, samples: Sequence[Sample], length: int) ->
 
 
 def _uninitialised(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A float32 tensor; in a data-loader worker in the memory that batches are sent through, which saves a copy."""
+    """A float32 tensor; in a data-loader worker it lies in shared memory, which saves a copy when the batch is sent."""
     if get_worker_info() is None:
         return torch.empty(shape, device=device)
     return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * math.prod(shape))).view(shape)

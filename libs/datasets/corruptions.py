@@ -1,12 +1,12 @@
-"""Corruption of features, for measuring how a detector degrades: what flows in and out is a whole video's (T, C) float32.
+"""Corruptions of a whole video's features, (T, C) float32 -> the same shape, to measure how a detector degrades.
 
     streams = streams_of(config)                                             modality -> the columns of feats that are its own
     feats = corrupt(feats, streams, "noise", 3, seed=0, video_id="v1")       the same for every model that is measured
     dataset = CorruptedDataset(clean, feats, streams, "noise", 3, seed=0)      a dataset to run the inference loop on
 
-What is drawn depends on (seed, video, corruption, severity) alone; `noise` and `channels` draw for each modality apart, by its
-name, `windows` and `jitter` draw once for a video and treat its modalities alike.  So a modality is corrupted in the same way
-whichever model reads it, and whatever else that model reads.  Severities run from 1 to 5.
+Random numbers depend on (seed, video, corruption, severity) alone, for `noise` and `channels` also on the modality's name;
+`windows` and `jitter` are the same for all modalities of a video.  So a modality is corrupted in the same way for every model,
+whatever else that model reads.  Severities run from 1 to 5.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from libs.utils.evaluation.predictions import GroundTruth
 SEVERITIES = (1, 2, 3, 4, 5)
 WINDOW = 8  # grid steps of one dropped window
 MEMORY_LIMIT = 1 << 30  # bytes of features that `features_in_memory` keeps
-WHOLE, UNNAMED = "all", "unnamed"  # channels where dataset.modalities declares nothing, and those that it does not mention
+WHOLE, UNNAMED = "all", "unnamed"  # all channels if dataset.modalities declares no ranges, else those in none of them
 Columns = np.ndarray  # (n,) int64
 
 
@@ -79,12 +79,12 @@ def blur(x_TC: np.ndarray, reach: float, rng: Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Corruption:
-    """A function of (x (T, C) float32, level, generator) that leaves x alone; its level per severity, and what a level is."""
+    """apply: function of (x (T, C) float32, level, generator) that does not change x; levels: per severity; unit: of a level."""
 
     apply: Callable[[np.ndarray, float, Generator], np.ndarray]
     levels: tuple[float, float, float, float, float]
     unit: str
-    per_modality: bool  # draws for each modality apart, else once for all
+    per_modality: bool  # other random numbers for each modality
 
     def level(self, severity: int) -> float:
         """The level of a severity (1 to 5)."""
@@ -114,7 +114,7 @@ def corrupt(x_TC: np.ndarray, streams: Mapping[str, Columns], corruption: str, s
     rule = CORRUPTIONS[corruption]
     out = np.array(x_TC, np.float32)
     for name, columns in streams.items():
-        # drawn once for all: every stream gets a fresh generator in the same state, and the draws depend on T alone
+        # not per modality: the name is empty, so that all streams get equal generators, whose numbers depend on T alone
         rng = generator(seed, video_id, corruption, severity, name if rule.per_modality else "")
         out[:, columns] = rule.apply(out[:, columns], rule.level(severity), rng)
     return out
@@ -147,11 +147,10 @@ def features_in_memory(dataset: VideoDataset, limit: int = MEMORY_LIMIT) -> list
 
 
 class CorruptedDataset(VideoDataset):
-    """The whole videos of a dataset with corrupted features, and all else that `predict` and `score` ask of a dataset.
+    """The whole videos of a dataset with corrupted features, for `predict` and `score`.
 
-    dataset: the clean one; features: those of its videos (`features_in_memory`), None: they are read each time; streams: what
-    to corrupt (`streams_of`, or some of it); corruption None: the clean features.  Corrupted features are computed when they are
-    asked for, and not kept.
+    dataset: the clean one; features: of its videos (`features_in_memory`), None: they are read each time; streams: to corrupt,
+    all or some of `streams_of`; corruption None: the clean features.  Corrupted features are computed at every reading.
     """
 
     def __init__(self, dataset: TalDataset, features: Sequence[Tensor] | None, streams: Mapping[str, Columns],
@@ -184,4 +183,4 @@ class CorruptedDataset(VideoDataset):
 
 
 def _rounded(value: float) -> int:
-    return int(value + 0.5 + 1e-9)  # halves up, whatever the last bit of a product says
+    return int(value + 0.5 + 1e-9)  # halves up, despite rounding errors of the product

@@ -1,11 +1,11 @@
 """The dataset of annotated videos: annotations + feature files + config -> samples and their features.
 
     dataset = TalDataset(config, config.train_split, training=True)
-    sample = dataset.sample((epoch, i))   training: the crop that belongs to (seed, epoch, video), in every process
+    sample = dataset.sample((epoch, i))   training: the crop of (seed, epoch, video), the same in every process
     sample = dataset.sample(i)            evaluation: the whole video
     feats = dataset.features(sample)      (T, C)
 
-All checks that need no feature values (missing files, widths, lengths, labels) happen once, when it is made.
+Everything that needs no feature values (missing files, widths, lengths, labels) is checked once, in the constructor.
 """
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from libs.datasets.transforms import random_crop, trim_to_features
 from libs.utils.evaluation.predictions import GroundTruth
 
 UNKNOWN_DURATION_S = 1e8
-AGNOSTIC = "action"  # the name of the one class of class-agnostic detections
+AGNOSTIC = "action"  # class name of class-agnostic detections
 LISTED = 10
 
 
 class TalDataset(VideoDataset):
     """Videos of some subsets with their features; see the module's docstring.
 
-    config: the whole configuration; subset: names of annotation subsets (case does not matter); training: apply the rules
-    that only training has (trimming); modalities: the streams to read (names from dataset.modalities, joined along channels
-    in this order), None: model.modalities, and all channels of dataset.feat_folder if that is None too.
+    config: the whole configuration; subset: names of annotation subsets (in any case); training: apply the rules of training
+    (trimming); modalities: the streams to read, from dataset.modalities, joined along channels in this order, None:
+    model.modalities, and all channels of dataset.feat_folder if that is None too.
     Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
     `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
     `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for
     them), `preset`.
-    Raises UserError for bad annotations or features (only those of streams that are read are looked at), an empty subset,
-    and labels that do not fit num_classes.
+    Raises UserError for bad annotations, bad features of the streams that are read, an empty subset, and labels that do not fit
+    num_classes.
     """
 
     def __init__(self, config: Config, subset: str | Iterable[str], training: bool,
@@ -88,7 +88,7 @@ class TalDataset(VideoDataset):
         if isinstance(index, tuple):
             epoch, i = index
             return self.crop(self.sample(i), crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
-        video, extent, data = self.videos[index], self._extents[index], self._data
+        video, extent = self.videos[index], self._extents[index]
         grid, length = extent.grid, extent.length
         segments, labels = grid.seconds_to_grid(video.segments), video.labels
         labelled = video.id not in self.unlabelled_ids
@@ -97,7 +97,7 @@ class TalDataset(VideoDataset):
         if self._single_class:
             labels = np.zeros_like(labels)
         if self.training and self.preset.trim:
-            segments, labels = trim_to_features(segments, labels, length + grid.offset, data.trunc_thresh)
+            segments, labels = trim_to_features(segments, labels, length + grid.offset, self._data.trunc_thresh)
         duration_s = video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
         return Sample(index, video.id, grid, duration_s, length, length, torch.from_numpy(np.array(segments, np.float32)),
                       torch.from_numpy(np.array(labels, np.int64)), labelled=labelled)
@@ -119,10 +119,10 @@ class TalDataset(VideoDataset):
             self._read_file(sample.index, start, stop, out)
 
     def keep(self, device: torch.device | None = None) -> None:
-        """Read every video now and keep it where loader.cache says: for data that is read repeatedly, before loaders are made.
+        """Read every video now and keep it in memory, as loader.cache is set; call it before the loaders are made.
 
-        device: of the training, for cache: device (None: what `devices` says).  A second call does nothing, nor does cache: none.
-        Raises UserError for unusable features, and when they do not fit into the memory that is available.
+        device: of the training, for loader.cache: device (None: that of the configuration).  A second call does nothing.
+        Raises UserError for unusable features, and when they do not fit into the available memory.
         """
         loader = self.config.loader
         if loader.cache == "none" or self._kept is not None:
@@ -148,12 +148,12 @@ class TalDataset(VideoDataset):
 
     @property
     def class_agnostic(self) -> bool:
-        """True where segments of any class are one class, also in evaluation: one class, and no external scores name others."""
+        """True if evaluation too treats all segments as one class: a single class, and no external class scores."""
         return self._single_class and not self.config.test_cfg.ext_score_file
 
     @property
     def label_names(self) -> dict[int, str]:
-        """Class id -> name of detections: over the whole annotation file, or one nameless class (see `class_agnostic`)."""
+        """Class id -> name: the classes of the whole annotation file, or the one class if `class_agnostic`."""
         if self.class_agnostic:
             return {0: AGNOSTIC}
         return {number: name for name, number in self.label_ids.items()}
@@ -164,7 +164,7 @@ class TalDataset(VideoDataset):
     def ground_truth(self) -> GroundTruth:
         """Every segment of the subset, in file order, videos without features included.
 
-        Labels are 0 where the evaluation is `class_agnostic`, which external scores (test_cfg.ext_score_file) end.
+        Labels are 0 if the evaluation is `class_agnostic`.
         """
         return ground_truth_of(self._annotated, self.config)
 
@@ -212,7 +212,7 @@ class TalDataset(VideoDataset):
         return "unlabelled_split" if name in self.config.unlabelled_split else "train_split" if self.training else "val_split"
 
     def _choose_unlabelled(self) -> frozenset[str]:
-        """Videos of unlabelled_split, and those beyond train_cfg.labelled_share in the order of a hash of their ids."""
+        """Videos of unlabelled_split, and all but a train_cfg.labelled_share of the others, chosen by a hash of their ids."""
         if not self.training:
             return frozenset()
         further = {v.id for v in self._annotated if v.subset in self.config.unlabelled_split}
@@ -220,7 +220,7 @@ class TalDataset(VideoDataset):
         return frozenset(further | set(ids[max(round(self.config.train_cfg.labelled_share * len(ids)), 1):]))
 
     def _report_missing(self, missing: list[tuple[str, Keys]]) -> None:
-        """UserError, or a warning where dataset.missing says so; missing: path and configuration keys of each video."""
+        """UserError, or a warning with dataset.missing: skip; missing: path and configuration keys of each video."""
         count = f"{len(missing)} of {len(self._annotated)} videos of subset {', '.join(self.subset)}"
         rest = f", ... ({len(missing)} in all)" if len(missing) > LISTED else ""
         path, keys = missing[0]
@@ -250,7 +250,7 @@ class TalDataset(VideoDataset):
         return extent
 
     def _check_memory(self) -> None:
-        """UserError for a video that is to be read whole and does not fit into the memory that is available."""
+        """UserError for a video that must be read whole and does not fit into the available memory."""
         resampled = is_resampled(self._data)
         if self.training and not resampled:
             return
@@ -278,10 +278,10 @@ def is_single_class(config: Config) -> bool:
 
 def ground_truth_of(videos: Sequence[Video], config: Config) -> GroundTruth:
     """`TalDataset.ground_truth` of these videos."""
-    truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), config.dataset.json_file)
+    ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), config.dataset.json_file)
     if is_single_class(config) and not config.test_cfg.ext_score_file:
-        return dataclasses.replace(truth, label=np.zeros_like(truth.label))
-    return truth
+        return dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
+    return ground_truth
 
 
 def crop_rng(seed: int, epoch: int, video_id: str) -> random.Random:

@@ -1,7 +1,7 @@
-"""Seconds <-> feature grid: the only place with this arithmetic.
+"""Conversion between seconds and the feature grid; all of this arithmetic is here.
 
-A grid unit is the index of a feature vector.  Vector t starts at frame t * stride and sees `num_frames` frames, so its
-centre lies at (t * stride + num_frames / 2) / fps seconds.
+A grid unit is the distance between two feature vectors.  Vector t covers `num_frames` frames from frame t * stride on, so its
+centre is at (t * stride + num_frames / 2) / fps seconds.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 class Grid:
     """Feature grid of one video, after downsampling or resampling.
 
-    stride: frames between two grid units; num_frames: frames one vector sees; offset: num_frames / 2 in grid units;
+    stride: frames between two grid units; num_frames: frames that one vector covers; offset: num_frames / 2 in grid units;
     fps: frames per second.
     """
 
@@ -65,7 +65,7 @@ def file_window(start: int, stop: int, file_length: int, downsample_rate: int) -
 
 
 def is_resampled(data: DatasetConfig) -> bool:
-    """Whether features are stretched to a grid that is not that of the file: all streams of them, whatever they hold."""
+    """Whether all feature streams are interpolated to a grid that is not that of their files."""
     return data.force_upsampling or data.feat_stride <= 0
 
 

@@ -26,9 +26,9 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teac
                     device: torch.device | None = None, rank: int = 0, ranks: int = 1) -> tuple[DataLoader, EpochSampler]:
     """Loader of training batches and the sampler of a step's whole batches (set `sampler.epoch` before each epoch).
 
-    The loader gives what process `rank` of `ranks` computes: opt.accumulation_steps batches per step (see `steps`).
+    The loader gives the batches of process `rank` of `ranks`: opt.accumulation_steps per step (see `steps`).
     `teachers`: configurations of networks that see the same batches; videos are padded as far as the widest of them needs.
-    `device`: of the training, for loader.cache: device (None: what `devices` says).
+    `device`: of the training, for loader.cache: device (None: that of the configuration).
     Raises UserError when there are fewer videos than a step needs, and as `TalDataset.keep`.
     """
     own, size = config.loader.batch_size, config.videos_per_step(ranks)
@@ -49,8 +49,8 @@ def inference_loader(dataset: VideoDataset, config: Config, pin: bool = False, r
                      wanted: Collection[str] | None = None) -> DataLoader:
     """Loader of whole videos, in batches of `test_cfg.batch_size`.
 
-    `ranks` > 1: every ranks-th batch from number `rank` on, so that the loaders of all ranks give each batch once.
-    `wanted`: only batches with one of these video ids.  What is in a batch depends on neither.
+    `ranks` > 1: every ranks-th batch from number `rank` on, so that all ranks together give each batch once.
+    `wanted`: only batches with one of these video ids.  Neither changes the contents of a batch.
     """
     padding = padding_of(config)
     groups = group_for_inference([int(n) for n in dataset.lengths()], padding, config.test_cfg.batch_size)
@@ -60,7 +60,7 @@ def inference_loader(dataset: VideoDataset, config: Config, pin: bool = False, r
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The batches of a loader; a UserError of a data-loader worker is raised here as it is."""
+    """The batches of a loader; raises the UserError that a data-loader worker returned."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
@@ -68,7 +68,7 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
 
 
 def steps(loader: DataLoader, config: Config) -> Iterator[tuple[Batch, ...]]:
-    """The batches of a training loader, those of one step together."""
+    """The batches of a training loader, grouped by step."""
     found = batches(loader)
     while parts := tuple(itertools.islice(found, config.opt.accumulation_steps)):
         yield parts
@@ -77,10 +77,10 @@ def steps(loader: DataLoader, config: Config) -> Iterator[tuple[Batch, ...]]:
 def close(loader: DataLoader) -> None:
     """End the workers of a loader now.
 
-    The garbage collector, after an exception, may destroy their queues first, and then waits 5 s for each worker.
+    After an exception, the garbage collector may destroy their queues first and then waits 5 s for each worker.
     """
     iterator, loader._iterator = loader._iterator, None
-    shut_down = getattr(iterator, "_shutdown_workers", None)
+    shut_down = getattr(iterator, "_shutdown_workers", None)  # None where the main process reads
     if shut_down is not None:
         shut_down()
 
@@ -113,19 +113,19 @@ def _loader(dataset: VideoDataset, batch_sampler: Any, padding: Padding, workers
     workers = min(workers, os.cpu_count() or 1)  # batches do not depend on it, and more processes than cores only cost time
     context = None
     if dataset.kept:
-        forks = "fork" in multiprocessing.get_all_start_methods()  # without it every process would get a copy of its own
+        forks = "fork" in multiprocessing.get_all_start_methods()  # other methods would copy the features into every worker
         workers = workers if forks and dataset.feature_device.type == "cpu" else 0
         context = "fork" if workers else None
     return DataLoader(_Batches(dataset, padding), batch_sampler=batch_sampler, num_workers=workers, collate_fn=_unchanged,
                       pin_memory=pin, persistent_workers=workers > 0, worker_init_fn=_set_up_worker,
                       multiprocessing_context=context,
-                      generator=torch.Generator())  # its own: iterating must not touch the global random state
+                      generator=torch.Generator())  # iterating must not change the global random state
 
 
 def _set_up_worker(_worker: int) -> None:
-    """One thread, and no reaction to signals that a terminal or a scheduler sends to every process.
+    """One thread; ignore the signals that a terminal or a scheduler sends to every process.
 
-    The main process decides when to stop: a worker that a signal ended would raise there in the middle of a step."""
+    The main process decides when to stop: the death of a worker would raise there in the middle of a step."""
     torch.set_num_threads(1)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):

@@ -1,7 +1,7 @@
-"""How far a batch is padded.
+"""The padded length of a batch: `Padding` computes it from the lengths of its videos.
 
-The published network lets padding leak into the last points of a video (SPEC items 12 and 15), so padding is part of its
-arithmetic.  `Padding` gives the shortest length whose valid outputs equal those of the published padded length.
+In the published network, padding leaks into the outputs at a video's last points (SPEC items 12 and 15), so the padded length
+changes them.  `Padding` gives the shortest length whose valid outputs equal those at the published length.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from libs.core.checks import TERMS, max_div_factor
 from libs.core.schema import Config
 
-BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are made anew for every length, which takes longer than the padding
+BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are built per length, which takes longer than the padding
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Padding:
     """Padding rule of a network; all lengths in grid steps.
 
     max_seq_len, factor: published lengths are max_seq_len, and beyond it multiples of `factor`; stride: of the coarsest level;
-    margin: padded steps with which the end of a video looks at every level as it does at the published length;
-    stretched_positions: a position table is stretched to the length; always: pad to the published length whatever the outputs
-    need; alike: pad all parts of a batch alike, since losses run over padding; multiple: pad further, to a multiple of this, as
-    far as the outputs allow.
+    margin: padded steps that give the last points of a video, at every level, the outputs of the published length;
+    stretched_positions: position embeddings are interpolated to the length; always: pad to the published length; alike: pad all
+    parts of a batch to one length, since losses include padding; multiple: pad further, to a multiple of this, where that does
+    not change the outputs.
     """
 
     max_seq_len: int
@@ -54,7 +54,7 @@ class Padding:
         """Whether a video of `length` steps has the published outputs in a batch of `padded` steps (at least `shortest`)."""
         if self.exact_only(length):
             return padded == self.published(length)
-        return padded <= self.max_seq_len or not self.stretched_positions  # a longer batch would stretch its positions too
+        return padded <= self.max_seq_len or not self.stretched_positions  # beyond, its position embeddings would be interpolated
 
     def fits(self, lengths: Sequence[int]) -> bool:
         """Whether videos of these lengths may share a batch: one padded length gives each its published outputs."""
@@ -80,13 +80,12 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     model, distill = config.model, config.distill
     coarsest = model.scale_factor ** model.backbone_arch[2]
     half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
-    # the published hallucinator and its time gate let padding through: two convolutions deep, and as a whole
+    # padding leaks through the published hallucinator's two convolutions, and through its time gate without limit
     margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)
     unmasked = bool(distill.teachers) and distill.preset == "c2ms"
     always = model.temporal_gate == "published" or (training and (config.loader.padding == "max_seq_len" or unmasked))
     alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
-    low = config.test_cfg.precision == "bf16"
-    multiple = config.loader.pad_multiple if training else BF16_MULTIPLE if low else 1
+    multiple = config.loader.pad_multiple if training else BF16_MULTIPLE if config.test_cfg.precision == "bf16" else 1
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,
                    model.use_abs_pe and model.backbone_type == "convTransformer", always, alike, multiple)
 

@@ -1,4 +1,4 @@
-"""What differs between datasets: a handful of rules, named by `dataset_name`.  A new dataset is one more `Preset`."""
+"""The rules that differ between datasets, by `dataset_name`.  A new dataset is one more `Preset`."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class Preset:
     """Rules of one dataset (SPEC 2, 3, 6 to 9).
 
     tious: default thresholds of the mAP; all_classes: the file must name exactly num_classes classes (else at most);
-    class_agnostic: num_classes 1 means that every label becomes 0; find_empty_classes: report class ids without any
-    annotation; unlabelled: videos may lack the `annotations` key; needs_duration: every video must have one;
-    drop_duplicates: repeated segments are removed at load; trim: in training, segments past the last feature are clamped or
-    dropped, and features that are much too short for the video only warn.
+    class_agnostic: with num_classes 1, every label becomes 0; find_empty_classes: report class ids without annotations;
+    unlabelled: videos may lack the `annotations` key; needs_duration: every video must have a duration; drop_duplicates: remove
+    repeated segments; trim: in training, clamp or drop segments past the last feature, and only warn of features that are much
+    too short for their video.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What a batch says about a video, and what the data loaders ask of every class that gives videos.
+"""`Sample`, a video or training crop without its features, and `VideoDataset`, the interface that the data loaders read.
 
     sample = dataset.sample(i)            the whole video number i; features are not read
-    dataset.read(sample, out)             its features, into memory of the caller
-    feats = dataset.features(sample)      the same, into new memory
+    dataset.read(sample, out)             its features, into the caller's tensor
+    feats = dataset.features(sample)      its features, in a new tensor
 """
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Sample:
 class Extent:
     """Length of one video in its feature file and on its grid.
 
-    file_length: feature vectors stored; length: grid steps; mismatch: what is wrong when the file cannot belong to a video of
-    that duration, else empty.
+    file_length: feature vectors stored; length: grid steps; mismatch: the message for a file that cannot belong to a video of
+    that duration, else ''.
     """
 
     file_length: int
@@ -76,7 +76,7 @@ def measure(path: str, file_length: int, fps: float, duration_s: float, data: Da
 
 
 class Named(Protocol):
-    """Anything with the id of a video."""
+    """An object with the id of a video."""
 
     @property
     def id(self) -> str: ...
@@ -102,7 +102,7 @@ class VideoDataset(ABC):
 
     @property
     def feature_device(self) -> torch.device:
-        """Where `read` can write besides the CPU: a GPU if features are kept there."""
+        """Device of the tensors that `read` can write to, besides the CPU: a GPU if features are kept there."""
         return torch.device("cpu")
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""Which videos share a batch, and the order of an epoch.
+"""Samplers: which videos share a batch, and in which order.
 
-A video is named by its index in the dataset, in training together with the epoch, which decides its crop.
+Batches hold indices of videos in evaluation, and (epoch, index) in training, which determines the crop.
 """
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from libs.datasets.padding import Padding
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:
     """Indices of videos, in batches whose outputs equal those of each video alone (`Padding.fits`).
 
-    With a batch size of 1: dataset order.  Otherwise videos of similar length share a batch, the longest first, so that a
-    lack of memory shows at once.
+    Batch size 1: dataset order.  Otherwise videos of similar length share a batch, the longest first, so that a lack of memory
+    shows at once.
     """
     if batch_size == 1:
         return [[i] for i in range(len(lengths))]
@@ -43,7 +43,7 @@ class EpochSampler(Sampler):
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, bucket: int = 0,
-                 padded: Callable[[int, int], int] = lambda epoch, index: 0):
+                 padded: Callable[[int, int], int] = lambda epoch, index: 0) -> None:
         self.size, self.batch_size, self.seed, self.epoch, self.skip = size, batch_size, seed, 0, 0
         self.bucket, self.padded = bucket, padded
 
@@ -80,10 +80,10 @@ class Part(NamedTuple):
 class PartSampler(Sampler):
     """The parts of a sampler's batches that process `rank` of `ranks` computes, `size` videos each.
 
-    Of every batch these are parts rank, rank + ranks, ...: the processes compute neighbours at the same time, which are of
-    similar length in buckets."""
+    These are parts rank, rank + ranks, ... of every batch: at any time the processes compute neighbouring parts, which with
+    buckets have similar lengths."""
 
-    def __init__(self, sampler: EpochSampler, size: int, rank: int, ranks: int):
+    def __init__(self, sampler: EpochSampler, size: int, rank: int, ranks: int) -> None:
         self.sampler, self.size, self.rank, self.ranks = sampler, size, rank, ranks
 
     def __len__(self) -> int:

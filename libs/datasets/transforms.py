@@ -1,7 +1,7 @@
-"""What happens to features and segments between file and model: the training crop, trimming, resizing.
+"""Transforms of features and segments: the training crop, trimming, resizing.
 
-Segments are (N, 2) float32 in grid units, labels (N,) int64; the window is drawn before features are read, so that only
-the window is read.
+Segments are (N, 2) float32 in grid units, labels (N,) int64.  The crop is drawn before features are read, so that only its window
+is read.
 """
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def random_crop(length: int, segments: np.ndarray, labels: np.ndarray, *, max_se
                 crop_ratio: tuple[float, float] | None, rng: random.Random, align: int = 1) -> Crop:
     """The random training window of a video of `length` grid steps (SPEC 10).
 
-    A window is accepted when at least one segment has a share >= trunc_thresh inside it; the segments kept are clipped to
-    [-offset, window + offset].  After 200 trials the last window is used without segments.  A video without segments
-    gets any window.  Every start is rounded down to a multiple of `align` grid steps before segments are looked at.
+    A window is accepted when at least one segment has a share >= trunc_thresh inside it (always, for a video without segments);
+    such segments are kept, clipped to [-offset, window + offset].  After 200 trials the last window is used, without segments.
+    Starts are first rounded down to a multiple of `align` grid steps.
     `rng`: one randint for the window's size (only if crop_ratio is set and the video fits), then one per trial.
     """
     if length > max_seq_len:
