@@ -4,7 +4,7 @@
     python tools/pack_features.py configs/thumos_i3d.yaml --out data/thumos_packed --verify
 
 Writes OUT/<stream>.h5 and prints the configuration lines that read it.
-Killed or interrupted, the same command goes on where it stopped; repeated, it packs what has changed.
+After an interruption, the same command resumes where it stopped; repeated, it packs only what has changed.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from libs.datasets.features.packing import DTYPES, describe, pack_stream, stored
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the packed files are")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder of the packed files")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="subsets to pack (default: all that CONFIG reads)")
     parser.add_argument("--streams", nargs="+", metavar="NAME", help="of features, features_0, ... and modalities with "
                         "folders of their own (default: all)")
@@ -46,7 +46,7 @@ def main() -> None:
         else:
             count = pack_stream(stream, videos, args.out, args.dtype, skip, note)
             print(f"{path}: {count} videos, {path.stat().st_size / 2**20:.1f} MiB", flush=True)
-    print("\n".join(describe(config, streams, args.out)))
+    print("\n".join(describe(streams, args.out)))
 
 
 if __name__ == "__main__":

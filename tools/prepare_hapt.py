@@ -21,11 +21,7 @@ def main() -> None:
                         help="users of the validation subset, all others train; none: everything trains "
                              f"(default: {' '.join(map(str, DEFAULT_VAL_USERS))})")
     args = parser.parse_args()
-    summary = prepare_hapt(args.source, args.out, args.val_users)
-    for subset, count in summary.recordings.items():
-        print(f"{subset}: {count} recordings, {summary.steps[subset]} feature steps")
-    for label, count in summary.segments.items():
-        print(f"  {label:<20} {count:>5} segments")
+    print("\n".join(prepare_hapt(args.source, args.out, args.val_users)))
     print(f"written to {args.out}")
 
 

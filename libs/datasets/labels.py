@@ -1,7 +1,8 @@
-"""Class names of a model, from a file: an annotation JSON, or a plain list."""
+"""Class names of a model from a file: an annotation JSON, or a plain list."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from libs.core.errors import UserError
@@ -13,7 +14,7 @@ from libs.utils.files.io import read_json
 def read_labels(path: str | os.PathLike, num_classes: int) -> dict[int, str]:
     """Class id -> name.  path: an annotation JSON; a JSON list of names or object {name: id}; or text, one name per line.
 
-    In a list the place is the id, from 0.  Raises UserError naming the file when it is none of these, a name comes twice, or it
+    The ids of a list are its positions, from 0.  Raises UserError naming the file when it is none of these, repeats a name, or
     does not fit `num_classes` (an annotation file may name fewer).
     """
     path, annotated = Path(path), False
@@ -33,7 +34,7 @@ def read_labels(path: str | os.PathLike, num_classes: int) -> dict[int, str]:
                             for number, name in pairs):
         raise UserError(f"{path}: holds no class names; expected an annotation JSON, a JSON list of names or {{name: id}}, or a "
                         "text file with one name per line")
-    if twice := sorted({name for i, (_, name) in enumerate(pairs) if name in {n for _, n in pairs[:i]}}):
+    if twice := sorted(name for name, count in Counter(name for _, name in pairs).items() if count > 1):
         raise UserError(f"{path}: names {twice[0]!r} twice; every class needs a name of its own")
     names = dict(pairs)
     highest = max(names)

@@ -10,7 +10,6 @@ Layouts (all read as the tools write them):
 """
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from xml.parsers import expat
 from libs.core.errors import UserError, note
 from libs.core.files import read_text
 from libs.datasets.convert.rows import ConvertOptions, Row, clock_or_number, csv_rows, positive_number, video_name
-from libs.utils.files.io import read_json
+from libs.utils.files.io import parse_json
 
 FORMATS = ("csv", "eaf", "labelstudio", "fiftyone")
 EAF_UNITS = {"milliseconds": 1000.0, "PAL-frames": 25.0, "NTSC-frames": 30000 / 1001}  # units per second (EAF 3.0 format)
@@ -61,8 +60,7 @@ def detect(path: Path) -> str:
         return "csv"
     if suffix != ".json":
         raise UserError(f"{path}: cannot tell its format; name it with --format {'|'.join(FORMATS)}")
-    content = read_json(path, "annotation export")
-    return "labelstudio" if isinstance(content, list) else "fiftyone"
+    return "labelstudio" if isinstance(_json(str(path)), list) else "fiftyone"
 
 
 def _files(paths: Sequence[str]) -> list[Path]:
@@ -318,6 +316,7 @@ def _pair(where: str, values: Any, what: str) -> tuple[float, float]:
 
 
 def _json(path: str) -> Any:
-    if os.path.exists(path) and not read_text(path, "annotation export").strip():
+    text = read_text(path, "annotation export")
+    if not text.strip():
         raise UserError(f"{path}: is empty; export it again")
-    return read_json(path, "annotation export")
+    return parse_json(text, path, "annotation export")

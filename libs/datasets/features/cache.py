@@ -1,7 +1,7 @@
 """Features of all videos of a dataset in memory, each read once (loader.cache: ram or device).
 
-In main memory they are one shared block: data-loader workers that are forked later share it without a copy.  On a GPU every video
-is a tensor there, and batches are cut and padded on the GPU.
+In main memory they are one shared block, which forked data-loader workers read without a copy.  On a GPU every video is a tensor,
+and batches are cut and padded there.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 
-SHARE = 0.9  # of the memory that is available; the network needs some too
+SHARE = 0.9  # of the available memory; the network needs some too
 
 
 class FeatureCache:
@@ -24,7 +24,7 @@ class FeatureCache:
 
     read(i, out): writes video i into a CPU tensor `out` of (lengths[i], channels); called once per video, in `threads` threads.
     where: start of messages, e.g. "a.yaml: loader.cache: ram".
-    Raises UserError, before anything is read, if the videos need more than SHARE of the memory available, and what `read` raises.
+    Raises UserError, before reading, if the videos need more than SHARE of the available memory; and what `read` raises.
     """
 
     def __init__(self, read: Callable[[int, Tensor], object], lengths: Sequence[int], channels: int, device: torch.device,
@@ -55,13 +55,13 @@ class FeatureCache:
 
 
 def _shared(lengths: Sequence[int], channels: int) -> list[Tensor]:
-    """Views into one anonymous shared mapping, which unlike /dev/shm has no size limit of its own; freed with the last view."""
+    """Views of one anonymous shared mapping, freed with the last view; unlike /dev/shm it has no size limit."""
     block = torch.frombuffer(mmap.mmap(-1, 4 * channels * sum(lengths)), dtype=torch.float32)
     return [part.view(-1, channels) for part in block.split([n * channels for n in lengths])]
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on a device now; main memory: without swapping, within the limits of the control group."""
+    """Free bytes of a device; for main memory, without swapping and within the limits of the control group."""
     if device.type != "cpu":
         return torch.cuda.mem_get_info(device)[0]
     return min(_system_memory(), *_group_memory())
@@ -72,11 +72,11 @@ def _system_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no better number there (macOS)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS has no better number
 
 
 def _group_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Bytes left below each memory limit of this process (containers); file pages that can be dropped count as left."""
+    """Bytes left below each memory limit of this process (containers); cached file pages count as free."""
     if not groups.exists():
         return
     for line in groups.read_text().splitlines():

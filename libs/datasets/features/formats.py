@@ -1,4 +1,4 @@
-"""Feature file formats: opens a .npy, .npz, .h5/.hdf5 or .pt file as a lazy 2-d array.
+"""Feature file formats: open a .npy, .npz, .h5/.hdf5 or .pt file as a lazy 2-d array.
 
 Each `open_*` is a context manager yielding an object with `shape`, `dtype` and slicing by (rows, columns).  Opening reads
 the header only; slicing reads what is needed, except inside compressed .npz members (decompressed up to the last row).
@@ -25,17 +25,17 @@ from libs.utils.files.torch_files import load_plain
 NPZ_KEY = "feats"
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 
-MAX_VECTORS = 10_000_000  # of one video: 15 days at 4 frames of 30 a second
+MAX_VECTORS = 10_000_000  # of one video: 15 days at 30 fps and a stride of 4
 MAX_RATIO = 1100  # bytes that one compressed byte can stand for (deflate: 1032)
 MAX_CHUNK = 1 << 30  # bytes of an HDF5 chunk, which is unpacked whole
 
-# what the readers raise on files that are damaged or are not what their name says
+# raised by the readers for damaged files and files of another format
 READ_ERRORS = (OSError, ValueError, EOFError, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError, MemoryError,
                AssertionError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError, tokenize.TokenError)
 
 
 class WrongKey(Exception):
-    """The file is sound but does not hold the array that was asked for; the message says what it holds."""
+    """The file is readable but lacks the requested array; the message lists its contents."""
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def open_npz(path: str, key: str) -> Iterator[Any]:
     if info.compress_type != zipfile.ZIP_STORED:
         yield _DeflatedArray(path, info.filename, shape, fortran, dtype)
         return
-    with open(path, "rb") as raw:  # the local header, whose length the central directory does not tell
+    with open(path, "rb") as raw:  # the local header, whose length is not in the central directory
         raw.seek(info.header_offset + 26)
         name_size, extra_size = struct.unpack("<HH", raw.read(4))
     offset = info.header_offset + 30 + name_size + extra_size + header_size
@@ -76,7 +76,7 @@ def open_npz(path: str, key: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def open_hdf5_file(path: str, key: str) -> Iterator[Any]:
-    """The dataset of a file that belongs to one video: `feats`, else `key`, else the only one there is."""
+    """The dataset of a file of one video: `feats`, else `key`, else the only one."""
     with hdf5_file(path) as file:
         names = [name for name in (NPZ_KEY, key) if file.get(name, getlink=True) is not None]
         names = names or (list(file) if len(file) == 1 else [])
@@ -105,7 +105,7 @@ OPENERS = {".npy": open_npy, ".npz": open_npz, ".h5": open_hdf5_file, ".hdf5": o
 def hdf5_file(path: str) -> Any:
     """An open, read-only h5py.File; ValueError without h5py.
 
-    Not locked: network file systems may have no locks, and a lock would be shared with forked data-loader workers.
+    Not locked: some network file systems have no locks, and forked data-loader workers would share the lock.
     """
     try:
         import h5py
@@ -118,8 +118,8 @@ def hdf5_file(path: str) -> Any:
 def hdf5_dataset(file: Any, key: str) -> Any:
     """Dataset `key` of an open file.
 
-    WrongKey if it is a group, lies behind a link, or keeps its values in other files; ValueError if it claims more values than
-    its bytes can unpack to.
+    Raises WrongKey if it is a group, lies behind a link, or keeps its values in other files; ValueError if it claims more values
+    than its stored bytes can hold.
     """
     import h5py
 
@@ -142,11 +142,11 @@ def hdf5_dataset(file: Any, key: str) -> Any:
 
 
 def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
-    """out[...] = array[rows, columns] in float32, without a copy between where the format allows."""
+    """out[...] = array[rows, columns] as float32, without an intermediate copy where the format allows."""
     if hasattr(array, "read_direct") and out.flags.c_contiguous and array.dtype == out.dtype:
-        array.read_direct(out, (rows, columns))  # HDF5 would convert other types too, but float16 three times slower than numpy
+        array.read_direct(out, (rows, columns))  # HDF5 converts other types too, but float16 three times slower than NumPy
     else:
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes inf, which is refused later
+        with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become inf, which is refused later
             out[...] = array[rows, columns]
 
 

@@ -148,12 +148,14 @@ def verify(path: Path, names: Sequence[str] = ()) -> int:
     return len(found)
 
 
-def settings(config: Config, streams: Sequence[Stream], out: Path) -> dict[str, Any]:
-    """The keys of section dataset that read the packed files."""
+def describe(streams: Sequence[Stream], out: Path) -> list[str]:
+    """The keys of section dataset that read the packed files: as lines of a configuration, and as --set arguments."""
     joined = [str(s.packed_in(out)) for s in streams if s.modality is None]
     keys: dict[str, Any] = {"feat_folder": joined if len(joined) > 1 else joined[0]} if joined else {}
-    own = {s.name: {**asdict(s.modality), "folder": str(s.packed_in(out))} for s in streams if s.modality is not None}
-    return {**keys, "modalities": own} if own else keys
+    if own := {s.name: {**asdict(s.modality), "folder": str(s.packed_in(out))} for s in streams if s.modality is not None}:
+        keys["modalities"] = own
+    section = ["dataset:"] + [f"  {key}: {json.dumps(value)}" for key, value in keys.items()]
+    return [*section, "or on the command line:", "  " + " ".join(f"--set 'dataset.{k}={json.dumps(v)}'" for k, v in keys.items())]
 
 
 def _plan(stream: Stream, videos: Mapping[str, Sequence[str]], dtype: str, skip_missing: bool, say: Say) -> dict[str, Planned]:
@@ -293,10 +295,3 @@ def _writing(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be written ({reason}); free some space, or choose another --out: what is finished "
                         "stays, and the same command goes on from there") from error
-
-
-def describe(config: Config, streams: Sequence[Stream], out: Path) -> list[str]:
-    """Lines to paste into a configuration, and the same as --set arguments."""
-    keys = settings(config, streams, out)
-    section = ["dataset:"] + [f"  {key}: {json.dumps(value)}" for key, value in keys.items()]
-    return [*section, "or on the command line:", "  " + " ".join(f"--set 'dataset.{k}={json.dumps(v)}'" for k, v in keys.items())]

@@ -1,6 +1,6 @@
-"""provenance.json beside feature files: which network made them from which frames (written by tools/extract_features.py).
+"""provenance.json beside feature files: their network and their frames; written by tools/extract_features.py.
 
-A feature vector t of a file covers frames t * stride .. t * stride + num_frames - 1 (counted at `fps`, where that is set).
+Feature vector t of a file covers frames t * stride .. t * stride + num_frames - 1 (counted at `fps`, where that is set).
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE_NAME = "provenance.json"
 
 
 class Provenance(NamedTuple):
-    """The grid of a folder of features: frames between vectors, frames per vector; and all that the file says."""
+    """Grid of a folder of features: stride in frames, frames per vector; content: the whole file."""
 
     path: str
     stride: float
@@ -24,9 +24,9 @@ class Provenance(NamedTuple):
 
 
 def read_provenance(folder: str | os.PathLike) -> Provenance | None:
-    """The provenance of a folder of features, None where there is no such file.
+    """The provenance of a folder of features, None if it has no such file.
 
-    Raises UserError for a file that is no JSON object, or whose stride or num_frames is no number above 0.
+    Raises UserError unless the file is JSON with a stride and num_frames above 0.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():

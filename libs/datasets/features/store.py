@@ -1,7 +1,7 @@
-"""Feature files -> float32 arrays (T, C): finds, checks and reads the window and the channels that are asked for.
+"""Feature files -> float32 arrays (T, C): find and check them, read a window and some channels.
 
-A `FeatureStore` covers one or several folders, or .h5 files that hold a dataset per video; several are joined along channels.
-The name of a file, or of a dataset, is prefix + video id (+ extension).
+A `FeatureStore` reads one or several folders, or .h5 files that hold a dataset per video; several are joined along channels.
+A file is named prefix + video id + extension, a dataset prefix + video id.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Ranges = Sequence[tuple[int, int]]
 
 
 class Keys(NamedTuple):
-    """The configuration keys behind a store, for messages: a section, and the names of folder and width in it."""
+    """Configuration keys of a store, for messages: the section, and the keys of folder and width in it."""
 
     section: str = "dataset"
     folder: str = "feat_folder"
@@ -55,8 +55,8 @@ class FeatureStore:
     """Features of many videos; picklable, and safe to use in forked workers.
 
     folders: a folder, an .h5/.hdf5 file, or several of them; prefix, extension: around the video id; width: channels expected
-    over all folders together (None: not checked); narrower: other widths that are accepted too; keys: what messages call these
-    settings.
+    over all folders together (None: not checked); narrower: other accepted widths; keys: of these settings in the configuration,
+    for messages.
     Raises UserError if a folder does not exist or the extension is not known.
     """
 
@@ -83,12 +83,12 @@ class FeatureStore:
         self._handles = {}
 
     def path(self, video_id: str, folder: int = 0) -> str:
-        """Where folder number `folder` keeps the video (in an .h5 file: that and the dataset)."""
+        """The video's file in folder number `folder`; for an .h5 file with many videos: file[dataset]."""
         root, name = self.folders[folder], self.prefix + video_id
         return f"{root}[{name}]" if self._bundles[folder] else os.path.join(root, name + self.extension)
 
     def missing_path(self, video_id: str) -> str | None:
-        """The first path where the video's features should be but are not, or None."""
+        """The first missing file of the video; None if every folder has it."""
         for i, root in enumerate(self.folders):
             if self._bundles[i]:
                 with _reported(root, self.keys):
@@ -117,11 +117,11 @@ class FeatureStore:
 
     def read(self, video_id: str, rows: slice | None = None, channels: Ranges | None = None,
              out: np.ndarray | None = None) -> np.ndarray:
-        """Float32 (T, C): the rows start:stop:step (None: all) and the channel ranges in the order given (None: all), of the
-        folders joined along channels; written into `out` of that shape, or into a new array.
+        """Features of a video as float32 (T, C), the folders joined along channels, written into `out` or a new array.
 
-        Reads nothing else where the format allows.  Raises UserError for a missing or damaged file, a wrong shape, rows
-        beyond the end, and NaN or infinite values among those read.
+        rows: start:stop:step (None: all); channels: ranges, in the order given (None: all).  Only these are read where the format
+        allows.  Raises UserError for a missing or damaged file, a wrong shape, rows beyond the end, and values read that are NaN
+        or infinite.
         """
         with contextlib.ExitStack() as stack:
             arrays = [stack.enter_context(self._opened(video_id, i)) for i in range(len(self.folders))]
@@ -166,7 +166,7 @@ class FeatureStore:
             yield array
 
     def _bundle(self, path: str) -> Any:
-        """The open .h5 file of this process; a handle inherited over a fork is closed and opened anew."""
+        """The open .h5 file of this process; a handle inherited over a fork is closed and replaced."""
         pid, file = self._handles.get(path, (0, None))
         if pid != os.getpid():
             if file is not None:
@@ -248,7 +248,7 @@ def _pieces(widths: Sequence[int], channels: Ranges) -> list[_Piece]:
 
 @contextlib.contextmanager
 def _reported(path: str, keys: Keys) -> Iterator[None]:
-    """Turn what a reader raises into one UserError that names the file."""
+    """Turn every error of a reader into a UserError that names the file."""
     try:
         yield
     except WrongKey as error:

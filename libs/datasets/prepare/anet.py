@@ -5,8 +5,7 @@
     the file that comes with BMN (anet_anno_action.json), which has no subsets:
         {"v_" + id: {"duration_second", "duration_frame", "feature_frame", "annotations"}}
 
-Where all ids start with "v_" they lose it (it is the prefix of the feature files); classes are numbered in the order of their
-names.
+If all ids start with "v_", the prefix of the feature files, it is removed.  Class ids follow the sorted names.
 """
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
                         validation_every: int | None = None) -> Document:
     """Convert an official annotation file.
 
-    For a file without subsets: video_info, a CSV with the columns video and subset (as BMN has it), or validation_every n: every
-    n-th id in sorted order is validation, the others training.  Raises UserError for anything that is not the official layout.
+    For a file without subsets, give video_info, a CSV with the columns video and subset (as in BMN), or validation_every n: every
+    n-th id in sorted order is validation, the others training.  Raises UserError for any other layout than the official one.
     """
     database = read_official(path, what)
     subsets = _subsets(path, database, video_info, validation_every)
@@ -77,7 +76,7 @@ def _subsets(path: str | os.PathLike, database: Mapping[str, Mapping[str, Any]],
     """Subset of every key of the database."""
     given = [key for key, entry in database.items() if entry.get("subset") is not None]
     if given and (video_info is not None or validation_every is not None):
-        raise UserError(f"{path}: says itself which subset a video belongs to ({given[0]!r}); leave out --video-info and "
+        raise UserError(f"{path}: has subsets of its own (first: {given[0]!r}); leave out --video-info and "
                         "--validation-every")
     if validation_every is not None:
         if video_info is not None or validation_every < 2:

@@ -1,4 +1,4 @@
-"""What the converters of official annotation files share: numbers and entries read with clear errors, our JSON written at once.
+"""Common code of the converters of official annotation files: checked numbers and entries, and the document in our layout.
 
     document = Document("activity_net.v1-3.min.json", "1-3")
     document.add_video("v1", "training", duration=12.5);  document.add_segment("v1", "line 3", 1.0, 2.5, "jump")
@@ -18,8 +18,8 @@ from libs.utils.files.io import read_json, write_json_atomic
 class Document:
     """Builds an annotation document in our layout (libs/datasets/annotations.py).
 
-    source: the official file, for messages; version: goes into the document; label_ids: class name -> id (names outside it are
-    refused), None: ids follow the sorted names of what is added.
+    source: the official file, for messages; version: of the document; label_ids: class name -> id (other names are refused),
+    None: ids follow the sorted class names.
     """
 
     def __init__(self, source: str | os.PathLike, version: str, label_ids: Mapping[str, int] | None = None) -> None:
@@ -33,7 +33,7 @@ class Document:
 
     @property
     def videos(self) -> dict[str, dict[str, Any]]:
-        """Video id -> entry as it will be written, still without label ids."""
+        """Video id -> entry, still without label ids."""
         return self._videos
 
     def add_video(self, video: str, subset: str, duration: Any, fps: Any = None, /, **more: Any) -> None:
@@ -52,9 +52,9 @@ class Document:
         self._videos[video] = {**entry, **more, "annotations": []}
 
     def add_segment(self, video: str, where: str, start: Any, end: Any, label: Any) -> None:
-        """Add a segment in seconds; one that does not end after it starts is left out and counted, as in evaluation.
+        """Add a segment in seconds; one that does not end after it starts is left out and counted.
 
-        where: what names the entry in messages.  UserError for times that are no numbers and labels that are not known.
+        where: place of the entry, for messages.  UserError for times that are not numbers and for unknown labels.
         """
         where = f"{self.source}: {where}"
         if not isinstance(label, str) or not label:
@@ -88,7 +88,7 @@ class Document:
         return {"version": self.version, "database": database}
 
     def write(self, path: str | os.PathLike, content: dict[str, Any] | None = None) -> None:
-        """Write the JSON file, whole or not at all; content: the result of `content()`, where the caller has it."""
+        """Write the JSON file atomically; content: the result of `content()`, if the caller has it."""
         write_json_atomic(path, self.content() if content is None else content, indent=None)
 
     def classes(self) -> list[str]:
@@ -96,7 +96,7 @@ class Document:
         return sorted({a["label"] for v in self._videos.values() for a in v["annotations"]})
 
     def summary(self) -> list[str]:
-        """Lines: videos and segments per subset, classes, what was left out."""
+        """Lines: videos and segments per subset, number of classes, videos and segments left out."""
         lines = []
         for subset in dict.fromkeys(v["subset"] for v in self._videos.values()):
             entries = [v for v in self._videos.values() if v["subset"] == subset]
@@ -128,7 +128,7 @@ def positive(where: str, value: Any) -> float:
 
 
 def read_official(path: str | os.PathLike, what: str) -> Any:
-    """The `database` object of a JSON file if it has one, else all of the file; UserError unless it maps ids to objects."""
+    """The `database` object of a JSON file, or the whole file if it has none; UserError unless it maps ids to objects."""
     content = read_json(path, what)
     database = content.get("database", content) if isinstance(content, dict) else None
     if not isinstance(database, dict) or not database or not all(isinstance(v, dict) for v in database.values()):

@@ -3,8 +3,8 @@
     moments_train.json, moments_val.json:  {"videos": [{"video_uid", "split", "clips": [{"clip_uid", "video_start_sec",
         "video_end_sec", "annotations": [{"labels": [{"start_time", "end_time", "label", "primary"}]}]}]}]}
 
-A clip is a "video" of ours: its times are seconds from its own start, `offset` is where it starts in its video (s), `video` the
-id of that video.  Only primary labels count (the 110 classes of the benchmark); the labels of all annotators are kept.
+Each clip becomes one of our videos: times are seconds from the start of the clip, `offset` is its start in its video (s), `video`
+the id of that video.  Only primary labels count (the 110 classes of the benchmark); the labels of all annotators are kept.
 """
 from __future__ import annotations
 

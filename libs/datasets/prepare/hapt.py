@@ -54,15 +54,6 @@ class RawFiles:
     signals: dict[tuple[int, int], dict[str, Text]]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Numbers of recordings and feature steps per subset, and of segments per class name."""
-
-    recordings: dict[str, int]
-    steps: dict[str, int]
-    segments: dict[str, int]
-
-
 def parse_signal(name: str, text: str) -> np.ndarray:
     """(n, 3) float64 samples of one signal file, each number correctly rounded.
 
@@ -196,10 +187,11 @@ def build(raw: RawFiles, val_users: Iterable[int]) -> tuple[dict, dict[str, np.n
     return {"version": "HAPT 2.1", "database": database}, features
 
 
-def prepare_hapt(source: str | os.PathLike, out: str | os.PathLike, val_users: Iterable[int] = DEFAULT_VAL_USERS) -> Summary:
-    """Read `source`, write `out`/annotations/hapt.json and `out`/features/*.npy, all or nothing; either subset may be empty.
+def prepare_hapt(source: str | os.PathLike, out: str | os.PathLike, val_users: Iterable[int] = DEFAULT_VAL_USERS) -> list[str]:
+    """Read `source`, write `out`/annotations/hapt.json and `out`/features/*.npy, all or nothing; returns the lines of a summary.
 
-    Raises UserError for bad input, for an `out` that cannot be written and for foreign files in `out`/features.
+    Either subset may be empty.  Raises UserError for bad input, for an `out` that cannot be written and for foreign files in
+    `out`/features.
     """
     val_users, out = sorted(set(val_users)), Path(out)
     raw = read_raw(source)
@@ -224,11 +216,11 @@ def _only(source: Path, texts: dict[str, str], wanted: str) -> Text:
     return f"{source}: {found[0]}", texts[found[0]]
 
 
-def _summary(document: dict, features: dict[str, np.ndarray], classes: list[str]) -> Summary:
-    videos = document["database"]
-    subsets = {subset: [name for name, video in videos.items() if video["subset"] == subset]
-               for subset in ("training", "validation")}
+def _summary(document: dict, features: dict[str, np.ndarray], classes: list[str]) -> list[str]:
+    """Recordings and feature steps per subset, and segments per class."""
+    videos, lines = document["database"], []
+    for subset in ("training", "validation"):
+        names = [name for name, video in videos.items() if video["subset"] == subset]
+        lines.append(f"{subset}: {len(names)} recordings, {sum(len(features[name]) for name in names)} feature steps")
     counts = Counter(annotation["label"] for video in videos.values() for annotation in video["annotations"])
-    return Summary({s: len(names) for s, names in subsets.items()},
-                   {s: sum(len(features[n]) for n in names) for s, names in subsets.items()},
-                   {name: counts[name] for name in classes})
+    return lines + [f"  {name:<20} {counts[name]:>5} segments" for name in classes]

@@ -48,12 +48,12 @@ def md5(path: str | os.PathLike, say: Callable[[str], None] = lambda line: None)
 
 
 def check_md5(path: str | os.PathLike, allow_other: bool = False, say: Callable[[str], None] = lambda line: None) -> None:
-    """UserError when the archive is not the published one; with `allow_other` it is only reported."""
+    """UserError if the archive is not the published one; with `allow_other` only a line for `say`."""
     found = md5(path, say)
     if found == MD5:
         say(f"md5 {found}: the published archive")
     elif allow_other:
-        say(f"md5 {found} differs from the published {MD5}; going on as --allow-other says")
+        say(f"md5 {found} differs from the published {MD5}; unpacked all the same (--allow-other)")
     else:
         raise UserError(f"{path}: md5 is {found}, that of the published archive is {MD5}: the download is incomplete or it is "
                         "another archive; fetch it again, or add --allow-other to unpack it all the same")
@@ -100,7 +100,7 @@ def check_features(json_file: str | os.PathLike, feat_folder: str | os.PathLike)
     Only headers and file sizes are read.  T must lie within max(10, 5 %) steps of floor((duration * fps - 16) / 4) + 1, and
     all files must have the same width.  Raises UserError for an unreadable annotation file.
     """
-    ignored = Problems()  # what training would refuse: durations that are no numbers count as missing here
+    ignored = Problems()  # refused by training; here, durations that are not numbers count as missing
     videos = load_annotations(json_file, problems=ignored).videos
     if not videos:
         raise UserError(str(ignored.found[0]))
@@ -136,7 +136,7 @@ def _target(member: Member) -> str | None:
 
 
 def _shape(path: Path) -> tuple[int, int] | str:
-    """(T, C) of a feature file, or what is wrong with it."""
+    """(T, C) of a feature file, or a description of the problem."""
     if not path.is_file():
         return f"no feature file {path.name}"
     try:

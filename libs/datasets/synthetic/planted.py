@@ -1,4 +1,4 @@
-"""THUMOS14-shaped two-stream features with a planted signal for real annotations: full-size runs without the real features.
+"""THUMOS14-shaped two-stream features with a planted signal for real annotations, for full-size runs without the real features.
 
 Feature t covers frames [4 t, 4 t + 16), T = floor((duration * fps - 16) / 4) + 1.  Each stream lives in a latent space of fixed
 size, so the difficulty does not depend on the width; channels are a random non-negative read-out of it:
@@ -32,7 +32,7 @@ RGB_BLUR = 16  # frames that an rgb envelope reaches further on both sides
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Knobs of the planted signal: action evidence, an extra factor on rgb evidence only, nuisance level (0 = none)."""
+    """Settings of the planted signal: action evidence, a further factor on rgb evidence, nuisance level (0 = none)."""
 
     strength: float = 1.0
     rgb_strength: float = 1.0
@@ -137,7 +137,7 @@ def make_video(world: World, seed: int, video: str, steps: int, events: list[tup
             a_rgb *= 0.15
         elif fate < 0.06 * hard:
             a_flow *= 0.15
-        jitter = rng.normal(0, 0.06 * hard * min(end - start, 4.0), size=2)  # annotators are not exact to the frame
+        jitter = rng.normal(0, 0.06 * hard * min(end - start, 4.0), size=2)  # annotated boundaries are not exact
         first = (start + jitter[0]) * fps
         last = max((end + jitter[1]) * fps, first + 3)
         quarter = (last - first) / 4

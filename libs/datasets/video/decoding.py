@@ -3,8 +3,7 @@
     info = probe(path)
     for frame in read_frames(path, fps=25.0, size=(256, 340)): ...      # (H, W, 3) uint8 RGB; frame k is that of second k / fps
 
-PyAV ships FFmpeg inside its wheels for every supported Python; torchcodec would need FFmpeg installed beside it and each of its
-releases fits one release of torch.
+PyAV and not torchcodec: its wheels contain FFmpeg, while torchcodec needs an installed FFmpeg and one certain release of torch.
 """
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ import numpy as np
 
 from libs.core.errors import UserError
 
-JITTER = 0.3  # of a frame: how far time stamps of a constant rate may be off
+JITTER = 0.3  # of a frame: tolerance of the time stamps of a constant rate
 LATE = 0.25  # of a frame: a grid point this close to the end of the last frame gets no frame
-COMPLETE = 0.95  # share of the announced duration that a whole file must give
+COMPLETE = 0.95  # share of its header's duration that a complete file must have
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Header of a video: average frames per second, size in pixels, seconds (None: unknown)."""
+    """Header of a video: average frames per second, size in pixels, duration in seconds (None: unknown)."""
 
     path: str
     fps: float
@@ -35,7 +34,7 @@ class VideoInfo:
 
 @dataclass
 class Decoded:
-    """Results of decoding: frames in the file, frames on the grid, seconds, and whether time stamps are uneven."""
+    """Results of decoding: frames in the file, frames on the grid, duration, uneven time stamps, rotation in degrees."""
 
     source_frames: int = 0
     frames: int = 0
@@ -54,14 +53,14 @@ def video_library() -> Any:
 
 
 def probe(path: str) -> VideoInfo:
-    """Header of a video; UserError for a file that is missing, no video, without a video stream or without a frame rate."""
+    """Header of a video; UserError for a missing file, and for one that is not a video or lacks a video stream or frame rate."""
     av = video_library()
     with _opened(av, path) as container:
         return _info(path, container)
 
 
 def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of frames: as `resize` says, or its shorter side scaled to `resize` pixels; None: as stored."""
+    """(height, width) of frames: `resize` itself, or the shorter side scaled to `resize` pixels; None: as stored."""
     if isinstance(resize, tuple):
         return resize
     if resize is None:
@@ -72,12 +71,11 @@ def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -
 
 def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = None, allow_truncated: bool = False,
                 found: Decoded | None = None) -> Iterator[np.ndarray]:
-    """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: each is the decoded frame nearest in time to second k / fps after the first.
+    """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: for each the decoded frame nearest to k / fps seconds after the first one.
 
     fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); size: (H, W)
     to scale to (bilinear).  `found` is filled in.  One frame is held at a time.
-    Raises UserError for a damaged file, and for one that ends before `COMPLETE` of its announced duration unless
-    `allow_truncated`.
+    Raises UserError for a damaged file and, unless `allow_truncated`, for one that ends before `COMPLETE` of its duration.
     """
     av, found = video_library(), found if found is not None else Decoded()
     with _opened(av, path) as container:

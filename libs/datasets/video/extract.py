@@ -35,7 +35,7 @@ FORMAT = 1
 
 
 class NetworkError(UserError):
-    """The network, not the video, is at fault: no other video would fare better."""
+    """The network fails, so that the remaining videos would fail too."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ExtractSettings:
 
 @dataclass(frozen=True)
 class Stream:
-    """One network: its name ('rgb' or 'flow'), file, digest, kind of file, and the function (B, 2 or 3, T, H, W) -> (B, C)."""
+    """A network, (B, 2 or 3, T, H, W) -> (B, C): name ('rgb' or 'flow'), file, its sha256 and kind of program."""
 
     name: str
     path: str
@@ -92,7 +92,7 @@ def _load(name: str, path: str, device: torch.device) -> Stream:
     kind = "torch.export" if path.endswith(".pt2") else "torchscript"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what many networks come as
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, but many networks exist only as such
             if kind == "torch.export":
                 network = torch.export.load(path).module().to(device)
             else:
@@ -112,9 +112,9 @@ def _sha256(file: Any) -> str:
 
 
 def clips(frames: Iterable[np.ndarray], num_frames: int, stride: int) -> Iterator[np.ndarray]:
-    """Windows t * stride .. t * stride + num_frames - 1 of a stream of arrays, stacked along a new first axis.
+    """Windows t * stride .. t * stride + num_frames - 1 of a sequence of arrays, stacked along a new first axis.
 
-    A stream shorter than a window gives one, filled up with its last array; an empty one gives none.  Holds num_frames arrays.
+    A sequence shorter than a window gives one window, padded with its last array; an empty one gives none.
     """
     held: deque[np.ndarray] = deque(maxlen=num_frames)
     count = 0
@@ -130,8 +130,8 @@ def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Str
                      ) -> tuple[np.ndarray, dict[str, Any]]:
     """(T, C) float32 features of one video, streams joined along channels, and its entry in the provenance file.
 
-    Memory: a window and a batch of windows, whatever the length.  Raises UserError for an unusable video, and where a network
-    refuses its input or returns something else than finite (B, C) or (B, C, ...) (then averaged over the rest).
+    Memory is a window and a batch of windows, independent of the length.  A network's output is (B, C), or (B, C, ...), averaged
+    over the further dimensions.  Raises UserError for an unusable video, and NetworkError for a network that fails.
     """
     info = probe(path)
     size = fitted_size(info.width, info.height, settings.resize)
@@ -167,7 +167,7 @@ def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Str
 
 
 def _give_back(batches: int) -> None:
-    """Every 32 batches: return freed memory to the system; glibc keeps it, in pieces, and a long video would hold a gigabyte."""
+    """Return freed memory to the system every 32 batches: glibc would keep a gigabyte of fragments for a long video."""
     if batches % 32 == 0 and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -192,7 +192,7 @@ def _packed(frame: np.ndarray, motion: np.ndarray | None, names: Sequence[str], 
 
 def _run(path: str, batch: list[np.ndarray], streams: Sequence[Stream], settings: ExtractSettings, scale: list[Tensor]
          ) -> np.ndarray:
-    """Features (len(batch), C) of clips (T, H, W, c); the batch is filled up, since a program may be exported for one size."""
+    """Features (len(batch), C) of clips (T, H, W, c); padded to the batch size, since a program may be exported for one size."""
     filled = batch + [batch[-1]] * (settings.batch_size - len(batch))
     x = torch.from_numpy(np.stack(filled)).to(settings.device).permute(0, 4, 1, 2, 3)  # (B, c, T, H, W)
     outputs = []
@@ -222,7 +222,7 @@ def _run(path: str, batch: list[np.ndarray], streams: Sequence[Stream], settings
 
 
 def describe(settings: ExtractSettings, streams: Sequence[Stream]) -> dict[str, Any]:
-    """Head of the provenance file: everything that the features depend on, without the videos."""
+    """Head of the provenance file: all settings that the features depend on."""
     parts = []
     for stream in streams:
         part: dict[str, Any] = {"name": stream.name, "model": os.path.basename(stream.path), "sha256": stream.sha256,
@@ -250,10 +250,10 @@ def libraries(streams: Sequence[Stream]) -> dict[str, str]:
 
 def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: ExtractSettings, streams: Sequence[Stream],
                    overwrite: bool = False) -> tuple[int, int, list[str]]:
-    """Write folder/<name>.npy for every video that is not there yet; (made, skipped, one line per video that failed).
+    """Write folder/<name>.npy for every video without one; returns (made, skipped, one line per video that failed).
 
-    The provenance file is written after each video, so a video that it lists is complete.  Raises UserError for two videos of
-    one name, where the folder holds features of other settings (unless `overwrite`), and (NetworkError) for a network that fails.
+    The provenance file is written after each video, so the videos that it lists are complete.  Raises UserError for two videos of
+    one name and, unless `overwrite`, for features of other settings in the folder; NetworkError for a network that fails.
     """
     names: dict[str, str] = {}
     for path in videos:
@@ -263,14 +263,9 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     head = describe(settings, streams)
     done = _done(folder / FILE_NAME, head, overwrite)
     failed: list[str] = []
-    todo, skipped = [], 0
-    for name, path in names.items():
-        entry = done.get(name)
-        there = (folder / f"{name}.npy").is_file() and os.path.exists(path)
-        if entry is not None and there and entry.get("bytes") == os.path.getsize(path):
-            skipped += 1
-        else:
-            todo.append((name, path))
+    todo = [(name, path) for name, path in names.items()
+            if not ((folder / f"{name}.npy").is_file() and os.path.exists(path)
+                    and done.get(name, {}).get("bytes") == os.path.getsize(path))]
     with tqdm(total=_frames(path for _, path in todo), unit="frame", desc="frames", leave=False, dynamic_ncols=True) as bar:
         for name, path in todo:
             bar.set_postfix_str(name, refresh=False)
@@ -285,7 +280,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
             head["channels"] = int(feats.shape[1])
             done[name] = entry
             write_json_atomic(folder / FILE_NAME, {**head, "libraries": libraries(streams), "videos": done})
-    return len(todo) - len(failed), skipped, failed
+    return len(todo) - len(failed), len(names) - len(todo), failed
 
 
 def _frames(paths: Iterable[str]) -> int | None:
@@ -307,5 +302,5 @@ def _done(path: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     for key, value in head.items():
         if before.get(key) != value:
             raise UserError(f"{path}: the features there were made with another {key} ({str(before.get(key))[:150]}, now "
-                            f"{str(value)[:150]}); choose another folder, or add --overwrite to make them anew")
+                            f"{str(value)[:150]}); choose another folder, or add --overwrite to replace them")
     return before["videos"]

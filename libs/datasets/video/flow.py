@@ -1,6 +1,6 @@
-"""Optical flow of a stream of frames (OpenCV; an optional package), as two-stream networks take it.
+"""Optical flow between successive frames (OpenCV; an optional package), as input of two-stream networks.
 
-Values are pixels per frame, cut at +-BOUND and divided by it, so in [-1, 1] (Carreira and Zisserman, CVPR 2017).
+Values are pixels per frame, clipped at +-BOUND and divided by it, so in [-1, 1] (Carreira and Zisserman, CVPR 2017).
 """
 from __future__ import annotations
 

@@ -124,5 +124,5 @@ def test_bad_lists_of_videos(capsys, tmp_path, table, message):
 def test_bad_options(capsys, tmp_path, more):
     code, _, err = convert(capsys, tmp_path, bmn(), *more)
     assert "give a number from 2 on, or --video-info, not both" in one_error(code, err)
-    assert "says itself which subset" in one_error(*convert(capsys, tmp_path, official(), *more)[::2])
+    assert "has subsets of its own" in one_error(*convert(capsys, tmp_path, official(), *more)[::2])
     assert sys.argv[0] != "prepare.py"
