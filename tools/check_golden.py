@@ -48,21 +48,20 @@ def run(path: Path, verbose: bool) -> bool | None:
         if verbose:
             traceback.print_exc()
         return False
-    counted = [c for c in results if not c.informational]
-    aside = [c for c in results if c.informational]
+    counted, informational = ([c for c in results if c.informational is kind] for kind in (False, True))
     failed = [c for c in counted if not c.passed]
     worst = max(counted, key=lambda c: c.error if c.error == c.error else float("inf"), default=None)
     line = f"{len(counted) - len(failed)}/{len(counted)} comparisons"
     if worst is not None:
         line += f", largest error {worst.error:.3f} of the tolerance ({worst.name})"
-    if aside:
-        line += f"; {len(aside)} informational, {sum(c.passed for c in aside)} agree"
+    if informational:
+        line += f"; {len(informational)} informational, {sum(c.passed for c in informational)} agree"
     ok = bool(counted) and not failed
     print(f"{'ok  ' if ok else 'FAIL'}  {path.name:42s} {line}", flush=True)
     for item in failed[:None if verbose else 8]:
         print(f"        {item.name}: {item.error:.3g} of the tolerance")
     if verbose:
-        for item in aside:
+        for item in informational:
             print(f"        informational: {item.name}: {item.error:.3g}")
     return ok
 

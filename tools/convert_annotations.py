@@ -6,8 +6,8 @@
     python tools/convert_annotations.py project-1.json -o data/my/annotations.json --fps 25          (Label Studio)
     python tools/convert_annotations.py export/labels.json -o data/my/annotations.json --fps 30      (FiftyOne)
 
-Formats: CSV (video,start,end,label), ELAN .eaf, Label Studio JSON and JSON-MIN, FiftyOne temporal detections; they are told
-apart by their contents.  Afterwards, `tools/check_dataset.py` says whether annotations and features fit.
+Formats: CSV (video,start,end,label), ELAN .eaf, Label Studio JSON and JSON-MIN, FiftyOne temporal detections; the format is
+detected from the contents.  Afterwards, check annotations and features with tools/check_dataset.py.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main() -> None:
         lengths = {**feature_lengths(args, list(ids)), **lengths}
     document = to_document(rows, options, lengths, ", ".join(args.input))
     write_json_atomic(args.output, document)
-    found = load_annotations(args.output)  # warns of what is odd but legal
+    found = load_annotations(args.output)  # warns of suspicious segments
     subsets = ", ".join(f"{name} {count}" for name, count in found.subset_counts().items())
     unknown = sum("duration" not in entry for entry in document["database"].values())
     print(f"{kind}: {len(found.videos)} videos ({subsets}), {sum(len(v.segments) for v in found.videos.values())} segments, "
@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, tuple[float, float | None]]:
-    noted = read_provenance(args.features)
-    listed = noted.content.get("videos") if noted else None
+    provenance = read_provenance(args.features)
+    listed = provenance.content.get("videos") if provenance else None
     if isinstance(listed, dict) and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
         return {vid: (entry["duration"], entry["fps"]) for vid, entry in listed.items()}
-    stride = args.feat_stride or (noted.stride if noted else None)
-    num_frames = args.num_frames or (noted.num_frames if noted else None)
+    stride = args.feat_stride or (provenance.stride if provenance else None)
+    num_frames = args.num_frames or (provenance.num_frames if provenance else None)
     if not (args.fps and stride and num_frames):
         raise UserError(f"{args.features}: durations from features need --fps, --feat-stride and --num-frames; add them")
     layout = guess_layout(args.features, ids)
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--columns", nargs="+", type=column, default=[], metavar="FIELD=NAME",
                         help=f"CSV: the file's own column names; fields: {', '.join(COLUMNS)}")
     parser.add_argument("--time-unit", choices=UNITS, help="of CSV numbers, Label Studio time series and FiftyOne timestamps (s)")
-    parser.add_argument("--fps", type=above_zero, metavar="F", help="frames per second of videos that do not say it")
+    parser.add_argument("--fps", type=above_zero, metavar="F", help="frames per second of videos without their own")
     parser.add_argument("--tier", nargs="+", default=[], metavar="NAME", help="ELAN: tiers to read")
     parser.add_argument("--label-from", choices=("value", "tier"), default="value",
                         help="ELAN: labels are the annotations' values (default), or the names of their tiers")

@@ -9,8 +9,8 @@
 The network is freshly initialised; neither data nor a checkpoint is needed.  FLOPs are 2 x multiply-adds of matrix products,
 convolutions and attention.  Latency is that of the network alone: no feature extraction, no decoding, no NMS.
 
-With --pipeline: what a video takes from its feature file to detections, stage by stage (reading, network, decoding, NMS), over
-the videos of val_split, one at a time, with the weights of a checkpoint; how much there is to suppress depends on them.
+With --pipeline: time from feature file to detections by stage (reading, network, decoding, NMS), over the videos of val_split,
+one at a time, with the weights of a checkpoint, on which the number of candidates for NMS depends.
 """
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=None, metavar="T",
                         help="feature steps, padded to a multiple of the coarsest level's stride (dataset.max_seq_len)")
     parser.add_argument("--device", default=None, metavar="D", help="cpu, auto, cuda or cuda:N; short for --set devices=D")
-    parser.add_argument("--runs", type=int, default=20, metavar="N", help="forward passes, or rounds over the videos, that are "
-                        "timed (20)")
-    parser.add_argument("--pipeline", metavar="CKPT", help="time the whole way of each video of val_split with this checkpoint")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed forward passes, or rounds over the videos (20)")
+    parser.add_argument("--pipeline", metavar="CKPT", help="time each video of val_split from file to detections")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the numbers here too")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args()
@@ -46,7 +45,7 @@ def main() -> None:
     config = load_config(args.config, [*device, *args.set])
     if args.pipeline:
         if args.length is not None:
-            raise UserError("--length: videos come as long as they are with --pipeline; leave it out")
+            raise UserError("--length: has no effect on the videos of --pipeline; leave it out")
         ensure_demo_of(config)
         pipeline = measure_pipeline(config, args.pipeline, bar(args.runs, "rounds", 5), rounds=args.runs)
         print(pipeline.table())

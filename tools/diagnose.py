@@ -1,4 +1,4 @@
-"""What is wrong with detections: one HTML page with a timeline, curves and an analysis of errors, and the numbers as JSON.
+"""Diagnose detections: an HTML page with a timeline, curves and an analysis of errors, and its numbers as JSON.
 
     python tools/diagnose.py ckpt/demo_first/eval/epoch_030_ema/predictions.json data/demo/annotations/demo.json -o report.html
     python tools/diagnose.py ours.json thumos14.json --compare theirs.csv --buckets thumos14 --png-folder figures -o report.html
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = _names(files, args.names)
     out = Path(args.output)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"-o {out}: is a page, so its name must end in .html; the numbers are written beside it as .json")
+        raise UserError(f"-o {out}: name the page *.html; the numbers are written beside it as .json")
     for written in (out, out.with_suffix(".json")):
         if any(written.resolve() == Path(file).resolve() for file in (*files, args.annotations)):
             raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    """The names given, else those of the files, with their folders where they are equal or where the name says nothing."""
+    """The given names, else those of the files, with as many of their folders as it takes to tell them apart."""
     if given is not None:
         if len(given) != len(files) or len(set(given)) != len(given):
             raise UserError(f"--names {' '.join(given)}: expected {len(files)} different names, one per predictions file")
@@ -115,7 +115,7 @@ def _name(path: Path, depth: int) -> str:
 
 def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject],
              annotated: AnnotatedSplit) -> dict[str, Any]:
-    """The report with what the page says about where it comes from."""
+    """The report, and the sources that the page names."""
     content = report(subjects, annotated.durations_s, args.buckets)
     for one, file in zip(content["predictions"], files, strict=True):
         one["file"] = str(file)
@@ -125,7 +125,7 @@ def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[
 
 
 def _add_media(drawn: dict[str, Any], folder: Path) -> None:
-    """Give each video of the timeline the file in `folder` that is called like it."""
+    """Add to each video of the timeline the file in `folder` of its name."""
     if not folder.is_dir():
         raise UserError(f"--video-folder {folder}: no such folder")
     files = {path.stem: path for ending in reversed(VIDEO_ENDINGS) for path in sorted(folder.glob(f"*{ending}"))}

@@ -5,8 +5,8 @@
     python tools/export.py ckpt/hapt_first --format torch_export
     python tools/export.py pretrained/CHECKPOINT.pth.tar --config configs/thumos_i3d.yaml --format onnx
 
-The graph takes features of any length (a multiple of the coarsest stride, padded as docs/export.md says), any number of videos.
-NMS stays outside: examples/onnx_inference.py shows it with numpy and onnxruntime.  For ONNX: pip install -e '.[export]'.
+The graph takes any number of videos of any length (padded to a multiple of the coarsest stride, see docs/export.md).  It has no
+NMS: examples/onnx_inference.py adds it with NumPy and onnxruntime.  For ONNX: pip install -e '.[export]'.
 """
 from __future__ import annotations
 

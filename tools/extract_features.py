@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Features of raw videos, through a video network of yours: torch.export (.pt2) or TorchScript (.pt).
+"""Extract features of raw videos with your own video network: torch.export (.pt2) or TorchScript (.pt).
 
     python tools/extract_features.py videos/*.mp4 --rgb-model i3d_rgb.pt2 --num-frames 16 --stride 4 --fps 30 -o data/my/features
     python tools/extract_features.py videos/*.mp4 --rgb-model rgb.pt2 --flow-model flow.pt2 --num-frames 16 --stride 4 -o features
 
-Writes one float32 (T, C) .npy per video (RGB channels, then flow) and provenance.json, which says how.  A video that is done is
-skipped, so the same command goes on after an interruption.  Needs the extra "video": pip install -e ".[video]".
+Writes one float32 (T, C) .npy per video (RGB channels, then flow) and provenance.json with the settings.  Finished videos are
+skipped, so the same command resumes after an interruption.  Needs the extra "video": pip install -e ".[video]".
 Load only networks that you trust: both formats hold programs.  docs/features.md has the details.
 """
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=count, default=4, metavar="B", help="clips at a time (4)")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")
     parser.add_argument("--allow-truncated", action="store_true", help="use what can be decoded of a cut video")
-    parser.add_argument("--overwrite", action="store_true", help="make all features of the folder anew, with other settings")
+    parser.add_argument("--overwrite", action="store_true", help="extract all features of the folder again, with other settings")
     return parser.parse_args()
 
 

@@ -3,19 +3,18 @@
     python tools/prepare_thumos.py thumos.tar.gz
 
 The archive (zip or tar.gz) must have the published md5; --allow-other takes any archive of the same layout.  Afterwards every
-annotated video is compared with its feature file; those that do not fit are listed and the exit code is 2.
+annotated video is compared with its feature file; mismatches are listed and the exit code is 2.
 """
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
 from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, check_features, check_md5, unpack_thumos
 
-
-def say(line: str) -> None:
-    print(line, flush=True)
+say = functools.partial(print, flush=True)
 
 
 def main() -> None:

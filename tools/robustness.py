@@ -5,9 +5,9 @@
     python tools/robustness.py configs/hapt.yaml ckpt/hapt_*_seed? --names teacher teacher student student --set devices=cpu
     python tools/robustness.py configs/demo.yaml ckpt/demo_teacher --corruptions noise jitter --severities 1 3 5 --modalities rgb
 
-CONFIG says which dataset, subset (val_split) and inference settings; each checkpoint brings its own network.  Checkpoints of
-one name are seeds of one model: averaged, with the standard deviation.  Corruptions are those of libs/datasets/corruptions.py;
-every model sees the same ones.  Writes robustness.json and robustness.svg to <output_folder>/<config's name>_robustness/.
+CONFIG sets the dataset, the subset (val_split) and inference; each checkpoint has its own network.  Checkpoints of one name are
+seeds of one model: their scores are averaged, with the standard deviation.  All models see the same corruptions
+(libs/datasets/corruptions.py).  Writes robustness.json and robustness.svg to <output_folder>/<config's name>_robustness/.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
 
 
 def names_of(ckpts: list[str], given: list[str] | None) -> list[str]:
-    """The names given, else each run folder's, with the file's where a folder comes twice."""
+    """The given names, else those of the run folders, followed by the file's where several lie in one folder."""
     if given is not None:
         if len(given) != len(ckpts):
             raise UserError(f"--names: {len(given)} names for {len(ckpts)} checkpoints; give one for each, equal ones for seeds")

@@ -5,8 +5,8 @@
     python tools/run_distill.py configs/distill/hapt --stages student student_alone
     python tools/run_distill.py configs/distill/hapt --seeds 3 --table-only
 
-A stage is a YAML file of the folder whose name does not begin with _; it waits for the runs that its distill.teachers name, and
-the commands that it runs are printed: they work alone, too.  What is done already is not done again, what was cut goes on.
+A stage is a YAML file of the folder whose name does not begin with _; it starts after the runs that its distill.teachers name.
+Its commands are printed and also work alone.  Finished runs are not repeated, interrupted ones resume.
 The table is printed and written to <output_folder>/table.md and table.json.
 """
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
     python tools/run_seeds.py configs/hapt.yaml --seeds 3 --jobs 2
 
-Each seed is a run of train.py in ckpt/<config>_<output>_seed<N>/ and goes on where it was stopped; what is trained and evaluated
-already is not done again.  Averaged (ema) and raw weights of the last epoch are both evaluated.
+Each seed is a run of train.py in ckpt/<config>_<output>_seed<N>/.  Finished runs and evaluations are not repeated, interrupted
+runs resume.  Both EMA and raw weights of the last epoch are evaluated.
 """
 from __future__ import annotations
 
@@ -52,18 +52,17 @@ def run_of(args: argparse.Namespace, seed: int) -> StageRun:
     name, overrides = f"{args.output}_seed{seed}", (*args.set, f"init_rand_seed={seed}")
     config = with_run_name(load_config(args.config, overrides), name)
     run = StageRun(Path(args.config).stem, seed, name, config, overrides)
-    run.refuse_changes(allowed=("test_cfg.", "val_split"))  # these concern evaluations alone, which are done again
+    run.refuse_changes(allowed=("test_cfg.", "val_split"))  # these only concern evaluations, which are repeated
     return run
 
 
 def run_seed(args: argparse.Namespace, run: StageRun) -> dict[str, dict]:
-    """Train one seed to the end and evaluate it, as far as that is not done; results.json of both kinds of weights."""
+    """Train one seed and evaluate it, unless that is done; results.json of EMA and raw weights."""
     training = [] if run.trained else [train_command(args.config, run.name, run.overrides, args.eval_freq)]
     evaluations = [eval_command(args.config, run.last, kind, run.overrides) for kind in KINDS if not run.evaluated(kind)]
-    seed, last = run.seed, run.last
-    run_commands([*training, *evaluations], log_of(run.folder), threads_per_job(args.jobs), f"seed {seed}")
-    results = {kind: read_results(last, kind) for kind in KINDS}
-    print(f"seed {seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
+    run_commands([*training, *evaluations], log_of(run.folder), threads_per_job(args.jobs), f"seed {run.seed}")
+    results = {kind: read_results(run.last, kind) for kind in KINDS}
+    print(f"seed {run.seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
     return results
 
 

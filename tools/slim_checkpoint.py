@@ -3,8 +3,8 @@
 
     python tools/slim_checkpoint.py ckpt/distill/demo/student_first pretrained/demo_student.pth.tar
 
-Optimizer, schedule and the other set of weights are left out, about three quarters of a file.  The result can be evaluated,
-predicted with, exported, fine-tuned (--init-from) and used as a teacher, but not resumed.
+Optimizer, schedule and the other set of weights, about three quarters of a file, are left out.  The result can be evaluated,
+exported, fine-tuned (--init-from), used for prediction and as a teacher; training cannot resume from it.
 """
 from __future__ import annotations
 

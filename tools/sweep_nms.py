@@ -5,8 +5,8 @@
     python tools/sweep_nms.py ckpt/hapt_first/eval/epoch_050_ema/candidates.npz configs/hapt.yaml
     python tools/sweep_nms.py candidates.npz --grid nms_sigma=0.3,0.4,0.5 max_seg_num=100,200 --at 0.5 --json sweep.json
 
-The second argument is a configuration (its test_cfg is what the others are compared with), or an annotation JSON; without it both
-are those of the evaluation.  With the configured setting the mAP is exactly that of eval.py.
+The second argument is a configuration, whose test_cfg is the baseline, or an annotation JSON; by default both are those of the
+evaluation.  The mAP of the baseline is exactly that of eval.py.
 """
 from __future__ import annotations
 
