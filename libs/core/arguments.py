@@ -1,4 +1,4 @@
-"""Types of command line arguments, and the check that an output is not overwritten."""
+"""Types of command-line arguments, and the check before an output file is overwritten."""
 from __future__ import annotations
 
 import argparse
@@ -25,6 +25,6 @@ def share(text: str) -> float:
 
 
 def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
-    """UserError when `path` is there already and may not be overwritten."""
+    """Raise UserError if `path` exists and `overwrite` is not set."""
     if path is not None and os.path.exists(path) and not overwrite:
         raise UserError(f"{path}: exists already; choose another name, or add --overwrite")

@@ -1,6 +1,6 @@
-"""Relations between configuration keys, checked once when a configuration is loaded; every message holds the remedy.
+"""Check the relations between configuration keys when a configuration is loaded; every message holds the remedy.
 
-Types, bounds and choices of single keys are the schema's; here is only what needs two keys or arithmetic.
+The schema checks single keys (types, bounds, choices); these checks need two keys or arithmetic.
 """
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, as_tuple
 
-TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # of distillation
+TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
 Fail = Callable[[str, str], NoReturn]
 
 
 def check_relations(config: Config, where: Where | None = None) -> None:
-    """Raise UserError at the first impossible combination.
-
-    `where(dotted key)` names the file and the key (default: `config.source` and the key).
-    """
+    """Raise UserError for the first impossible combination; `where(dotted key)`: 'file: key' (default: `config.source`)."""
     fail = _fail_at(config, where)
     for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _attention, _levels,
                   _loader, _training, _schedule, _teachers, _distillation):
@@ -31,9 +28,9 @@ def check_relations(config: Config, where: Where | None = None) -> None:
 
 
 def check_trainable(config: Config, where: Where | None = None) -> None:
-    """Raise UserError for what training refuses; prediction still reads a checkpoint that was trained so.
+    """Raise UserError for combinations that training refuses, but prediction accepts in old checkpoints.
 
-    The automatic loss weight is the ratio of two losses of the whole step, which no accumulated batch knows before the last.
+    The automatic loss weight is the ratio of two losses of the whole step; accumulated batches would need it before the last.
     """
     steps, weight = config.opt.accumulation_steps, config.train_cfg.loss_weight
     if steps > 1 and weight <= 0:
@@ -55,8 +52,8 @@ def max_div_factor(config: Config) -> int:
     """Padding unit of the reference beyond max_seq_len, in feature steps: the least common multiple over the backbone's
     levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or stride_l (global, or no attention at all).
 
-    SPEC items 12 and 13; the reference takes the maximum instead, a mistake where windows are mixed.  It also refuses a
-    max_seq_len that this does not divide; our attention has no such need, so such a max_seq_len is accepted.
+    SPEC items 12 and 13.  The reference takes the maximum, which is wrong for mixed windows, and refuses a max_seq_len that is
+    not a multiple of it; our attention accepts any.
     """
     strides = [config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1)]
     windows = config.level_windows if config.model.backbone_type == "convTransformer" else (-1,) * len(strides)
@@ -86,7 +83,7 @@ def _subsets(config: Config, fail: Fail) -> None:
 
 
 def _channels(config: Config, fail: Fail) -> None:
-    """Channel ranges of dataset.modalities."""
+    """dataset.input_dim and the channel ranges of dataset.modalities."""
     data, width = config.dataset, config.file_channels
     if isinstance(data.input_dim, tuple) and not data.input_dim:
         fail("dataset.input_dim", "is an empty list; write the number of channels of the feature files")
@@ -102,7 +99,7 @@ def _channels(config: Config, fail: Fail) -> None:
 
 
 def _modalities(config: Config, fail: Fail) -> None:
-    """The modalities that the model reads."""
+    """Names in model.modalities."""
     chosen, known = config.model.modalities, list(config.dataset.modalities or {})
     if chosen is None:
         return
@@ -124,7 +121,7 @@ def _hallucination(config: Config, fail: Fail) -> None:
         fail("model.hallucinated", f"{list(model.hallucinated)} does not fit hallucinator: {model.hallucinator}; name what "
              "it hallucinates, e.g. hallucinator: separable with hallucinated: [flow], or use none and []")
     if model.hallucinated and model.modalities is None:
-        fail("model.modalities", "is not set: a model that hallucinates must say what it reads, e.g. [rgb]")
+        fail("model.modalities", "is not set; a model that hallucinates must name the modalities that it reads, e.g. [rgb]")
     for name in model.hallucinated:
         if name not in declared:
             fail("model.hallucinated", f"{name!r} is not declared in dataset.modalities{nearest(name, declared)}; use "
@@ -257,7 +254,7 @@ def _teachers(config: Config, fail: Fail) -> None:
 
 
 def _distillation(config: Config, fail: Fail) -> None:
-    """What the terms, mixup and cached teacher outputs need of the other sections."""
+    """Distillation terms, mixup and cached teacher outputs against the other sections."""
     distill, model = config.distill, config.model
     if not distill.teachers:
         return

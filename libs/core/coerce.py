@@ -1,7 +1,7 @@
-"""Raw YAML values -> the types that the schema's annotations declare.
+"""Convert raw YAML values to the types that the schema's annotations declare.
 
-Accepted beyond the obvious: whole numbers for floats, 6.0 for an int, one string for a list of strings.  A bool is never a
-number and text is never a number.  Lists become tuples and mappings `FrozenDict`, so the result is immutable.
+Also accepted: an integer for a float, 6.0 for an int, one string for a list of strings.  Bools and strings are never numbers.
+Lists become tuples and mappings become `FrozenDict`, so the result is immutable.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrozenDict(dict):
     """A dict that cannot change; it is hashable and can be pickled."""
 
     def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        raise TypeError("a configuration cannot be changed; use dataclasses.replace to make another one")
+        raise TypeError("a configuration is immutable; use dataclasses.replace to make another one")
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
@@ -38,23 +38,23 @@ class FrozenDict(dict):
 
 
 class _WrongType(ValueError):
-    """A value is not of the expected type; a plain ValueError finds fault with what is inside it."""
+    """The value has the wrong type; a plain ValueError means that its type fits, but not what it contains."""
 
 
 @functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
-    """Name -> resolved annotation of the fields that a user can set, in declaration order."""
+    """Name -> resolved annotation of each field that a user can set, in declaration order."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
 
 
 def is_record(kind: Any) -> bool:
-    """Whether an annotation is one of the schema's dataclasses."""
+    """Whether an annotation is one of the schema's dataclasses (dataclasses.is_dataclass would narrow its type for mypy)."""
     return dataclasses.is_dataclass(kind)
 
 
 def describe(kind: Any, plural: bool = False) -> str:
-    """What an annotation accepts, in words: 'a whole number, or a list of whole numbers'."""
+    """The values that an annotation accepts, as text: 'a whole number, or a list of whole numbers'."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if is_record(kind):
         return f"{'mappings' if plural else 'a mapping'} with {', '.join(field_types(kind))}"
@@ -68,13 +68,8 @@ def describe(kind: Any, plural: bool = False) -> str:
     return WORDS[str if origin is Literal else kind][plural]
 
 
-def field_value(field: dataclasses.Field, kind: Any, raw: Any) -> Any:
-    """`raw` as the value of a schema field: of its type and inside its bounds; ValueError says what to write instead."""
-    return _coerce(raw, kind, field.metadata)
-
-
-def _coerce(value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
-    """`value` as the annotation `kind`, every number inside within `bounds`."""
+def coerce(value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
+    """`value` as the annotation `kind`, with every number inside `bounds` (a field's metadata); ValueError with the remedy."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in UNIONS:
         return _coerce_union(value, kind, bounds)
@@ -115,11 +110,11 @@ def _bounded(number: float, bounds: Mapping[str, Any]) -> float:
 
 
 def _coerce_union(value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
-    """The first arm that accepts the value; the error of an arm of the right type, which says what is wrong inside."""
+    """The value as the first type of the union that accepts it; else the error of a type that fits on the outside."""
     inner: ValueError | None = None
     for arm in typing.get_args(kind):
         try:
-            return _coerce(value, arm, bounds)
+            return coerce(value, arm, bounds)
         except _WrongType:
             pass
         except ValueError as error:
@@ -142,7 +137,7 @@ def _coerce_list(value: Any, kind: Any, bounds: Mapping[str, Any]) -> tuple:
 
 
 def _coerce_record(value: Any, cls: type) -> Any:
-    """A mapping as the dataclass `cls`: known keys only, each a valid value; required keys must be there."""
+    """A mapping as the dataclass `cls`.  Unknown keys, invalid values and missing required keys raise ValueError."""
     kinds = field_types(cls)
     if not isinstance(value, Mapping):
         _fail(cls, value)
@@ -161,19 +156,19 @@ def _coerce_record(value: Any, cls: type) -> Any:
 
 def _inside(place: str, value: Any, kind: Any, bounds: Mapping[str, Any]) -> Any:
     try:
-        return _coerce(value, kind, bounds)
+        return coerce(value, kind, bounds)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
 
 def _name(item: Any, position: int) -> str:
-    """What messages call an entry of a list."""
+    """The name of a list entry in messages."""
     return shown(item) if not isinstance(item, Mapping) else shown(item["name"]) if item.get("name") else f"entry {position}"
 
 
 def _accepts(kind: Any, value: Any) -> bool:
     try:
-        _coerce(value, kind, UNBOUNDED)
+        coerce(value, kind, UNBOUNDED)
     except ValueError:
         return False
     return True
@@ -184,7 +179,7 @@ def _fail(kind: Any, value: Any) -> NoReturn:
 
 
 def _hint(kind: Any, value: Any) -> str:
-    """The remedy for the two usual mistakes: a number in quotes, and a number where text is meant."""
+    """The remedy for the two common mistakes: a number in quotes, and a number in place of text."""
     if type(value) in (int, float, bool):
         return "; put it in quotes" if _accepts(kind, "text") else ""
     try:

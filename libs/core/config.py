@@ -1,19 +1,17 @@
-"""YAML -> one immutable `Config`.
+"""YAML files -> one immutable `Config`.
 
     load_config("configs/x.yaml", ["opt.epochs=3"])    defaults <- _base_ files <- the file <- --set, then checked
-    from_dict(values)                                  the same from a plain dict (a checkpoint's saved config)
+    from_dict(values)                                  the same from a plain dict (the config in a checkpoint)
     with_overrides(config, ["opt.epochs=3"])           a configuration changed by --set
-    dump_yaml / dump_text / to_dict / config_diff      the resolved configuration, out again
+    dump_yaml / dump_text / to_dict / config_diff      a resolved configuration as YAML, text, dict or differences
 
-Every error is one `UserError` that names the file, the dotted key, the value and what to write instead.  The keys
-themselves, their types and defaults are in `libs.core.schema`; relations between keys in `libs.core.checks`.
+Every error is a `UserError` with the file, the dotted key, the value and the remedy.  `libs.core.schema` declares the keys with
+their types and defaults; `libs.core.checks` checks the relations between keys.
 
-Why not pydantic: it was tried on the sections dataset, opt and distill.  The layers with the place of every value, the
-relations between keys and the documentation stay ours.  The conversion in coerce.py would make room for about as many lines
-that put pydantic's errors into our words: it reports every arm of a union, and its strict mode takes a list for a tuple only
-in JSON.  libs/core would shrink by a twentieth at most.  Importing it and building the validators of these sections adds
-0.11 s to the 0.07 s of CPU time that importing this module takes.  Lost: a number as the name of a modality is taken for text
-instead of refused.  Won: a JSON schema, which config_docs.py writes in 40 lines.
+Why not pydantic: a trial on the sections dataset, opt and distill would have shortened libs/core by 5 % at most.  Layers, the
+origin of every value, relations between keys and the documentation remain our code, and pydantic's errors (one per type of a
+union) need about as many lines of translation as coerce.py has.  It adds 0.11 s to the 0.07 s of CPU time of this import, and
+it converts a number as a modality's name to text instead of refusing it.  Its JSON schema takes 40 lines in config_docs.py.
 """
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from libs.core.checks import check_relations, check_trainable
-from libs.core.coerce import field_types, field_value, is_record
+from libs.core.coerce import coerce, field_types, is_record
 from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_text
 from libs.core.schema import Config
@@ -39,11 +37,11 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), check: b
     """The checked configuration of one YAML file; `check` as in `from_dict`.
 
     Layers, later ones win: the schema's defaults, the files named by `_base_` (a path or a list, relative to the file that
-    names them), the file itself, `overrides` ("dotted.key=value", the value in YAML).  Mappings merge, lists are replaced;
-    an empty section sets nothing.  The result is immutable and shares nothing with another result.
+    names them), the file itself, `overrides` ("dotted.key=value", the value in YAML).  Mappings are merged, lists replaced;
+    an empty section sets nothing.
 
-    Raises UserError for an unreadable file, YAML mistakes (duplicate keys included), unknown keys, wrong types, values out
-    of bounds, impossible combinations and what training refuses.
+    Raises UserError for unreadable files, YAML mistakes (duplicate keys included), unknown keys, wrong types, values out
+    of bounds, impossible combinations and combinations that training refuses.
     """
     layers = _Layers(str(path))
     layers.add_file(Path(path))
@@ -101,17 +99,17 @@ def config_diff(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 
 class _Layers:
-    """Raw values by dotted key, each with the place where it was written; later layers win."""
+    """Raw values by dotted key, each with the file or override that set it; later layers win."""
 
     def __init__(self, top: str):
-        self.top = top  # what messages start with: the file that was asked for
+        self.top = top  # the requested file; messages start with it
         self.raw: dict[str, tuple[Any, str]] = {}
 
     def add_file(self, path: Path, chain: tuple[Path, ...] = ()) -> None:
-        """Add a file's bases, then the file itself; `chain` leads from the file asked for to this one."""
+        """Add a file's bases, then the file itself; `chain` holds the files from the requested one to this one."""
         if os.path.realpath(path) in [os.path.realpath(p) for p in chain]:
-            way = " -> ".join(str(p) for p in (*chain, path))
-            raise UserError(f"{self.top}: {BASE}: files inherit from each other in a circle ({way}); remove one of these "
+            cycle = " -> ".join(str(p) for p in (*chain, path))
+            raise UserError(f"{self.top}: {BASE}: files inherit from each other in a circle ({cycle}); remove one of these "
                             f"{BASE} lines")
         try:
             content = read_text(path, "configuration file")
@@ -142,7 +140,7 @@ class _Layers:
         self.add(value, f"--set {override}")
 
     def add(self, values: Mapping, source: str, cls: type = Config, prefix: str = "") -> None:
-        """Add one layer: every key must exist in the schema, even where a later layer replaces its value."""
+        """Add one layer; every key must exist in the schema, even if a later layer replaces its value."""
         kinds = field_types(cls)
         for name, value in values.items():
             dotted = f"{prefix}{name}"
@@ -164,7 +162,7 @@ class _Layers:
                                 f"{name}: {{{example}: ...}}")
 
     def build(self, check: bool) -> Config:
-        """The configuration of all layers over the defaults; `check`: its relations too."""
+        """The configuration: all layers over the defaults; `check`: check the relations between keys."""
         config = self._section(Config, "")
         lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in SPLITS}
         config = dataclasses.replace(config, source=self.top, **lower)
@@ -182,13 +180,13 @@ class _Layers:
             elif dotted in self.raw:
                 raw = self.raw[dotted][0]
                 try:
-                    given[name] = field_value(fields[name], kind, raw)
+                    given[name] = coerce(raw, kind, fields[name].metadata)
                 except ValueError as error:
                     raise UserError(f"{self.where(dotted)}: {_show(raw)}: {error}") from error
         return cls(**given)
 
     def where(self, dotted: str) -> str:
-        """'file: key', and where the key was written when that is not the file itself."""
+        """'file: key', followed by the origin of the value if that is not the file itself."""
         return self._place(dotted, self.raw[dotted][1] if dotted in self.raw else "")
 
     def _place(self, dotted: str, source: str) -> str:

@@ -1,6 +1,6 @@
-"""The tables of docs/configuration.md, and docs/config.schema.json: both generated from the schema.
+"""Generate the tables of docs/configuration.md and docs/config.schema.json from the schema.
 
-    python -m libs.core.config_docs          rewrites them (in the root of the repository)
+    python -m libs.core.config_docs          rewrites both files; run it in the root of the repository
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def markdown(page: str) -> str:
 
 
 def json_schema() -> str:
-    """The same keys as a JSON schema (draft 7), for completion in editors; the text of the file."""
+    """The text of config.schema.json: all keys as a JSON schema (draft 7), for completion in editors."""
     schema = _record_schema(Config)
     files = {"type": "array", "items": {"type": "string"}}
     bases = {"_base_": {"description": "files to inherit from, relative to this one", "anyOf": [{"type": "string"}, files]}}

@@ -1,4 +1,4 @@
-"""`devices` of a configuration: what may be written there, and the device that a process gets."""
+"""The configuration key `devices`: its valid values, and the device of each process."""
 from __future__ import annotations
 
 import re
@@ -11,7 +11,7 @@ DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
 
 
 def check_devices(config: Config, fail: Callable[[str, str], object]) -> None:
-    """Call `fail(key, message)` for the first entry of `devices` that cannot be one."""
+    """Call `fail(key, message)` for the first invalid entry of `devices`."""
     devices = config.devices
     if not devices:
         fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
@@ -27,11 +27,10 @@ def check_devices(config: Config, fail: Callable[[str, str], object]) -> None:
 
 
 def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
-    """The torch device ("cpu" or "cuda:N") of local rank `process` of the `processes` on this machine.
+    """The torch device ("cpu" or "cuda:N") of local rank `process` out of `processes` on this machine.
 
-    `auto` is the first CUDA device, or the CPU with a line on stderr.  Each of several processes gets a CUDA device of its own:
-    that of the list, or by its rank.  Raises UserError when this machine lacks the device, and when devices and processes do
-    not fit.
+    `auto` is the first CUDA device, or the CPU with a line on stderr.  With several processes each gets its own CUDA device, from
+    the list or by its rank.  Raises UserError if the device does not exist, or if devices and processes do not fit.
     """
     device = config.devices[0]
     if device == "cpu":
@@ -51,7 +50,7 @@ def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
 
 
 def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[str, int]:
-    """The entry of `devices` for a local rank and the number of its GPU; UserError if devices and processes do not fit."""
+    """The entry of `devices` for a local rank, and its GPU index; UserError if devices and processes do not fit."""
     device, listed = config.devices[0], len(config.devices)
     if listed > 1:
         if listed != processes:

@@ -1,7 +1,7 @@
-"""UserError for bad input, and the place that turns it into a line on stderr and an exit code.
+"""`UserError` for bad input, and `run_main`, which turns it into a line on stderr and an exit code.
 
-Anything a user can get wrong (config, annotation, feature file, checkpoint, command line) raises `UserError` with a
-message that names the file, the key, the value and the remedy.  Programming errors stay ordinary exceptions.
+Bad input (configuration, annotations, feature files, checkpoints, command line) raises `UserError` with a message that names
+the file, the key, the value and the remedy.  Programming errors remain ordinary exceptions.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 EXIT_BAD_INPUT = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, everything saved; the same command goes on
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request with all state saved; run the same command to continue
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
@@ -26,23 +26,23 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run that stopped on request and has saved its state; its message is shown."""
+    """A run stopped on request and saved its state; the message is shown."""
 
 
 class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+    """Raised on SIGTERM, like KeyboardInterrupt on SIGINT."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' for the known name closest to `name`, or '' when none is close."""
-    if len(str(name)) > 200:  # comparing takes the square of the length
+    if len(str(name)) > 200:  # the comparison is quadratic in the length
         return ""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`repr` of a value from a file, cut to `limit` characters; what is nested or long is never written out whole."""
+    """`repr` of a value from a file, cut to `limit` characters; nested and long values are abbreviated early."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxstring, brief.maxlong, brief.maxother = 4, limit, limit, limit
     brief.maxdict = brief.maxlist = brief.maxtuple = brief.maxset = brief.maxfrozenset = 6
@@ -54,16 +54,16 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def note(message: str) -> None:
-    """Print one line on stderr at once: for warnings that no filter may hide."""
+    """Print one line on stderr immediately, for warnings that no filter may hide."""
     print(message, file=sys.stderr, flush=True)
 
 
 def failure(error: BaseException) -> tuple[int, str | None]:
-    """The exit code of an exception that ends a script, and the line that it shows; None: its traceback."""
+    """The exit code for an exception that ends a script, and the line to show (None: the traceback, "": nothing)."""
     if isinstance(error, UserError):
         return EXIT_BAD_INPUT, f"error: {error}"
     if isinstance(error, BrokenPipeError):
-        return 141, ""  # the reader (head, less) has gone; nothing left to say
+        return 141, ""  # the reader of the pipe (head, less) has exited
     if isinstance(error, Stopped):
         return EXIT_STOPPED, str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -95,7 +95,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files are removed; unless it is handled or ignored already."""
+    """Raise `Terminated` on SIGTERM, so that temporary files are removed; an existing handler is kept."""
     def terminate(_number: int, _frame: Any) -> None:
         raise Terminated
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

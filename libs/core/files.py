@@ -1,4 +1,4 @@
-"""Reading a text file, with one clear error instead of an OSError."""
+"""Read a file; every failure is a `UserError` that names the path and the expected kind of file."""
 from __future__ import annotations
 
 import os
@@ -9,7 +9,7 @@ from libs.core.errors import UserError
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
-    """The UTF-8 text of a file; UserError names `what` it should be when it is missing or unreadable."""
+    """The UTF-8 text of a file; `what`: the expected kind of file, for the UserError if it is missing or unreadable."""
     try:
         refuse_special(path, what)
         return Path(path).read_text(encoding="utf-8-sig")
@@ -24,7 +24,7 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
 
 def read_bytes(path: str | os.PathLike, what: str) -> bytes:
-    """The bytes of a regular file; UserError names `what` it should be when it is missing or unreadable."""
+    """The bytes of a regular file; `what` as in `read_text`."""
     try:
         refuse_special(path, what)
         return Path(path).read_bytes()
@@ -33,7 +33,7 @@ def read_bytes(path: str | os.PathLike, what: str) -> bytes:
 
 
 def refuse_special(path: str | os.PathLike, what: str) -> None:
-    """UserError for a device, a pipe or a socket, which may never end; OSError for what does not exist."""
+    """Raise UserError for a device, pipe or socket, which may never end, and OSError for a missing file."""
     kind = os.stat(path).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         raise UserError(f"{path}: is a device, pipe or socket; expected a {what}, as an ordinary file")

@@ -1,11 +1,11 @@
-"""Check of video ids from files: an id becomes part of a path and of arrays of fixed-width text."""
+"""Check video ids from files: ids become parts of paths and entries of fixed-width text arrays."""
 from __future__ import annotations
 
 MAX_ID_CHARACTERS = 500  # one long id widens every row of a text array
 
 
 def id_problem(name: object) -> str:
-    """Why `name` cannot be a video id ('' when it can): no text, empty, too long, NUL characters, a path out of its folder."""
+    """Why `name` is not a valid video id, or ''.  Refused: not text, empty, too long, NUL, a path that leaves its folder."""
     if not isinstance(name, str):
         return f"is a {type(name).__name__}, not text"
     if not name:

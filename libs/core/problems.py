@@ -1,4 +1,4 @@
-"""Findings of a check that goes on after the first: each with its severity, place and remedy.
+"""A list of problems found by a check that does not stop at the first, each with severity, place and remedy.
 
     problems = Problems()
     problems.error("missing-features", path, "video 'a'", "has no feature file", "extract it")
@@ -18,8 +18,8 @@ ERROR, WARNING = "error", "warning"
 class Problem:
     """One finding.
 
-    severity: ERROR (training or evaluation stops, or its numbers are wrong) or WARNING; kind: its name in the documentation;
-    file: the file to look at; where: video, entry or key inside it ('' for the whole file); what: what is wrong; remedy.
+    severity: ERROR (training or evaluation stops, or gives wrong numbers) or WARNING; kind: the name in the documentation;
+    file; where: video, entry or key in the file ('' for the whole file); what: the description; remedy.
     """
 
     severity: str
@@ -35,16 +35,16 @@ class Problem:
 
 @dataclass
 class Problems:
-    """A growing list of findings, in the order in which they were made."""
+    """Problems in the order in which they were found."""
 
     found: list[Problem] = field(default_factory=list)
 
     def error(self, kind: str, file: str, where: str, what: str, remedy: str) -> None:
-        """Add a finding that makes training or evaluation stop or wrong."""
+        """Add a problem that stops training or evaluation, or makes it wrong."""
         self.found.append(Problem(ERROR, kind, str(file), where, what, remedy))
 
     def warning(self, kind: str, file: str, where: str, what: str, remedy: str) -> None:
-        """Add a finding that is legal but suspicious."""
+        """Add something valid but suspicious."""
         self.found.append(Problem(WARNING, kind, str(file), where, what, remedy))
 
     def caught(self, kind: str, file: str, where: str, error: UserError) -> None:

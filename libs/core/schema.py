@@ -1,7 +1,7 @@
-"""Every configuration key: its type, default and one-line meaning (the defaults are the published ones).
+"""All configuration keys: type, default and one-line meaning.  Defaults are the published ones.
 
-`libs.core.config` reads YAML into these frozen dataclasses and checks the relations between keys.  A key marked
-"(ours)" does not exist in the published configuration; its default keeps the published behaviour unless said otherwise.
+`libs.core.config` reads YAML into these frozen dataclasses; `libs.core.checks` checks relations between keys.  Keys marked
+"(ours)" do not exist in the published configuration; their defaults keep the published behaviour unless noted otherwise.
 """
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64
 
 def key(default: Any, doc: str, low: float | None = None, high: float | None = None, above: float | None = None,
         odd: str | None = None) -> Any:
-    """A documented field; its choices are its type.
-
-    For every number inside: `low` and `high` are inclusive bounds, `above` is an exclusive one; `odd` names what even numbers
-    above 1 are refused for."""
+    """A documented field.  Bounds of every number in it: `low` and `high` inclusive, `above` exclusive; `odd`: even numbers above
+    1 are refused, as sizes of the thing that it names (kernel, window)."""
     meta = {"doc": doc, "low": low, "high": high, "above": above, "odd": odd}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=meta)

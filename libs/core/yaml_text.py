@@ -1,8 +1,8 @@
-"""YAML text <-> plain Python values, read as people mean it.
+"""YAML text <-> plain Python values.
 
-Differences from PyYAML's safe loader: `1e-4` is a number, `1:30`, `007` and `2024-01-01` stay text, a mapping that names
-a key twice is an error with its line, and texts that are huge, or unfold to something huge through aliases, are refused.
-Writing uses the same rules, so that what is written reads back equal.
+Differences from PyYAML's safe loader: `1e-4` is a number; `1:30`, `007` and `2024-01-01` are text; a duplicate key is an error
+with its line; huge texts, and small ones that expand to many values through aliases, are refused.  Writing follows the same
+rules, so that the output reads back equal.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from libs.core.errors import UserError
 EXPONENT = r"[eE][-+]?[0-9]+"
 FLOAT = rf"[-+]?(\.[0-9]+|[0-9][0-9_]*\.[0-9]*)({EXPONENT})?|[-+]?[0-9]+{EXPONENT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 INT = r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+"
-MAX_CHARACTERS = 1_000_000  # of a text, and MAX_VALUES of what its aliases unfold to: no configuration comes near
-MAX_VALUES = 20_000
+MAX_CHARACTERS = 1_000_000  # of a text; far above any configuration, as is MAX_VALUES
+MAX_VALUES = 20_000  # after aliases are expanded
 REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
 
 
@@ -42,7 +42,7 @@ class _Dumper(yaml.SafeDumper):
 
 _Loader.yaml_implicit_resolvers = {first: [(tag, regexp) for tag, regexp in resolvers if tag not in REPLACED]
                                    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-for _cls in (_Loader, _Dumper):  # the dumper keeps PyYAML's too, so that it quotes whatever any reader could take for a number
+for _cls in (_Loader, _Dumper):  # the dumper keeps PyYAML's rules too, to quote anything that a reader could take for a number
     _cls.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{INT})$"), list("-+0123456789"))
     _cls.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{FLOAT})$"), list("-+0123456789."))
 
@@ -57,7 +57,7 @@ _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("ta
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a YAML text (None when it is empty); UserError names `where`, the line and what is wrong there."""
+    """The value of a YAML text (None if empty); UserError with `where`, the line and the mistake."""
     if len(text) > MAX_CHARACTERS:
         raise UserError(f"{where}: not a configuration ({len(text)} characters); check that it is the file you mean")
     try:
@@ -66,7 +66,7 @@ def parse(text: str, where: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if _unfolded(node, {}) > MAX_VALUES:
+            if _expanded_size(node, {}) > MAX_VALUES:
                 raise ValueError(f"more than {MAX_VALUES} values, or an alias inside what it names")
             return loader.construct_document(node)
         finally:
@@ -82,14 +82,14 @@ def parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML (nested too deeply); a configuration has sections and keys, no more") from error
 
 
-def _unfolded(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a node stands for when every alias is written out; huge for an alias inside what it names."""
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values of a node after expanding aliases; above MAX_VALUES for an alias inside its own anchor."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in sizes:
-        sizes[id(node)] = MAX_VALUES + 1  # while it is being counted
+        sizes[id(node)] = MAX_VALUES + 1  # until it is counted
         parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
-        sizes[id(node)] = 1 + sum(_unfolded(part, sizes) for part in parts)
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
     return sizes[id(node)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from config_files import message, small
 
-from libs.core.coerce import field_types, field_value
+from libs.core.coerce import coerce, field_types
 from libs.core.schema import Config
 
 
@@ -18,7 +18,7 @@ def test_defaults_are_of_their_declared_type_and_inside_their_bounds() -> None:
             if dataclasses.is_dataclass(inner):
                 walk(inner)
             elif field.name in field_types(type(value)):
-                again = field_value(field, field_types(type(value))[field.name], inner)
+                again = coerce(inner, field_types(type(value))[field.name], field.metadata)
                 assert repr(again) == repr(inner), field.name
 
     walk(Config())
