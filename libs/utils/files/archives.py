@@ -1,7 +1,7 @@
-"""Read the files of a zip, a tar (plain, gz, bz2, xz) or a folder through one safe iterator; nothing is ever extracted blindly.
+"""Read the files in an untrusted zip, tar (plain, gz, bz2, xz) or folder through one iterator.
 
-`members(path)` yields every regular file with a clean relative name.  An archive that holds an absolute path, a `..`, a link
-or a device is refused as a whole, before any of its bytes is used.  `read` and `copy` take one member's bytes.
+`members(path)` yields every regular file with a clean relative name; `read` and `copy` get the bytes of one.  An archive with an
+absolute path, a `..`, a link or a device is refused.
 """
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MAX_MEMBER_BYTES = 2 << 30
 MAX_TOTAL_BYTES = 64 << 30
 MAX_MEMBERS = 200_000
 MAX_FOLDER_DEPTH = 8
-MAX_NAME_BYTES = 1 << 20  # of the extended headers of a tar, which are read into memory
+MAX_NAME_BYTES = 1 << 20  # of the extended headers of a tar, which tarfile reads into memory
 DAMAGED = (OSError, EOFError, RuntimeError, NotImplementedError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError,
            zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of an archive or folder: its name with forward slashes, its size in bytes, and how to open it.
+    """A regular file of an archive or folder: name with forward slashes, size in bytes, and a function that opens it.
 
-    Members of a tar must be used while the iterator stands on them; going back would decompress from the start.
+    Use members of a tar before advancing the iterator: going back would decompress from the start.
     """
 
     source: Path
@@ -47,10 +47,10 @@ class Member:
 
 
 def members(path: str | os.PathLike) -> Iterator[Member]:
-    """All regular files of `path`; debris of other systems (`__MACOSX`, `._*`, `.DS_Store`) is left out.
+    """All regular files of `path`, without the metadata files of macOS (`__MACOSX`, `._*`, `.DS_Store`).
 
-    Raises UserError for a path that does not exist, is neither archive nor folder, is damaged, or holds unsafe entries or
-    more than MAX_TOTAL_BYTES.
+    Raises UserError for a path that does not exist or is neither archive nor folder, and for a damaged archive, unsafe entries
+    and more data than the limits above.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,12 +69,12 @@ def members(path: str | os.PathLike) -> Iterator[Member]:
         if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or member.size > MAX_MEMBER_BYTES:
             raise UserError(f"{path}: {member.name}: unpacks to more than the limits ({MAX_MEMBERS} files, "
                             f"{MAX_MEMBER_BYTES >> 30} GiB a file, {MAX_TOTAL_BYTES >> 30} GiB in all); not the expected archive")
-        if not _is_debris(member.path):
+        if not _is_metadata(member.path):
             yield member
 
 
 def read(member: Member) -> bytes:
-    """All bytes of a member; UserError when the archive is damaged there."""
+    """All bytes of a member; UserError if they are damaged."""
     with _reading(member):
         with member.open() as file:
             data = file.read(member.size + 1)
@@ -84,7 +84,7 @@ def read(member: Member) -> bytes:
 
 
 def copy(member: Member, target: Path) -> None:
-    """Write a member's bytes to the file `target`; UserError for a damaged archive, OSError when `target` cannot be written."""
+    """Write a member's bytes to the file `target`; UserError for a damaged archive, OSError if `target` cannot be written."""
     left = member.size
     with open(target, "wb") as out:
         with _reading(member):
@@ -95,7 +95,7 @@ def copy(member: Member, target: Path) -> None:
                     chunk = source.read(min(1 << 20, left + 1))
                     left -= len(chunk)
                     if left < 0 or (not chunk and left):
-                        raise EOFError("its size is not the one announced")
+                        raise EOFError("its size differs from the declared one")
                 if not chunk:
                     return
                 out.write(chunk)
@@ -137,14 +137,14 @@ def _is(test: Callable[[Path], bool], path: Path) -> bool:
 
 
 def _clean(path: Path, name: str) -> str:
-    """The name without `./`; UserError when it would leave the target folder on any system."""
+    """The name without `./`; UserError if it would leave the target folder on any operating system."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
         raise UserError(f"{path}: holds the unsafe path {name!r}; not the expected archive, nothing was unpacked")
     return "/".join(p for p in parts if p not in ("", "."))
 
 
-def _is_debris(name: PurePosixPath) -> bool:
+def _is_metadata(name: PurePosixPath) -> bool:
     return "__MACOSX" in name.parts or name.name.startswith("._") or name.name == ".DS_Store"
 
 
@@ -152,7 +152,7 @@ def _folder(root: Path) -> Iterator[Member]:
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_raise):
         depth, info = len(Path(folder).relative_to(root).parts), os.stat(folder)
-        looped = (info.st_dev, info.st_ino) in seen or depth > MAX_FOLDER_DEPTH  # a link to a parent cannot loop for ever
+        looped = (info.st_dev, info.st_ino) in seen or depth > MAX_FOLDER_DEPTH  # links may form cycles
         seen.add((info.st_dev, info.st_ino))
         folders[:] = [] if looped else sorted(folders)
         files = [] if looped else files
@@ -173,7 +173,7 @@ def _opener(path: Path) -> Callable[[], IO[bytes]]:
 def _zip(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        for info in infos:  # the directory is at hand, so refuse before the first byte
+        for info in infos:  # check all names before yielding the first file
             _clean(path, info.filename)
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -184,7 +184,7 @@ def _zip(path: Path) -> Iterator[Member]:
 
 
 class _BoundedHeader(tarfile.TarInfo):
-    """Refuses extended headers of any size, which tarfile reads whole."""
+    """Refuses large extended headers, which tarfile would read into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:

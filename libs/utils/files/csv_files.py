@@ -1,8 +1,8 @@
-"""CSV files as tables of text; the caller converts.
+"""Read CSV files as tables of strings; the caller converts them.
 
     table = read_csv("EPIC_100_video_info.csv", required=("video_id", "duration", "fps"), what="table of videos")
     for line, row in numbered_rows(table):
-        row["video_id"]                       # as written: NA, None and 007 stay what they are
+        row["video_id"]                       # as in the file: NA, None and 007 are not converted
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from libs.core.errors import UserError, nearest
 from libs.core.files import read_text
 
-if TYPE_CHECKING:  # importing pandas takes as long as all of libs: functions import it
+if TYPE_CHECKING:  # functions import pandas, because that takes as long as importing all of libs
     import pandas
 
 
@@ -26,15 +26,15 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
              text: str | None = None) -> pandas.DataFrame:
     """The required columns, and the optional ones that the file has, as Python strings; the index holds line numbers.
 
-    what: the kind of file, for messages; delimiters: the one that is most frequent in the first line is taken; strip: cells lose
-    their outer spaces, and rows of blank cells are skipped; column_name: applied to every name in the first line; remedy: missing
-    column -> what to do; text: the contents, if the caller has read them (UTF-8, a byte order mark is allowed, otherwise).
+    what: the kind of file, for messages; delimiters: candidates, the most frequent one in the first line is used; strip: strip
+    cells, and skip rows of blank cells; column_name: applied to every name in the first line; remedy: missing column -> remedy;
+    text: the contents, if already read (by default the file is read as UTF-8, with or without a byte order mark).
 
-    Empty lines are skipped.  Raises UserError naming the file, the line or column, and the remedy: for a missing column, one
-    that is there twice, a row of another length than the first, and quotes that do not close.
+    Empty lines are skipped.  Raises UserError with the file, the line or column, and the remedy for missing or duplicate columns,
+    a row with another number of cells than the first, and unclosed quotes.
 
-    The lines are split by `csv`, not by `pandas.read_csv`: its C engine fills short rows up without a word, and its Python engine
-    takes twice as long and names no line for a broken quote.
+    `csv` splits the lines, not `pandas.read_csv`: its C engine silently fills up short rows, and its Python engine takes twice as
+    long and does not report the line of an unclosed quote.
     """
     import pandas
 
@@ -42,7 +42,7 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
     delimiter = max(delimiters, key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines: list[int] = []
-    cells: list[str] = []  # of all rows: a list per row would cost as much time in garbage collection as the reading
+    cells: list[str] = []  # of all rows: with a list per row, garbage collection takes as long as reading
     try:
         header = [column_name(name) for name in next(reader, [])]
         for name in required:

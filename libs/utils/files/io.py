@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically, and read JSON files with errors that name the place."""
 from __future__ import annotations
 
 import contextlib
@@ -16,14 +16,13 @@ from libs.core.errors import UserError, shown
 from libs.core.files import read_text
 
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
-TEMPORARY = ".tmp"  # end of the names of files that are being written, which begin with a dot
+TEMPORARY = ".tmp"  # suffix of files being written; their names start with a dot
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write(binary file)` on a temporary neighbour, fsync it and rename it to `path`.
 
-    A crash or a full disk leaves the previous file as it was.  Raises UserError naming the path when the folder cannot be
-    written or the disk is full.
+    After a crash the previous file is intact.  Raises UserError with the path if the folder is not writable or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -48,13 +47,10 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) 
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
-    """Remove the temporary files that killed programs left in a folder, at least `older_than_s` seconds old.
-
-    With 0: only where nobody else is writing.
-    """
+    """Remove the temporary files of killed processes that are at least `older_than_s` seconds old (0: all, even new ones)."""
     latest = time.time() - older_than_s
-    for path in folder.glob(f".?*.{'[a-z0-9_]' * 8}{TEMPORARY}"):  # the names that tempfile makes
-        with contextlib.suppress(OSError):  # somebody else was faster, or it is not ours to remove
+    for path in folder.glob(f".?*.{'[a-z0-9_]' * 8}{TEMPORARY}"):  # as tempfile names them
+        with contextlib.suppress(OSError):  # already removed, or no permission
             if path.stat().st_mtime <= latest or not older_than_s:
                 path.unlink()
 
@@ -70,18 +66,18 @@ def write_text_atomic(path: str | os.PathLike, content: str) -> None:
 
 
 def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 1) -> None:
-    """`write_atomic` for JSON; NaN and infinity are refused (ValueError), since other readers would choke on them."""
+    """`write_atomic` for JSON; NaN and infinity raise ValueError, since they are not valid JSON."""
     write_text_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise the UserError of `write_atomic` now, before long work, if `path` cannot be written; makes its folder."""
+    """Raise the UserError of `write_atomic` before long work, if `path` cannot be written; creates its folder."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent):
             pass
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
@@ -95,9 +91,9 @@ def read_json(path: str | os.PathLike, what: str, pairs_hook: PairsHook | None =
 def parse_json(text: str, source: str, what: str, pairs_hook: PairsHook | None = None) -> Any:
     """Parsed JSON; UserError names `source` and the line of a syntax error.
 
-    Refused beyond syntax errors: a key that an object has twice, numbers of more than 4,300 digits, nesting beyond Python's
-    recursion limit, and halves of surrogate pairs, which no text file can hold.  NaN and Infinity pass, as numbers: who uses a
-    number says where one is not finite.  `pairs_hook` makes objects of (key, value) pairs, and then decides on repeated keys.
+    Also refused: duplicate keys of an object, numbers of more than 4,300 digits, nesting beyond Python's recursion limit, and
+    unpaired surrogates.  NaN and Infinity are accepted as numbers; the caller checks.  `pairs_hook` makes objects from (key,
+    value) pairs and has to deal with duplicate keys itself.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs_hook or _unique)
@@ -133,7 +129,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+    with contextlib.suppress(OSError):  # some file systems cannot sync folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

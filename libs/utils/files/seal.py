@@ -1,10 +1,10 @@
-"""A checksum inside a checkpoint file, where readers of the published format do not look.
+"""A checksum in checkpoint files that readers of the published format ignore.
 
-torch.save writes a zip archive; a zip archive may end in a comment, which torch.load passes over.  A sealed file is the archive
-with the comment `sha256:<64 hexadecimal digits>`: the digest of every byte before the comment.
+torch.save writes a zip archive, which may end in a comment that torch.load ignores.  A sealed file has the comment
+`sha256:<64 hexadecimal digits>`: the digest of all bytes before the comment.
 
-    file.write(seal(buffer.getvalue()))
-    sealed = verify(file)        True: sealed and whole, False: no seal, but nothing wrong to be seen; ValueError: damaged
+    file.writelines(seal(buffer.getvalue()))
+    sealed = verify(file)        True: sealed and intact; False: no seal and no visible damage; ValueError: damaged
 """
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ CHUNK = 1 << 22
 
 
 def seal(archive: bytes | bytearray | memoryview) -> tuple[memoryview, bytes]:
-    """A zip archive without a comment as (all but its last two bytes, what takes their place): written one behind the other
-    they are the sealed file.  ValueError for anything else."""
+    """The sealed file in two parts: a zip archive without a comment, less its last two bytes, and their replacement.
+
+    Raises ValueError for anything else.
+    """
     view = memoryview(archive)
     if bytes(view[-END_SIZE:-END_SIZE + len(END)]) != END or bytes(view[-2:]) != b"\0\0":
         raise ValueError("is no zip archive, or one with a comment")
@@ -37,11 +39,10 @@ def seal(archive: bytes | bytearray | memoryview) -> tuple[memoryview, bytes]:
 
 
 def verify(file: IO[bytes]) -> bool:
-    """Read a whole file from its start, then rewind it: True if it is sealed and every byte is as it was written.
+    """Read a whole file, then rewind it: True if it is sealed and unchanged; ValueError with the reason if it is damaged.
 
-    Without a seal, as published files are, the zip records' own CRC-32 are checked (torch.load does not), and the answer is
-    False.  Files that are no zip archives (the legacy layout) have nothing to check: False, too.  ValueError says
-    what is damaged.
+    False for files without a seal: of zip archives (published files) the CRC-32 of the records are checked, which torch.load does
+    not do; files in the legacy layout hold no checksum.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
@@ -69,14 +70,14 @@ def verify(file: IO[bytes]) -> bool:
 
 
 def _check_records(file: IO[bytes], size: int) -> None:
-    """Compare the stored records of a zip archive with their CRC-32; 0 stands for "none", as torch can be told to write."""
+    """Compare the stored records of a zip archive with their CRC-32; 0 means none (an option of torch.save)."""
     if file.read(4) != b"PK\x03\x04":
         return
     try:
         with zipfile.ZipFile(file) as archive:
             records = [r for r in archive.infolist() if r.compress_type == zipfile.ZIP_STORED and r.CRC != 0]
             if sum(r.file_size for r in records) > size:
-                raise ValueError("its records overlap")  # would be read again and again
+                raise ValueError("its records overlap")  # reading them would take forever
             for record in records:
                 with archive.open(record) as content:  # raises BadZipFile at the end of a record whose CRC-32 differs
                     while content.read(CHUNK):

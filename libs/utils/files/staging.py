@@ -1,6 +1,6 @@
-"""Write into a temporary place first, then put everything in place at once: a dataset on disk is whole or not there.
+"""Write several files into a temporary folder, then move them into place together: a dataset is complete or absent.
 
-`staged` replaces chosen entries of a folder; `staged_folder` makes a whole folder.  Both remove their temporary files on any
+`staged` replaces chosen entries of a folder, `staged_folder` a whole folder.  Both remove their temporary files on any
 exception and turn a full disk or a missing permission into a UserError.
 """
 from __future__ import annotations
@@ -16,16 +16,16 @@ from libs.core.errors import UserError
 
 
 class Overtaken(Exception):
-    """Another process made the folder first."""
+    """Another process created the folder first."""
 
 
 @contextlib.contextmanager
 def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends well, its `entries` (relative files or folders) replace those in `out`.
+    """Yield an empty folder; after the block its `entries` (relative files or folders) replace those in `out`.
 
-    `remove`: entries of `out` that would be stale afterwards.  Old entries are moved away in reverse order and new ones put
-    in place in order, so a last entry that serves as a manifest exists only beside complete data.  On an exception `out` is as
-    before.  Raises UserError when `out` cannot be written.
+    `remove`: stale entries of `out`.  Old entries are moved away in reverse order and new ones put in place in order, so if the
+    last entry is a manifest, it exists only with complete data.  After an exception `out` is unchanged.  Raises UserError if
+    `out` cannot be written.
     """
     out = Path(out)
     missing = [p for p in (out, *out.parents) if not p.exists()]
@@ -33,7 +33,7 @@ def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Ite
     try:
         with _writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))  # inside: the same file system, also behind a link
+            work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))  # in `out`: on the same file system, even behind a link
             new, old = work / "new", work / "old"
             new.mkdir()
             old.mkdir()
@@ -43,15 +43,15 @@ def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Ite
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
         for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: it is in use now
+            with contextlib.suppress(OSError):  # not empty: in use by now
                 folder.rmdir()
 
 
 @contextlib.contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary neighbour of `folder`; when the block ends well, it takes the place of `folder`.
+    """Yield an empty temporary folder beside `folder`; after the block it replaces `folder`.
 
-    Raises UserError when it cannot be written, Overtaken when another process put its own folder there meanwhile.
+    Raises UserError if it cannot be written, Overtaken if another process has created `folder` meanwhile.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -64,7 +64,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             new = work / "new"
             new.mkdir()
             yield new
-            if outdated:  # a folder that appeared since then is another process's: renaming onto it fails
+            if outdated:  # if another process has created it since, the rename below fails
                 os.rename(folder, work / "old")
             try:
                 os.rename(new, folder)
@@ -78,7 +78,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path, ours: set[str], remedy: str) -> None:
-    """UserError when `folder`, which is about to be replaced, holds names outside `ours`."""
+    """Raise UserError if `folder`, which would be replaced, holds entries that are not in `ours`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, but a folder is to be written there; {remedy}")
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in ours) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""Files written by torch.save, read without running code and without trusting what they say about sizes."""
+"""Read untrusted files of torch.save: no code runs, and sizes are checked before they are used."""
 from __future__ import annotations
 
 import os
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def load_plain(path: str | os.PathLike, mapped: bool = False, types: Sequence[Any] = ()) -> Any:
-    """The content of a file of torch.save on the CPU: plain values and dense tensors; `mapped`: tensors stay in the file.
+    """The content of a file on the CPU: plain values and dense tensors.
 
-    types: further harmless classes that the file may name.  Raises ValueError for a compressed archive, for tensors that claim
-    more values than the file holds, and for sparse, quantised or unallocated ones; else what torch.load raises.
+    mapped: memory-map the tensors; types: further classes to allow.  Raises ValueError for a compressed archive, for tensors that
+    claim more values than the file holds, and for sparse, quantised or unallocated tensors, and whatever torch.load raises.
     """
     size = os.path.getsize(path)
     if zipfile.is_zipfile(path):

@@ -1,8 +1,8 @@
-"""Untrusted pickles of plain data (dicts, lists, numbers, text, numpy arrays), read without running anything they name.
+"""Read untrusted pickles of plain data (dicts, lists, numbers, text, numpy arrays) without running code from them.
 
-A pickle may name any function to be called while it loads.  Here a name leads to a method of `_Reader` or is refused; arrays are
-made of checked parts, and all of them together may take no more bytes than twice the file's.  Python's own unpickler is used,
-not the compiled one: a few bytes make the latter allocate tables of any size.
+A pickle may name any function for the unpickler to call.  `_Reader` maps the few allowed names to its own methods and refuses
+all others.  It builds arrays from checked parts and limits their total size to twice the size of the file.  It extends the
+unpickler written in Python, since a few bytes can make the compiled one allocate tables of any size.
 """
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MAX_DEPTH = 50
 _MAX_DIMENSIONS = 32
 _PLAIN = (str, bytes, bytearray, int, float, complex, type(None), np.generic)
 _KEYS = (str, bytes, int, float, type(None))
-_UNFILLED = np.dtype("V1")  # of arrays that BUILD is to fill
-_NDARRAY = object()  # stands for the class numpy.ndarray, which a pickle hands to _reconstruct
+_UNFILLED = np.dtype("V1")  # dtype of an array until BUILD fills it
+_NDARRAY = object()  # stand-in for the class numpy.ndarray, an argument of _reconstruct
 
 
 def read_plain_pickle(path: str | os.PathLike, what: str) -> Any:
-    """The content of a pickle file; `what` says in errors what the file should be.
+    """The content of a pickle file; `what`: the expected kind of file, for errors.
 
-    Raises UserError naming the file when it is missing, damaged, or holds anything but plain data and numpy arrays.
+    Raises UserError with the path if it is missing, damaged, or holds anything but plain data and numpy arrays.
     """
     return load_plain_pickle(read_bytes(path, what), str(path), what)
 
@@ -50,7 +50,7 @@ def read_plain_npy(path: str | os.PathLike, what: str) -> Any:
             if math.prod(shape) * dtype.itemsize > len(content):
                 raise ValueError(f"its header declares {math.prod(shape)} values, more than it holds")
             return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header can raise nearly anything
+    except Exception as error:  # a damaged header can raise almost any exception
         raise UserError(f"{path}: is not an .npy file ({str(error)[:120]}); expected a {what}") from error
     array = load_plain_pickle(content[file.tell():], str(path), what)
     return array.item() if isinstance(array, np.ndarray) and shape == () and array.size == 1 else array
@@ -65,24 +65,24 @@ def load_plain_pickle(content: bytes, source: str, what: str) -> Any:
     except _Refused as error:
         raise UserError(f"{source}: {error}; a {what} holds only dicts, lists, numbers, text and numpy arrays. "
                         "Files that ask for anything else are not opened, since loading them could run their code") from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise UserError(f"{source}: is not a readable pickle ({type(error).__name__}: {str(error)[:120]}); "
                         f"expected a {what}") from error
 
 
 class _Refused(Exception):
-    """The pickle asks for something that is not plain data."""
+    """The pickle contains something other than plain data."""
 
 
 @dataclass
 class _Dtype:
-    """Stands for a numpy.dtype, whose byte order BUILD sets."""
+    """Stand-in for a numpy.dtype, whose byte order BUILD sets."""
 
     numpy: np.dtype
 
 
 class _Reader(pickle._Unpickler):
-    """Every operation of a pickle that could run code or take memory that the file does not have is replaced or refused."""
+    """An unpickler without the operations that could run code or allocate more memory than the file justifies."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]  # these four are the base class's
@@ -92,7 +92,7 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
-        self.bytes_left = 2 * len(content)  # protocols 0 to 2 hold the bytes of an array as text, so these are counted twice
+        self.bytes_left = 2 * len(content)  # twice: protocols 0 to 2 store the bytes of an array as text, which is counted too
         self.allowed = {"numpy.ndarray": _NDARRAY, "numpy.dtype": self.dtype, "_codecs.encode": self.encode,
                         "collections.OrderedDict": self.ordered_dict, "builtins.bytes": self.empty_bytes,
                         "numpy.core.multiarray._reconstruct": self.reconstruct, "numpy.core.multiarray.scalar": self.scalar,
@@ -108,12 +108,12 @@ class _Reader(pickle._Unpickler):
         raise _Refused("it refers to data outside the file")
 
     def take(self, size: int) -> None:
-        """Count bytes or elements that are made; a few bytes of a pickle could make copies of a large part again and again."""
+        """Count allocated bytes or elements: a few bytes of a pickle could copy a large part many times."""
         self.bytes_left -= size
         if self.bytes_left < 0:
             raise _Refused("it makes more data than it holds")
 
-    # what a name stands for
+    # stand-ins for the allowed names
 
     def dtype(self, code: Any, *_flags: Any) -> _Dtype:
         if not isinstance(code, str) or not _DTYPE_CODE.fullmatch(code):
@@ -143,13 +143,13 @@ class _Reader(pickle._Unpickler):
         self.set_items(made, [key for key, _ in pairs], [value for _, value in pairs])
         return made
 
-    def empty_bytes(self) -> bytes:  # how protocols 0 to 2 write them
+    def empty_bytes(self) -> bytes:  # b"" in protocols 0 to 2
         return b""
 
-    # operations
+    # pickle operations
 
     def fill(self, array: np.ndarray, state: tuple) -> None:
-        """Give an empty array its contents, as numpy.ndarray.__setstate__ does, which is called with checked parts only."""
+        """Check the state of an array, then call numpy.ndarray.__setstate__."""
         _version, shape, dtype, fortran, data = state
         if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
             raise _Refused("it holds an array of no shape")
@@ -179,7 +179,7 @@ class _Reader(pickle._Unpickler):
         if type(target) is not dict:
             raise _Refused(f"it sets an item of a {type(target).__name__}")
         for key, value in zip(keys, values, strict=True):
-            # to hash a tuple of tuples that share parts may take for ever, as may large integers of equal hash
+            # hashing nested tuples with shared parts can take forever, as can colliding large integers
             if not isinstance(key, _KEYS) or (isinstance(key, int) and key.bit_length() > 64):
                 raise _Refused(f"it holds a {type(key).__name__} as a key")
             target[key] = value
@@ -199,7 +199,7 @@ class _Reader(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
-        data = self.read(size)  # the original makes room for what is announced before it looks whether that is there
+        data = self.read(size)  # the base class allocates the declared size before it reads
         if len(data) < size:
             raise EOFError("pickle data was truncated")
         self.append(data)
@@ -217,7 +217,7 @@ _Reader.dispatch |= {pickle.BUILD[0]: _Reader.load_build, pickle.SETITEM[0]: _Re
 
 
 def _check(value: Any, done: dict[int, Any], depth: int) -> None:
-    """Refuse what is no plain value and what is nested more than `_MAX_DEPTH` levels; `done` holds each part that is checked."""
+    """Refuse everything but plain values, and nesting deeper than `_MAX_DEPTH`; `done`: the parts already checked, by id."""
     if isinstance(value, _PLAIN) or id(value) in done:
         return
     if depth > _MAX_DEPTH:

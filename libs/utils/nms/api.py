@@ -1,8 +1,8 @@
-"""Non-maximum suppression of 1-D segments: hard, soft, voting, and the whole job of a batch of videos
-(`nms_of_batch`) or of one (`batched_nms`).
+"""Non-maximum suppression of temporal segments: hard, soft, boundary voting, and all of it for a batch of videos
+(`nms_of_batch`) or for one video (`batched_nms`).
 
-    segments (M, 2) float32 start <= end, any one unit; scores (M,) float32; labels (M,) int64; all on one device
-    -> the same picks in the same order from three implementations: compiled CPU, compiled CUDA, torch fallback
+In: segments (M, 2) float32 with start <= end in any unit, scores (M,) float32, labels (M,) int64, all on one device.  Out: the
+segments that are kept, identical in three implementations: compiled CPU, compiled CUDA, torch fallback.
 
 The compiled libraries are optional (`python setup.py build_ext --inplace` builds them); results do not depend on them.
 Equal scores keep a fixed order: hard NMS is stable (score descending, then input order), soft-NMS follows the swap order of
@@ -11,6 +11,7 @@ SPEC item 43, classes merge by score with the lower class first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -24,11 +25,11 @@ from libs.utils.nms import native as nms_native
 
 SOFT_METHODS = tuple(nms_native.METHODS)
 BATCHED_METHODS = ("soft", "hard", "none")
-
+_forced: Any = None  # the implementation chosen by `using`
 
 
 class Candidates(NamedTuple):
-    """Scored segments of B videos, one video after the other: what decoding finds, and what NMS leaves of it."""
+    """Scored segments of B videos, one video after another: the output of decoding, and of NMS."""
 
     segments: torch.Tensor  # (M, 2) float32, grid units, not clipped
     scores: torch.Tensor  # (M,) float32
@@ -36,15 +37,11 @@ class Candidates(NamedTuple):
     counts: torch.Tensor  # (B,) int64, candidates of each video; their sum is M
 
 
-_forced: Any = None
-_announced: set[str] = set()
-
-
 def hard_nms(segments: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     """Greedy NMS: a candidate is dropped if its tIoU (lengths + 1e-6) with a kept one of higher score is >= iou_threshold.
 
     Args: segments (M, 2), scores (M,); see the top of the file.
-    Returns: indices (k,) int64 of what is kept, score descending, ties in input order.
+    Returns: indices (k,) int64 of the kept segments, score descending, ties in input order.
     Raises: UserError for a NaN, infinite or reversed candidate; ValueError for wrong shapes, dtypes or devices.
     """
     threshold = _number("iou_threshold", iou_threshold)
@@ -59,7 +56,7 @@ def soft_nms(segments: torch.Tensor, scores: torch.Tensor, *, method: str = "gau
     """Soft-NMS (Bodla et al. 2017) in the selection order of SPEC item 43.
 
     Each pick multiplies the scores of the rest by a weight of their tIoU: gaussian exp(-iou^2 / sigma); linear 1 - iou and
-    vanilla 0 from iou_threshold on.  What falls below min_score is removed; a candidate that is already picked never is.
+    vanilla 0 from iou_threshold on.  Candidates whose score falls below min_score are removed unless already picked.
     Returns: indices (k,) int64 and rows (k, 3) float32 of start, end, decayed score, both in selection order.
     Raises: as `hard_nms`; UserError also for a negative score, an unknown method or sigma <= 0.
     """
@@ -101,14 +98,14 @@ def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tens
 
 def nms_of_batch(candidates: Candidates, *, method: str, iou_threshold: float, min_score: float, max_seg_num: int, sigma: float,
                  multiclass: bool, voting_thresh: float, multiclass_voting: bool = False) -> Candidates:
-    """NMS of the candidates of B videos, each video apart, as `test_cfg` asks for it (SPEC items 42, 43).
+    """NMS of the candidates of B videos, each video separately, with the settings of `test_cfg` (SPEC items 42, 43).
 
     Args: candidates, all tensors on one device.
     method 'soft': gaussian soft-NMS, iou_threshold unused; 'hard': candidates with score <= min_score are dropped first;
-    'none': everything comes back unchanged.  multiclass: each class apart, then merged; else over all labels.  voting_thresh
-    > 0: voting by all candidates of the video with their input scores, in class-agnostic mode, or per class with
+    'none': everything is returned unchanged.  multiclass: NMS per class, then merged; else over all labels.  voting_thresh
+    > 0: boundary voting by all candidates of the video with their input scores, in class-agnostic mode, or per class with
     multiclass_voting.
-    Returns: what is left, on the inputs' device; a video has <= max_seg_num rows, score descending.
+    Returns: the kept segments on the inputs' device, <= max_seg_num per video, score descending.
     Raises: as `soft_nms`; UserError also for max_seg_num < 1.
     """
     if method not in BATCHED_METHODS:
@@ -134,28 +131,27 @@ def nms_of_batch(candidates: Candidates, *, method: str, iou_threshold: float, m
 
 
 def implementation(device: torch.device | str) -> str:
-    """What NMS on tensors of that device runs: 'compiled CPU', 'compiled CUDA' or 'torch fallback'."""
+    """The implementation of NMS for tensors on `device`: 'compiled CPU', 'compiled CUDA' or 'torch fallback'."""
     return backend_for(torch.device(device)).name
 
 
 def announce_fallback(device: torch.device | str) -> None:
-    """Say on stderr, once per process, that a slower implementation than that device could have is in use; else nothing."""
+    """Note on stderr, once per process, that a slower implementation is in use than `device` supports."""
     device, name = torch.device(device), implementation(device)
     if _forced is not None or name == "compiled CUDA":
         return
     if device.type == "cuda":
-        _note_once("cuda", f"NMS: no CUDA library ({nms_native.why_missing(nms_native.CudaLibrary)}), so candidates go through "
-                           f"the CPU ({name}); results are the same. With nvcc installed, `python setup.py build_ext --inplace` "
-                           "builds it")
+        _note_once(f"NMS: no CUDA library ({nms_native.why_missing(nms_native.CudaLibrary)}), so candidates go through the "
+                   f"CPU ({name}); results are the same. With nvcc installed, `python setup.py build_ext --inplace` builds it")
     if name == nms_fallback.name:
-        _note_once("cpu", f"NMS: the torch fallback is in use ({nms_native.why_missing(nms_native.CpuLibrary)}); results are the "
-                          "same, only slower. With a C++ compiler, `python setup.py build_ext --inplace` builds the library")
+        _note_once(f"NMS: the torch fallback is in use ({nms_native.why_missing(nms_native.CpuLibrary)}); results are the same, "
+                   "only slower. With a C++ compiler, `python setup.py build_ext --inplace` builds the library")
 
 
 @contextlib.contextmanager
 def using(backend: Any) -> Iterator[None]:
-    """Run NMS with one implementation inside a `with` block (for tests and comparisons): 'torch fallback', 'compiled CPU',
-    'compiled CUDA' or a library object of `nms_native`.  UserError if that one is not available.  Not for threads."""
+    """Choose the implementation inside a `with` block, for tests and comparisons: 'torch fallback', 'compiled CPU', 'compiled
+    CUDA' or a library object of `nms_native`.  UserError if it is not available.  Not thread-safe."""
     global _forced
     known = {nms_fallback.name: lambda: nms_fallback, "compiled CPU": nms_native.cpu_library,
              "compiled CUDA": nms_native.cuda_library}
@@ -173,7 +169,7 @@ def using(backend: Any) -> Iterator[None]:
 
 
 def backend_for(device: torch.device) -> Any:
-    """The implementation that works on tensors of that device; also where `libs.modeling.decode` finds compiled code."""
+    """The implementation for tensors on `device`; `libs.modeling.decode` takes its compiled code from here too."""
     if _forced is not None:
         return _forced
     cuda = nms_native.cuda_library() if device.type == "cuda" else None
@@ -181,7 +177,7 @@ def backend_for(device: torch.device) -> Any:
 
 
 def _move(backend: Any, *tensors: torch.Tensor) -> tuple[Any, ...]:
-    """The tensors contiguous on a device of the backend, and the device to return results to."""
+    """The tensors, contiguous on a device of the backend, and the device for the results."""
     home = tensors[0].device
     if home.type == "cuda" and backend.device_type == "cpu":
         announce_fallback(home)
@@ -189,14 +185,13 @@ def _move(backend: Any, *tensors: torch.Tensor) -> tuple[Any, ...]:
     return (*(t.detach().to(where).contiguous() for t in tensors), home)
 
 
-def _note_once(key: str, message: str) -> None:
-    if key not in _announced:
-        _announced.add(key)
-        note(message)
+@functools.cache
+def _note_once(message: str) -> None:
+    note(message)
 
 
 def _number(key: str, value: float) -> float:
-    """`value` rounded to float32, the precision all implementations compare in."""
+    """`value` rounded to float32, in which all implementations compare."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
         raise UserError(f"{key}: {value!r} is not a finite number")
     return float(np.float32(value))
@@ -210,7 +205,7 @@ def _sigma(value: float) -> float:
 
 
 def _check_counts(counts: torch.Tensor, scores: torch.Tensor) -> None:
-    """ValueError unless `counts` splits the candidates; on a GPU their sum is not looked at, to spare the host a wait."""
+    """ValueError unless `counts` splits the candidates; their sum is not checked on a GPU, since the host would have to wait."""
     if counts.ndim != 1 or counts.dtype != torch.int64 or counts.device != scores.device:
         raise ValueError(f"NMS needs counts (B,) int64 on {scores.device}, got {tuple(counts.shape)} {counts.dtype} on "
                          f"{counts.device}")
@@ -219,7 +214,7 @@ def _check_counts(counts: torch.Tensor, scores: torch.Tensor) -> None:
 
 
 def _check(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor | None, negative_scores: bool = False) -> None:
-    """ValueError for wrong shapes, dtypes or devices; UserError for values no detector with finite outputs can produce."""
+    """ValueError for wrong shapes, dtypes or devices; UserError for values that no detector with finite outputs produces."""
     if segments.ndim != 2 or segments.shape[1] != 2 or scores.shape != segments.shape[:1]:
         raise ValueError(f"NMS needs segments (M, 2) and scores (M,), got {tuple(segments.shape)} and {tuple(scores.shape)}")
     if segments.dtype != torch.float32 or scores.dtype != torch.float32:

@@ -1,7 +1,7 @@
-"""NMS without compiled code: the operations of csrc/nms.cpp in numpy over torch tensors, with the same picks and scores.
+"""NMS without compiled code: the operations of csrc/nms.cpp in numpy on torch tensors, with identical results.
 
-Every arithmetic step repeats csrc/nms_common.h in the same order and precision, so that results do not depend on which
-implementation runs.  Inputs are checked by `libs.utils.nms.api`; nothing else should call this module.
+Every arithmetic step repeats csrc/nms_common.h in the same order and precision.  `libs.utils.nms.api` checks the inputs; nothing
+else should call this module.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FACTORIALS = (39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24
 
 
 def exp_nonpositive(x: np.ndarray) -> np.ndarray:
-    """exp(x) for float32 x <= 0, rounded to float32, bit for bit as `tal_exp` of csrc/nms_common.h."""
+    """exp(x) for float32 x <= 0, rounded to float32, bit for bit equal to `tal_exp` of csrc/nms_common.h."""
     wide = np.maximum(x.astype(np.float64), -104.0)
     k = np.rint(wide * 1.4426950408889634)
     r = wide - k * 0.6931471805599453
@@ -43,7 +43,7 @@ def _iou(one: np.ndarray, many: np.ndarray) -> np.ndarray:
 
 def _soft_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, method: str, threshold: float, sigma: float,
                 min_score: float) -> Iterator[tuple[int, np.float32]]:
-    """(candidate, decayed score) in selection order; `index` (m) names the candidates.  Lazy: unread picks cost nothing."""
+    """(candidate, decayed score) in selection order, lazily; `index` (m) holds the candidates."""
     index, segments, scores = index.copy(), segments[index], scores[index]
     at, live = 0, len(index)
     while at < live:
@@ -66,7 +66,7 @@ def _soft_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, met
 
 
 def _remove_low(columns: tuple[np.ndarray, ...], start: int, end: int, min_score: np.float32) -> int:
-    """Drop rows start..end-1 below min_score as repeated overwriting by the last row would; returns the new end."""
+    """Drop the rows start..end-1 below min_score, each overwritten by the last row, as in the loop of nms.cpp; the new end."""
     low = columns[-1][start:end] < min_score
     length = end - start - int(low.sum())
     holes = start + np.flatnonzero(low[:length])
@@ -77,7 +77,7 @@ def _remove_low(columns: tuple[np.ndarray, ...], start: int, end: int, min_score
 
 
 def _hard_picks(index: np.ndarray, segments: np.ndarray, scores: np.ndarray, threshold: float) -> Iterator[int]:
-    """Kept candidates, best first, of those named by `index`; lazy."""
+    """The kept ones of the candidates `index` (m), best first, lazily."""
     waiting = index[np.argsort(-scores[index], kind="stable")]
     while len(waiting):
         best, waiting = waiting[0], waiting[1:]
@@ -118,7 +118,7 @@ def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, thres
 
 def batched(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor,
             *setting: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Segments (k, 2), scores (k), labels (k), counts (B) of B videos; `setting` is that of `_of_video`."""
+    """Segments (k, 2), scores (k), labels (k), counts (B) of B videos; `setting`: the settings of `_of_video`."""
     sizes = counts.tolist()
     parts = [_of_video(*video, *setting) for video in zip(*(t.split(sizes) for t in (segments, scores, labels)), strict=True)]
     rows = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else (segments, scores, labels)
@@ -130,8 +130,8 @@ def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
               voting_threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Segments (k, 2), scores (k), labels (k), k <= limit; `voting` 'off', 'all' or 'class'.
 
-    The picks of a class never rise in score, so merging the classes lazily gives a stable sort of all picks (class ascending on
-    ties) and stops after `limit`.
+    The picks of a class have descending scores, so a lazy merge of the classes is a stable sort of all picks (ties: lower class
+    first) that stops after `limit`.
     """
     boxes, values, classes = segments.numpy(), scores.numpy(), labels.numpy()
     candidates = np.arange(len(values)) if soft else np.flatnonzero(values > np.float32(min_score))
@@ -146,8 +146,8 @@ def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
     if voting != "off":
         refined = picked.clone()
         for label in labels[index].unique() if voting == "class" else [None]:
-            mine = labels[index] == label if label is not None else torch.ones(len(index), dtype=torch.bool)
+            chosen = labels[index] == label if label is not None else torch.ones(len(index), dtype=torch.bool)
             voters = labels == label if label is not None else torch.ones(len(labels), dtype=torch.bool)
-            refined[mine] = vote(picked[mine], segments[voters], scores[voters], voting_threshold)
+            refined[chosen] = vote(picked[chosen], segments[voters], scores[voters], voting_threshold)
         picked = torch.where(refined.isnan().any(dim=1, keepdim=True), picked, refined)
     return picked, torch.tensor([float(p[1]) for p in picks], dtype=torch.float32), labels[index]

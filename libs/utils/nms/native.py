@@ -1,8 +1,8 @@
-"""The compiled NMS libraries (csrc/nms.cpp, csrc/nms_cuda.cu), loaded with ctypes; absent ones are no error.
+"""The compiled NMS libraries (csrc/nms.cpp, csrc/nms_cuda.cu), loaded with ctypes; both are optional.
 
-`cpu_library()` and `cuda_library()` return an object with the operations of `libs.utils.nms.fallback` or None, and
-`why_missing` says why.  Inputs are checked by `libs.utils.nms.api`; nothing else should call this module.  The CPU
-library also holds the decoding that `libs.modeling.decode` uses.
+`cpu_library()` and `cuda_library()` return an object with the operations of `libs.utils.nms.fallback`, or None; `why_missing`
+gives the reason.  `libs.utils.nms.api` checks the inputs; nothing else should call this module, except `libs.modeling.decode`,
+which uses the decoding of the CPU library.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctype
 
 
 def _open(path: Path, abi: str) -> ctypes.CDLL:
-    """The library at `path`; OSError with a one-line reason when it is absent, unloadable or of another version."""
+    """The library at `path`; OSError with a one-line reason if it is absent, cannot be loaded or has another version."""
     if not path.is_file():
         raise OSError(f"{path.name} is not built")
     library = ctypes.CDLL(str(path))
@@ -52,7 +52,7 @@ def _counted(count: int) -> int:
 
 
 class CpuLibrary:
-    """csrc/nms.cpp.  Tensors are contiguous, on the CPU; raises OSError when the library cannot be used."""
+    """csrc/nms.cpp.  Tensors are contiguous, on the CPU; raises OSError if the library cannot be used."""
 
     name = "compiled CPU"
     device_type = "cpu"
@@ -92,7 +92,7 @@ class CpuLibrary:
                 voting_threshold: float) -> Batch:
         """Segments (k, 2), scores (k), labels (k), counts (B) <= limit of B videos; `voting` 'off', 'all' or 'class'.
 
-        As many threads as torch uses work on the videos.
+        The videos are spread over as many threads as torch uses.
         """
         room = sum(min(count, limit) for count in counts.tolist())
         return _filled_rows(room, len(counts), lambda *out: self._batched(
@@ -103,7 +103,7 @@ class CpuLibrary:
                level_sizes: Sequence[int], threshold: float, topk: int, duration: float) -> Batch:
         """Segments (M, 2), scores (M), labels (M), counts (B) of scores (B, P, K) >= 0; P * K below 2**32.
 
-        The rules are those of `libs.modeling.decode`, which checks the rest.
+        Same rules as `libs.modeling.decode`, which checks the inputs.
         """
         videos, _, classes = scores.shape
         sizes = (ctypes.c_int64 * len(level_sizes))(*level_sizes)
@@ -114,7 +114,7 @@ class CpuLibrary:
 
 
 def _filled_rows(room: int, videos: int, fill: Callable[..., int]) -> Batch:
-    """Segments, scores, labels and counts that `fill` writes into arrays of `room` rows, cut to the rows that it filled."""
+    """Segments, scores, labels and counts, allocated with `room` rows, filled by `fill` and cut to the rows that it filled."""
     out = torch.empty(room, 2), torch.empty(room), torch.empty(room, dtype=torch.int64), torch.empty(videos, dtype=torch.int64)
     filled = _counted(fill(*(t.data_ptr() for t in out)))
     return out[0][:filled], out[1][:filled], out[2][:filled], out[3]
@@ -129,8 +129,8 @@ def _torch_stream(device: torch.device) -> Iterator[int]:
 class CudaLibrary:
     """csrc/nms_cuda.cu.  Tensors are contiguous, on one CUDA device; work is queued on its current stream.
 
-    Grouping by video and class and the final merge are stable torch sorts; the suppression runs in one kernel for all groups.
-    `on_stream(device)` is a context manager that yields the stream handle.  Raises OSError when the library cannot be used.
+    Stable torch sorts group by video and class and merge the results; one kernel suppresses in all groups.
+    `on_stream(device)`: a context manager that yields the stream handle.  Raises OSError if the library cannot be used.
     """
 
     name = "compiled CUDA"
@@ -152,9 +152,8 @@ class CudaLibrary:
         if code:
             raise RuntimeError(f"NMS on {device}: {self._error(code).decode()}")
 
-    def _hard_groups(self, segments: torch.Tensor, scores: torch.Tensor, groups: Groups, threshold: float,
-                     limit: int) -> torch.Tensor:
-        """Indices kept, group by group; inside a group `groups.order` has descending scores."""
+    def _hard_groups(self, segments: torch.Tensor, groups: Groups, threshold: float, limit: int) -> torch.Tensor:
+        """Kept indices, group by group; `groups.order` is sorted by descending score in each group."""
         kept = torch.empty_like(groups.order)
         counts = torch.empty_like(groups.owner)
         covered = torch.empty_like(groups.order, dtype=torch.uint8)
@@ -167,7 +166,7 @@ class CudaLibrary:
                      seen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices and decayed scores of the picks, group by group in selection order; `groups.order` is in input order.
 
-        seen: zeros (videos, BINS) int32 to leave out picks that cannot be among the best `limit` of their video.
+        seen: zeros (videos, BINS) int32, to skip picks that cannot be among the best `limit` of their video.
         """
         order, counts = groups.order, torch.empty_like(groups.owner)
         index = torch.empty_like(order)
@@ -180,7 +179,7 @@ class CudaLibrary:
 
     def hard(self, segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
         """Kept indices (k) int64."""
-        return self._hard_groups(segments, scores, _one_group(_descending(scores)), threshold, len(scores))
+        return self._hard_groups(segments, _one_group(_descending(scores)), threshold, len(scores))
 
     def soft(self, segments: torch.Tensor, scores: torch.Tensor, method: str, threshold: float, sigma: float,
              min_score: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,18 +201,18 @@ class CudaLibrary:
 
         The host waits for the number of groups and of results (and of high scores, with hard NMS).
         """
-        everyone = torch.arange(len(scores), device=scores.device)
+        all_candidates = torch.arange(len(scores), device=scores.device)
         video = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=len(scores))
         if soft:
-            groups = _grouped(everyone, video, labels if multiclass else None)
+            groups = _grouped(all_candidates, video, labels if multiclass else None)
             seen = torch.zeros(len(counts), BINS, dtype=torch.int32, device=scores.device)
             index, score = self._soft_groups(segments, scores, groups, "gaussian", threshold, sigma, min_score, limit, seen)
         else:
             high = torch.nonzero(scores > min_score).flatten()
             groups = _grouped(high[_descending(scores[high])], video, labels if multiclass else None)
-            index = self._hard_groups(segments, scores, groups, threshold, limit)
+            index = self._hard_groups(segments, groups, threshold, limit)
             score = scores[index]
-        best = _descending(score)  # ties: lower class first, since the groups of a video rise in class
+        best = _descending(score)  # ties: lower class first, since the groups of a video are in ascending class order
         best = best[torch.sort(video[index[best]], stable=True).indices]
         owner = video[index[best]]
         found = torch.zeros_like(counts).index_add_(0, owner, torch.ones_like(owner))
@@ -222,8 +221,8 @@ class CudaLibrary:
         index, score = index[best], score[best]
         picked = segments[index]
         if voting != "off":
-            voters = _grouped(everyone, video, labels if voting == "class" else None)
-            group = torch.empty_like(everyone).index_copy_(0, voters.order, voters.group)[index]
+            voters = _grouped(all_candidates, video, labels if voting == "class" else None)
+            group = torch.empty_like(all_candidates).index_copy_(0, voters.order, voters.group)[index]
             refined = torch.empty_like(picked)
             self._run(self._vote, picked.device, picked, len(picked), segments, scores, voters.order,
                       *(voters.begin[group + side].contiguous() for side in (0, 1)), len(scores), voting_threshold, refined)
@@ -232,7 +231,7 @@ class CudaLibrary:
 
 
 class Groups(NamedTuple):
-    """n candidates, group by group: g owns positions begin[g]..begin[g + 1] - 1 of `order`."""
+    """n candidates, group by group: group g is order[begin[g]:begin[g + 1]]."""
 
     order: torch.Tensor  # (n,) int64 candidate indices
     group: torch.Tensor  # (n,) int64 group of each position
@@ -240,13 +239,13 @@ class Groups(NamedTuple):
     owner: torch.Tensor  # (groups,) int64 video of each group
 
     def filled(self, counts: torch.Tensor) -> torch.Tensor:
-        """The positions that hold a result: the first counts[g] of group g."""
+        """The positions with a result: the first counts[g] of each group g."""
         held = torch.arange(len(self.group), device=counts.device) - self.begin[self.group] < counts[self.group]
         return held.nonzero().squeeze(1)
 
 
 def _grouped(order: torch.Tensor, video: torch.Tensor, labels: torch.Tensor | None) -> Groups:
-    """The candidates `order` by video, then by label where given; the order inside a group stays."""
+    """The candidates `order` (n) grouped by video, and by label if given; stable."""
     if labels is not None:
         order = order[torch.sort(labels[order], stable=True).indices]
     order = order[torch.sort(video[order], stable=True).indices]
@@ -264,7 +263,7 @@ def _one_group(order: torch.Tensor) -> Groups:
 
 
 def _descending(scores: torch.Tensor) -> torch.Tensor:
-    """Order of descending scores, stable; -0.0 counts as 0.0 (a radix sort would tell them apart)."""
+    """Stable order of descending scores; -0.0 equals 0.0 (a radix sort would distinguish them)."""
     return torch.sort(scores + 0.0, descending=True, stable=True).indices
 
 
@@ -287,5 +286,5 @@ def cuda_library() -> CudaLibrary | None:
 
 
 def why_missing(kind: type) -> str:
-    """One line on why CpuLibrary or CudaLibrary could not be loaded; '' when it was."""
+    """Why CpuLibrary or CudaLibrary could not be loaded, in one line; '' if it is loaded."""
     return _load(kind)[1]

@@ -244,7 +244,7 @@ def test_fallback_is_announced_once_and_named(monkeypatch, capsys):
     monkeypatch.setattr(nms_native, "cpu_library", lambda: None)
     monkeypatch.setattr(nms_native, "cuda_library", lambda: None)
     monkeypatch.setattr(nms_native, "why_missing", lambda kind: "not built")
-    monkeypatch.setattr(nms, "_announced", set())
+    nms._note_once.cache_clear()
     assert nms.implementation("cpu") == "torch fallback"
     nms.announce_fallback("cpu")
     nms.announce_fallback("cpu")
