@@ -293,7 +293,7 @@ def test_labels_are_told_apart(tmp_path):
     ({"score": np.array([1j, 2])}, "an array of type 'c16'"), ({"t-start": np.array([[0.0], [1.0]])}, "the shape (2, 1)"),
     ({"label": np.array([2**63, 1], np.uint64)}, "not integer class ids"), ({"label": np.array([1e300, 1])}, "not integer"),
     ({"video-id": ["a", 3]}, "the video id 3 is a int, not text"), ({"video-id": ["a", "x" * 10**5]}, "has 100000 characters"),
-    ({"video-id": ["a", "a\0"]}, "holds a NUL character"), ({"score": ["1", "2"]}, "other things than numbers")])
+    ({"video-id": ["a", "a\0"]}, "holds a NUL character"), ({"score": ["1", "2"]}, "values that are not numbers")])
 def test_odd_columns(tmp_path, change, message):
     row = {"video-id": ["a", "b"], "t-start": np.zeros(2), "t-end": np.ones(2), "label": np.zeros(2, int), "score": np.ones(2)}
     (tmp_path / "p.pkl").write_bytes(pickle.dumps({**row, **change}))

@@ -177,5 +177,5 @@ def test_activitynet_from_proposals_to_classes(capsys, tmp_path):
     del classes["validation_0001"]
     scores.write_text(json.dumps({"results": classes, "class": names}))
     _, err = evaluate("less", f"test_cfg.ext_score_file={scores}")
-    assert "1 of 3 videos have no external scores and are left out, since the model itself names no class" in err
+    assert "1 of 3 videos have no external scores and are left out, since the model predicts no classes" in err
     assert set(json.loads((tmp_path / "less/predictions.json").read_text())["results"]) == {"validation_0000", "validation_0002"}

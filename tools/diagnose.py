@@ -4,8 +4,7 @@
     python tools/diagnose.py ours.json thumos14.json --compare theirs.csv --buckets thumos14 --png-folder figures -o report.html
 
 PREDICTIONS and ANNOTATIONS: as for tools/evaluate.py, with the same mAP.  Writes the page (self-contained, works offline) and
-the same numbers beside it as report.json; --png-folder draws them as PNG files.
-docs/diagnosis.md explains every part.
+the numbers beside it as report.json; --png-folder also writes PNG figures.  docs/diagnosis.md explains every part.
 """
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from libs.utils.evaluation.metrics import DEFAULT_TIOUS, unique_rank_scores
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
-OUR_FILES = ("predictions", "eval_results")  # what eval.py writes, the same for every run
+OUR_FILES = ("predictions", "eval_results")  # written by eval.py in every run
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".ogv", ".avi")
 
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.video_folder:
         _add_media(drawn, Path(args.video_folder))
     text = page({**content, "timeline": drawn})
-    print(summary(content), flush=True)  # first: not lost if a file cannot be written
+    print(summary(content), flush=True)  # before writing, which may fail
     write_json_atomic(out.with_suffix(".json"), content, indent=None)
     if args.png_folder:
         write_figures(content, Path(args.png_folder))
@@ -71,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("annotations", metavar="ANNOTATIONS")
     parser.add_argument("-o", "--output", required=True, metavar="HTML", help="the page to write, e.g. report.html")
     parser.add_argument("--compare", metavar="PREDICTIONS2", help="a second predictions file, shown beside the first")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="how to call the predictions (default: from the files' names)")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="names in the report (default: from the file names)")
     parser.add_argument("--tiou", type=float, nargs="+", default=DEFAULT_TIOUS, metavar="T",
                         help=f"IoU thresholds (default: {' '.join(map(str, DEFAULT_TIOUS))})")
     parser.add_argument("--split", metavar="NAME", help="subset of the annotations (default: that of the predicted videos)")
@@ -79,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
                         "predictions use")
     parser.add_argument("--buckets", choices=BUCKETS, default="quantiles", help="of length, coverage and number of instances: "
                         "five of equal number of segments (quantiles), or the bounds for a dataset in docs/diagnosis.md")
-    parser.add_argument("--video-folder", metavar="DIR", help="where <video id>.mp4 (.webm, .mkv, ...) are, to be played in "
-                        "step; the page refers to the files by their place on this computer")
+    parser.add_argument("--video-folder", metavar="DIR", help="where <video id>.mp4 (.webm, .mkv, ...) are, played in step "
+                        "with the timeline; the page refers to their paths on this computer")
     parser.add_argument("--png-folder", metavar="DIR", help="write the figures there as PNG files")
     parser.add_argument("--most-drawn", type=int, default=200, metavar="N", help="predictions per video and file that the "
                         "timeline holds, best first (200); all are counted everywhere else")
@@ -106,7 +105,7 @@ def _names(files: Sequence[str], given: Sequence[str] | None) -> list[str]:
 
 
 def _name(path: Path, depth: int) -> str:
-    """ckpt/first/eval/epoch_030_ema/predictions.json is first/epoch_030_ema; any other name keeps `depth` folders."""
+    """ckpt/first/eval/epoch_030_ema/predictions.json -> first/epoch_030_ema; other names keep `depth` folders."""
     stem, folders = ENDING.sub("", path.name), [part for part in path.parts[:-1] if part not in ("eval", path.anchor)]
     if stem in OUR_FILES and folders:
         return "/".join(folders[-max(depth, 2):])
@@ -121,7 +120,7 @@ def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[
         one["file"] = str(file)
     return {"title": "Diagnosis of " + " and ".join(s.name for s in subjects), "annotations": str(args.annotations),
             "split": annotated.split, "videos": len(annotated.videos),
-            "ground_truth": subjects[0].found.scores.counts["ground_truth"], **content}
+            "ground_truth": subjects[0].diagnosis.scores.counts["ground_truth"], **content}
 
 
 def _add_media(drawn: dict[str, Any], folder: Path) -> None:

@@ -1,10 +1,9 @@
-"""EPIC-Kitchens-100: verb and noun predictions -> actions, scored as (verb, noun) pairs.
+"""EPIC-Kitchens-100: fuse verb and noun predictions into actions, and evaluate these (verb, noun) pairs.
 
     python tools/fuse_actions.py ckpt/epic_slowfast_verb_run/eval/epoch_021_ema/predictions.json \
         ckpt/epic_slowfast_noun_run/eval/epoch_021_ema/predictions.json --out actions.json
 
-The formula is at the top of libs/utils/evaluation/action_fusion.py.
-The annotations are the three files that tools/prepare_epic.py wrote.
+libs/utils/evaluation/action_fusion.py has the formula.  The annotations are the three files of tools/prepare_epic.py.
 """
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from libs.utils.files.io import write_json_atomic
 
 
 def parse() -> argparse.Namespace:
-    usual = ActionFusion()
+    default = ActionFusion()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verbs", metavar="VERB_PREDICTIONS", help="JSON, CSV or pickle, as eval.py writes them")
     parser.add_argument("nouns", metavar="NOUN_PREDICTIONS")
@@ -30,12 +29,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--split", default="validation", metavar="NAME", help="subset to score on (default: validation)")
     parser.add_argument("--out", metavar="FILE", help="write the actions: .json, .csv or .pkl")
     parser.add_argument("--json", metavar="FILE", help="write the scores (rates as fractions of 1)")
-    parser.add_argument("--min-tiou", type=float, default=usual.min_tiou, help=f"least tIoU of a pair ({usual.min_tiou})")
-    parser.add_argument("--verb-share", type=float, default=usual.verb_share,
-                        help=f"exponent of the verb's score, the noun's is one minus it ({usual.verb_share})")
-    parser.add_argument("--per-video", type=int, default=usual.per_video,
-                        help=f"best verbs and best nouns of a video to pair ({usual.per_video})")
-    parser.add_argument("-t", "--topk", type=int, default=usual.max_seg_num, help=f"actions kept per video ({usual.max_seg_num})")
+    parser.add_argument("--min-tiou", type=float, default=default.min_tiou, help=f"least tIoU of a pair ({default.min_tiou})")
+    parser.add_argument("--verb-share", type=float, default=default.verb_share,
+                        help=f"exponent of the verb's score, the noun's is one minus it ({default.verb_share})")
+    parser.add_argument("--per-video", type=int, default=default.per_video,
+                        help=f"best verbs and best nouns of a video to pair ({default.per_video})")
+    parser.add_argument("-t", "--topk", type=int, default=default.max_seg_num,
+                        help=f"actions kept per video ({default.max_seg_num})")
     return parser.parse_args()
 
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _name(annotations: Annotations, label: int) -> str:
-    """The name of a class, its id in text where the file has none."""
+    """The name of a class, or its id as text."""
     return next((name for name, i in annotations.label_ids.items() if i == label), str(label))
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     per_class = read_thresholds(args.class_thresholds) if args.class_thresholds else {}
     model = load_model(args.ckpt, config=args.config, labels=args.labels, weights=args.weights, epoch=args.epoch,
                        device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
-    model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # a mistyped class shows before the work
+    model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # reports a mistyped class before the work
     videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, streams=_streams(args.stream),
                           join=args.join)
     ids = [video.id for video in videos.videos]
@@ -63,7 +63,7 @@ def main() -> None:
         raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
     output = plan_output(args.output, args.format, ids) if args.output else None
     note(f"{model.checkpoint}: epoch {model.epoch}, {model.weights} weights, {len(ids)} videos, {model.device}")
-    quiet = output is None and not sys.stderr.isatty()  # progress lines would stand among the detections
+    quiet = output is None and not sys.stderr.isatty()  # no progress lines between the detections
     progress = (lambda done, total: None) if quiet else bar(len(ids), "videos", args.print_freq)
     found = model.predict_videos(videos, args.batch_size, args.workers, progress)
     kept = found.above(threshold, per_class, str(args.class_thresholds))

@@ -1,1 +1,1 @@
-"""Configuration and errors: the ground floor, imports nothing of the other rooms."""
+"""Configuration, errors and reading of files; imports no other package of libs."""

@@ -1,1 +1,1 @@
-"""Networks, targets, losses and decoding; knows nothing of data sets."""
+"""Networks, targets, losses and decoding; imports nothing of libs.datasets."""

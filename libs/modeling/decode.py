@@ -1,7 +1,7 @@
-"""From the network's outputs to candidate segments, in grid units, before NMS (SPEC item 41).
+"""Decode the network's outputs into candidate segments, in grid units, before NMS (SPEC item 41).
 
-The best `pre_nms_topk` scores above `pre_nms_thresh` of each FPN level; equal scores keep the order point, class.  Those longer
-than `duration_thresh` grid units are the candidates: levels fine to coarse, scores descending in a level, segments not clipped.
+From each FPN level the best `pre_nms_topk` scores above `pre_nms_thresh` (ties by point, then class), without segments up to
+`duration_thresh` grid units long.  Levels fine to coarse, scores descending in a level, segments not clipped.
 """
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from libs.utils.nms.api import Candidates, backend_for
 
 @torch.no_grad()
 def decode_batch(outputs: LevelOutputs, config: TestConfig) -> Candidates:
-    """Candidates of every video of a batch, on the device of the outputs; a video's do not depend on the others.
+    """Candidates of every video of a batch, on the device of the outputs; videos do not influence each other.
 
-    `nms_of_batch(decode_batch(outputs, config), ...)` is the whole post-processing.
-    On a CPU compiled code does it where it is built (see `libs.utils.nms.api`).  On a GPU the host waits once, for the number of
-    candidates.
+    `nms_of_batch(decode_batch(outputs, config), ...)` is the whole post-processing.  CPU: compiled code if it is built (see
+    `libs.utils.nms.api`).  GPU: the host waits once, for the number of candidates.
     """
     scores_BPK = _scores(outputs.logits)
     library = backend_for(scores_BPK.device)
@@ -31,7 +30,7 @@ def decode_batch(outputs: LevelOutputs, config: TestConfig) -> Candidates:
 
 
 def _scores(logits_BPK: Tensor) -> Tensor:
-    """Sigmoid in float32.  On a CPU video by video: the last bit depends on where an element stands in its tensor."""
+    """Sigmoid in float32; on a CPU video by video, since the last bit depends on the position of an element in its tensor."""
     if logits_BPK.device.type != "cpu":
         return torch.sigmoid(logits_BPK.float())
     scores = [torch.sigmoid(logits_PK.float()) for logits_PK in logits_BPK]
@@ -41,8 +40,8 @@ def _scores(logits_BPK: Tensor) -> Tensor:
 def decode_by_torch(outputs: LevelOutputs, scores_BPK: Tensor, config: TestConfig, sort_all: bool) -> Candidates:
     """`decode_batch` without compiled code, for any device; `scores_BPK`: sigmoid of the logits, not masked yet.
 
-    sort_all: sort the scores below the threshold too (last in their level), so that the host need not wait for a number before
-    it can go on: right for a GPU, slow on a CPU.  The candidates are the same.
+    sort_all: sort the scores below the threshold too (last in their level), so that the host does not wait for their number; for
+    GPUs, slow on a CPU.  The candidates are the same.
     """
     videos, points, classes = scores_BPK.shape
     levels, device = len(outputs.level_sizes), scores_BPK.device

@@ -1,8 +1,8 @@
 """Distillation losses: a student's outputs and features compared with those of one or several teachers.
 
 Terms (SPEC section 12): `cls` class logits, `offsets`, `stem` finest backbone feature, `pyramid` features of all FPN levels,
-`inputs` inputs of the backbones (hallucinated against real modalities).  Two presets fill in whatever the configuration leaves
-open: `corrected` (default) and `c2ms`, the published formulae.
+`inputs` inputs of the backbones (hallucinated against real modalities).  Two presets fill in the values that the configuration
+leaves open: `corrected` (default) and `c2ms`, the published formulae.
 
 Every term is a sum divided by a denominator that does not depend on the student, so it can be added up over the micro-batches
 and processes of a step before the forward pass.
@@ -66,7 +66,7 @@ class TeacherOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher as the loss sees it: its name, the factor of every term (0: off), the widths of its features."""
+    """A teacher: its name, the factor of every term (0: off), the widths of its features."""
 
     name: str
     factors: Mapping[str, float]

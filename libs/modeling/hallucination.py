@@ -1,7 +1,7 @@
-"""Streams that a model does not read: networks that make them up from those it reads, and the gated fusion of streams.
+"""Hallucinators, networks that predict missing modalities from those that are read, and the gated fusion of streams.
 
-Features are the channels of several modalities side by side, (B, T, C), in the order of model.modalities, followed by what is
-made up, in the order of model.hallucinated.
+Features (B, T, C) hold the channels of the modalities side by side, in the order of model.modalities, followed by the predicted
+ones in the order of model.hallucinated.
 """
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from libs.modeling.blocks.layers import MaskedConv1D
 
 
 class Rgb2Flow(nn.Module):
-    """The published hallucinator: two dense convolutions and one ReLU behind them (SPEC section 12).
+    """The published hallucinator: two dense convolutions followed by one ReLU (SPEC section 12).
 
-    Its output is not masked, as published: padded steps are not zero.  Biases start as torch draws them.
+    The output is not masked, as published: padded steps are not zero.  Biases keep torch's initialisation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int):
@@ -26,12 +26,12 @@ class Rgb2Flow(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """(B, T, in) and the mask of valid steps (B, T), which it ignores -> (B, T, out)."""
-        # torch's own convolution: sums in another order flip a ReLU among half a million now and then, which shows in gradients
+        # torch's own convolution: another order of summation flips about one ReLU in half a million, visible in gradients
         return F.relu(self.extractor(x_BTC.transpose(1, 2))).transpose(1, 2).contiguous()
 
 
 class SeparableHallucinator(nn.Module):
-    """Two depthwise-separable convolutions with a GELU between them and a ReLU behind; zero at padded steps."""
+    """Two depthwise-separable convolutions with a GELU between them and a ReLU at the end; zero at padded steps."""
 
     def __init__(self, in_channels: int, out_channels: int, hidden: int):
         super().__init__()
@@ -71,7 +71,7 @@ def make_hallucinator(config: Config) -> nn.Module:
 
 
 class GatedFusion(nn.Module):
-    """Two streams weighed against each other at every step (SPEC section 12), widths unchanged, zero at padded steps.
+    """Two streams weighted against each other at every step (SPEC section 12), widths unchanged, zero at padded steps.
 
     h1 = tanh(W1 x1), h2 = tanh(W2 x2), g = sigmoid(w . [h1; h2]), output [g h1; (1 - g) h2]; no biases.
     """

@@ -1,4 +1,4 @@
-"""Classification and regression heads, shared by all FPN levels, which lie one after another: P points, fine to coarse."""
+"""Classification and regression heads, shared by all FPN levels, concatenated along time: P points, fine to coarse."""
 from __future__ import annotations
 
 import math
@@ -39,12 +39,12 @@ class Head(nn.Module):
                             separable=model.head_type == "separable")
 
     def run(self, last: MaskedConv1D, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The hidden layers and the last one: (B, P, fpn_dim) -> (B, P, out), each of the levels (`sizes` points) by itself."""
+        """The hidden layers and the last one: (B, P, fpn_dim) -> (B, P, out), each level (`sizes` points) separately."""
         for conv, norm in zip(self.head, self.norm, strict=True):
             x_BPC = F.relu(norm(conv(x_BPC, mask_BP, sizes)), inplace=True)
         if x_BPC.device.type == "meta" or not torch.is_autocast_enabled(x_BPC.device.type):
             return last(x_BPC, mask_BP, sizes)
-        with torch.autocast(x_BPC.device.type, enabled=False):  # boundaries and scores deserve all their digits
+        with torch.autocast(x_BPC.device.type, enabled=False):  # outputs in full precision
             return last(x_BPC.float(), mask_BP, sizes)
 
 

@@ -44,8 +44,8 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
 def iou_offsets(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """tIoU of two segments around one point, given as offsets (..., 2) >= 0, and the length of their hull.
 
-    Where a prediction equals its target, min and max have a kink: the gradient there is the target's, as in the published
-    program (the two halves that torch.minimum would give differ from it).
+    Where a prediction equals its target, min and max have a kink; as in the published program the gradient there is that of the
+    target (torch.minimum would give half to each).
     """
     inner = torch.where(pred < target, pred, target).sum(-1)
     union = pred.sum(-1) + target.sum(-1) - inner
@@ -100,8 +100,8 @@ class DetectionLoss(nn.Module):
     def update_normalizer(self, denominators: Denominators) -> None:
         """Move the normalizer by one step, given the denominators of the whole step.
 
-        The positives are scaled up as if every video had annotations.  Where none has, the normalizer stays as it is: otherwise
-        it would sink in steps without annotations, and the next annotated video would weigh far too much.
+        The positives are scaled up as if every video had annotations.  Without any it is not changed: it would
+        decay in steps without annotations, and the next annotated video would get far too much weight.
         """
         count = denominators["positives"].clamp(min=1.0) / (denominators["labelled"] / denominators["videos"])
         moved = MOMENTUM * self.normalizer + (1 - MOMENTUM) * count
@@ -110,8 +110,8 @@ class DetectionLoss(nn.Module):
     def forward(self, outputs: LevelOutputs, targets: Targets, mask_BP: Tensor) -> Losses:
         """Losses of a micro-batch, divided by the normalizer.
 
-        `mask_BP` (B, P) bool: points that count.  Valid points of videos without annotations do not: what happens there is
-        unknown, not background.
+        `mask_BP` (B, P) bool: points that count.  Points of videos without annotations do not, since they are unknown, not
+        background.
         """
         with torch.no_grad():
             positive = targets.positive & mask_BP

@@ -27,11 +27,11 @@ class LevelOutputs(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Intermediate features of the network; padded steps hold whatever the layer left there."""
+    """Intermediate features of the network, undefined at padded steps."""
 
-    inputs: Tensor  # (B, T, C_in) streams that are read, then those that are hallucinated, before their fusion
+    inputs: Tensor  # (B, T, C_in) streams that are read, then hallucinated ones, before their fusion
     stem: Tensor  # (B, T, C) finest backbone feature, before the branch and the neck
-    levels: tuple[Tensor, ...]  # (B, T_l, C) per FPN level, what the heads see
+    levels: tuple[Tensor, ...]  # (B, T_l, C) per FPN level, input of the heads
 
 
 class LocPointTransformer(nn.Module):
@@ -63,7 +63,7 @@ class LocPointTransformer(nn.Module):
         """Features (B, T, C) float and valid steps (B, T) bool -> `LevelOutputs`.
 
         T must be a multiple of `coarsest_stride` (ValueError otherwise); valid steps come first, padded ones are zero.  `grid`:
-        `self.grid(mask_BT)`, if the caller has it already.
+        `self.grid(mask_BT)`, if already computed.
         """
         with self._precision(feats_BTC):
             joined = torch.cat(self.neck(*self._maps(self._streams(feats_BTC, mask_BT), mask_BT)), dim=1)
@@ -83,13 +83,13 @@ class LocPointTransformer(nn.Module):
         return point_grid(mask_BT, self.strides, self.ranges)
 
     def _precision(self, feats_BTC: Tensor) -> AbstractContextManager:
-        """Mixed precision as train_cfg or test_cfg asks for; outputs are float32 in any case."""
+        """Autocast if train_cfg.precision or test_cfg.precision is bf16; outputs are float32 in any case."""
         if (self.train_precision if self.training else self.test_precision) != "bf16":
             return nullcontext()
         return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
     def _streams(self, feats_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """The features after input dropout, followed by the streams that the hallucinator makes of them."""
+        """The features after input dropout, followed by the hallucinated streams."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_dropout.p > 0:

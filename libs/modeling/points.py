@@ -1,4 +1,4 @@
-"""Points: the time steps of every FPN level, each with the segment lengths it is responsible for."""
+"""Points: the time steps of every FPN level, with the regression range and stride of the level."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class PointGrid(NamedTuple):
 
 
 def point_grid(mask_BT: Tensor, strides: Sequence[int], ranges: Sequence[Sequence[float]]) -> PointGrid:
-    """The points of a batch from its valid steps (B, T) alone; T must be a multiple of the last stride."""
+    """The points of a batch from its valid steps (B, T); T must be a multiple of the last stride."""
     masks = [mask_BT[:, ::stride] for stride in strides]
     sizes = tuple(m.shape[1] for m in masks)
     return PointGrid(make_points(sizes, strides, ranges, mask_BT.device), torch.cat(masks, dim=1), sizes)

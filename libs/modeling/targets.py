@@ -1,4 +1,4 @@
-"""Label assignment: which point answers for which ground-truth segment (SPEC item 31; Zhang et al. 2022, section 3.3)."""
+"""Label assignment: the ground-truth segment of each point (SPEC item 31; Zhang et al. 2022, section 3.3)."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_AT_ONCE = 1024  # segments compared with all points at a time, so that memory does not grow with their number
+MOST_AT_ONCE = 1024  # segments compared with all points at a time, to bound memory
 SAME_LENGTH = 1e-3  # segments whose length is within this of the shortest one share a point's class target
 
 
@@ -25,10 +25,10 @@ class Targets(NamedTuple):
 
 def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor, num_classes: int,
                    center_sample: str, radius: float) -> Targets:
-    """Assign every point to the shortest segment that it lies in and whose reach its level regresses.
+    """Assign every point to the shortest segment that contains it and lies within the regression range of its level.
 
     `points_P4`: t, range low, range high, stride; `segments_BN2` float32 grid units; `labels_BN` int64; `present_BN` bool,
-    False for the filling of shorter lists.  `center_sample` 'radius': only points within `radius` strides of the centre;
+    False for padding.  `center_sample` 'radius': only points within `radius` strides of the centre;
     'none': anywhere inside.  Nothing is read back from the device.
     """
     B, N = labels_BN.shape
@@ -36,8 +36,9 @@ def assign_targets(points_P4: Tensor, segments_BN2: Tensor, labels_BN: Tensor, p
     if N == 0:
         P = points_P4.shape[0]
         return Targets(segments_BN2.new_zeros(B, P, num_classes), segments_BN2.new_zeros(B, P, 2))
+
     def lengths(part: int) -> Tensor:
-        """(B, P, n): length of each segment of a part where the point answers for it, infinite elsewhere."""
+        """(B, P, n): length of each segment of a part at the points that may be assigned to it, infinite elsewhere."""
         chosen = slice(part, part + MOST_AT_ONCE)
         start, end = segments_BN2[:, None, chosen, 0], segments_BN2[:, None, chosen, 1]  # (B, 1, n)
         left, right = t - start, end - t  # (B, P, n)

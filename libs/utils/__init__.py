@@ -1,1 +1,1 @@
-"""NMS, evaluation, schedules, weight average, atomic file I/O."""
+"""Files, evaluation, NMS, diagnosis of detections, figures, tables and progress."""

@@ -1,9 +1,9 @@
-"""Pictures, drawn with matplotlib: line charts, one video's predictions under its ground truth, and how a figure becomes a file.
+"""Figures, drawn with matplotlib: line charts, a timeline of one video, and conversion of figures to SVG, PNG and pixels.
 
     write_text_atomic("chart.svg", svg(line_chart([Panel("noise", (Line("teacher", (0, 1, 2), (60.0, 55.0, 40.0)),))],
                                                   "Robustness", "severity", "mAP (%)")))
 
-Figures are made without pyplot, so there is no window system and no global state; equal figures give equal files.
+Without pyplot there is no window system and no global state; equal figures give equal files.
 """
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # matplotlib takes half a second to load
+if TYPE_CHECKING:  # importing matplotlib takes half a second
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with all kinds of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")  # where there are more lines than colours
 DARK = "#1c2430"  # of ground truth
-MOST_CLASSES = 8  # that `video_timeline` shows
+MOST_CLASSES = 8  # in `video_timeline`
 DPI = 100
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in ascending order of x; `spread` (same length) is drawn as a band from y - spread to y + spread."""
+    """Points (x, y) by ascending x; `spread` (same length): a band from y - spread to y + spread."""
 
     name: str
     x: Sequence[float]
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One coordinate system; lines of the same name look the same in every panel."""
+    """One plot; lines of the same name look the same in every panel."""
 
     title: str
     lines: Sequence[Line]
@@ -54,12 +54,12 @@ def subplots(rows: int, columns: int, width: float, height: float, share: bool =
 
 
 def plain(text: str) -> str:
-    """Text on one line that matplotlib shows as it stands: a $ would begin a formula."""
+    """Text on one line with $ escaped, which starts a formula in matplotlib."""
     return " ".join(text.split()).replace("$", r"\$")
 
 
 def line_chart(panels: Sequence[Panel], title: str, x_label: str, y_label: str, columns: int = 3) -> Figure:
-    """All panels in rows of `columns`, with common axes and one legend; x ticks are the x values that occur."""
+    """All panels in rows of `columns`, with common axes and one legend; x ticks at the x values of the lines."""
     columns = min(columns, len(panels))
     figure, axes = subplots(-(-len(panels) // columns), columns, 3.4, 2.9, share=True)
     names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
@@ -85,7 +85,7 @@ def line_chart(panels: Sequence[Panel], title: str, x_label: str, y_label: str, 
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all axes, each name once, in as many rows as it needs."""
+    """One legend for all axes, each name once, in as many rows as needed."""
     entries = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fitting = int(11 * figure.get_figwidth() / (max(map(len, entries), default=0) + 7))  # about 11 letters an inch
     columns = max(min(fitting, len(entries)), 1)
@@ -94,10 +94,10 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 def video_timeline(title: str, ground_truth: tuple[np.ndarray, np.ndarray],
                    predictions: tuple[np.ndarray, np.ndarray, np.ndarray], label_names: Mapping[int, str]) -> Figure:
-    """For each class a row with a bar per ground truth, and below it a line per prediction, whose height is the score.
+    """A row per class: a bar per ground truth, and below it a line per prediction at the height of its score.
 
     ground_truth: segments (N, 2) in seconds and labels (N,); predictions: segments (M, 2), labels (M,), scores (M,) in [0, 1].
-    Classes of the ground truth come first, then those of the best predictions, `MOST_CLASSES` at most; a note counts the others.
+    Shows at most `MOST_CLASSES`: those of the ground truth, then those of the best predictions; the title counts the others.
     """
     segments, labels = ground_truth
     found, found_labels, scores = predictions
@@ -105,8 +105,8 @@ def video_timeline(title: str, ground_truth: tuple[np.ndarray, np.ndarray],
     shown = classes[:MOST_CLASSES]
     figure, (ax,) = subplots(1, 1, 9, 0.7 + 0.66 * max(len(shown), 1))
     for row, label in enumerate(shown):
-        mine = segments[labels == label]
-        ax.broken_barh([(start, end - start) for start, end in mine], (row, 0.2), facecolor=DARK, edgecolor=DARK)
+        bars = [(start, end - start) for start, end in segments[labels == label]]
+        ax.broken_barh(bars, (row, 0.2), facecolor=DARK, edgecolor=DARK)
         best_last = np.argsort(scores, kind="stable")
         best_last = best_last[found_labels[best_last] == label]
         ax.hlines(row + 0.9 - 0.6 * scores[best_last].clip(0, 1), found[best_last, 0], found[best_last, 1],
@@ -123,7 +123,7 @@ def video_timeline(title: str, ground_truth: tuple[np.ndarray, np.ndarray],
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG with everything inside the picture; its text stays text."""
+    """The figure as SVG, cropped to its contents; text stays text."""
     import matplotlib
     out = io.BytesIO()
     with _quiet(), matplotlib.rc_context({"svg.hashsalt": "libs", "svg.fonttype": "none"}):
@@ -150,7 +150,7 @@ def pixels(figure: Figure) -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings about letters that matplotlib's font lacks, which it draws as boxes."""
+    """Hide warnings about characters that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         yield

@@ -1,4 +1,4 @@
-"""How far a long command is, and how long the rest will take: a bar on a terminal, lines elsewhere.
+"""Progress and remaining time of a long command: a bar on a terminal, lines elsewhere.
 
     advance = bar(len(videos), "videos");  advance(done, total)
     clock = Clock();  print(f"{done}/{total} videos, {clock.left(done, total)}")
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-Progress = Callable[[int, int], None]  # progress(units done, of how many)
+Progress = Callable[[int, int], None]  # progress(done, total)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -19,7 +19,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 class Clock:
-    """Estimates the time left from the time since it was made, supposing that the rest goes as fast."""
+    """Extrapolates the remaining time from the time since its creation."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._start = now, now()
@@ -31,7 +31,7 @@ class Clock:
 
 
 def bar(total: int, label: str, print_every: int = 50) -> Progress:
-    """A progress callback (done, total): a bar with the time left on a terminal, a line every so often elsewhere."""
+    """A progress callback (done, total): a bar on a terminal, else a line per `print_every` units."""
     if sys.stderr.isatty():
         shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)
 

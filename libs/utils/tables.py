@@ -1,7 +1,7 @@
-"""The tables that tools print: `format_table` for all of them.
+"""`format_table`: all tables that tools print.
 
-pandas was tried for this and left out: `DataFrame.to_string` cannot left-align single columns, `to_markdown` needs another
-package, and importing pandas takes 0.35 s and 42 MB for a table of ten rows.
+Not pandas: `DataFrame.to_string` cannot left-align single columns, `to_markdown` needs another package, and the import takes
+0.35 s and 42 MB for a table of ten rows.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def format_table(rows: Iterable[Sequence[Any]], columns: Sequence[str], *, left:
                  markdown: bool = False) -> str:
     """The lines of a table under its column names, without a line end after the last.
 
-    Floats get `digits` decimals, None becomes "-", anything else is written as it stands: give text for another format.
+    Floats get `digits` decimals, None becomes "-", all other values `str(value)`; pass text for another format.
     The first column and those named in `left` are left-aligned, the others right-aligned.
     markdown: a Markdown table instead, `|` in a cell escaped.
     """

@@ -38,7 +38,7 @@ class ConvAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, C) and the mask of the output steps -> (B, T / stride, C), without meaning at padded steps."""
+        """(B, T, C) and the mask of the output steps -> (B, T / stride, C), undefined at padded steps."""
         # not masked: no valid step attends to padded ones
         q = self.query(self.query_norm(self.query_conv.conv(x_BTC)))
         k = self.key(self.key_norm(self.key_conv.conv(x_BTC)))

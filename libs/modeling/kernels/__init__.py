@@ -1,1 +1,1 @@
-"""Fast forms of plain functions: each file holds the plain function, the fast one, and the rule that chooses."""
+"""Fast forms of plain functions; each file holds the plain function, the fast one, and the rule that chooses."""

@@ -1,6 +1,6 @@
 """Attention over time, global or restricted to a window (SPEC item 24).
 
-In: queries, keys, values (B, T, H, D) and the valid steps (B, T).  Out: (B, T, H, D), finite and without meaning at invalid
+In: queries, keys, values (B, T, H, D) and the valid steps (B, T).  Out: (B, T, H, D), finite and undefined at invalid
 queries.  Shapes are named by their letters: B batch, T time steps, H heads, D channels per head, N blocks, Q queries per block, W
 keys that a block of queries can see.  `bias_HW` (H, window) is added to the scores, by key offset -(window // 2) .. window // 2.
 """
@@ -28,14 +28,14 @@ def plain_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Ten
 
 def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tensor, window: int,
                    bias_HW: Tensor | None = None) -> Tensor:
-    """The same for a window > 1, exactly, in blocks of queries: never builds a (T, T) matrix; T needs no divisor."""
+    """The same for a window > 1, exactly, in blocks of queries: never builds a (T, T) matrix; any T."""
     B, T, H, D = q_BTHD.shape
     half = window // 2
     Q = max(BLOCK, 2 * half)
     N = (T + Q - 1) // Q  # exported graphs divide rounding to zero: no negative numbers
     W = Q + 2 * half
     tail = N * Q - T
-    # an exported graph has no branches: it pads by nothing where nothing is to be padded
+    # an exported graph has no branches, so it always pads, possibly by 0
     q = (F.pad(q_BTHD, (0, 0, 0, 0, 0, tail)) if exporting() or tail else q_BTHD).reshape(B * N, Q, H, D).transpose(1, 2)
     k, v = (_overlapping_blocks(x.flatten(2), Q, half, N).flatten(0, 1).unflatten(2, (H, D)).transpose(1, 2)
             for x in (k_BTHD, v_BTHD))
@@ -57,9 +57,9 @@ def local_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Ten
 
 
 def _band(offset_QK: Tensor, valid: Tensor, window: int, bias_HW: Tensor | None) -> Tensor:
-    """The attention mask of pairs with given key offsets: allowed or not, or the bias and -inf.
+    """The attention mask for key offsets (Q, K): bool, or with a bias the bias and -inf.
 
-    A padded query keeps itself as a key, so that no row is empty (an empty softmax is NaN, also in its gradient).
+    A padded query attends to itself, so that no row is empty (an empty softmax is NaN, also in its gradient).
     """
     half = window // 2
     allowed = ((offset_QK.abs() <= half) & valid) | (offset_QK == 0)

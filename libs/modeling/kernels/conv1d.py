@@ -1,6 +1,6 @@
-"""Convolution over time of (B, T, C) features, zero padding kernel // 2, where several sequences may share one T.
+"""Convolution over time of (B, T, C) features, zero padding kernel // 2, for one or several concatenated sequences.
 
-`sizes`: steps of the sequences, one after another, each convolved by itself (the levels of a pyramid); their sum is T.
+`sizes`: steps of the sequences (the levels of a pyramid), which are convolved separately; their sum is T.
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# whether torch.export traces the network; before torch 2.7 compiling and exporting could not be told apart
+# whether torch.export traces the network; torch before 2.7 does not distinguish it from compiling
 exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
@@ -86,7 +86,7 @@ def image_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, st
                     sizes: Sequence[int]) -> Tensor:
     """torch's convolution of all sequences in one call, as images with channels last, which needs no transposed copies.
 
-    Between two sequences lie as many zeros as the kernel reaches over.
+    Two sequences are separated by zeros, as many as half the kernel.
     """
     reach = weight_OCK.shape[2] // 2
     if len(sizes) == 1:

@@ -1,6 +1,6 @@
-"""Elementwise steps that overwrite their input where no gradient is asked for, which saves a pass over fresh memory.
+"""Elementwise operations that overwrite their input when gradients are disabled, which saves memory traffic.
 
-The input must be of no further use to the caller.
+The caller must not use the input afterwards.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a residual branch: scaled, dropped per sample, masked, added to its skip connection."""
+"""The end of a residual branch: scale, drop path, mask, and sum with the skip connection."""
 from __future__ import annotations
 
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def plain_add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor, kept_B11: Tensor | None, mask_BT: Tensor) -> Tensor:
-    """skip + kept * scale * branch * mask; `kept`: what drop path multiplies a sample by, None for 1."""
+    """skip + kept * scale * branch * mask; `kept`: the factor of drop path per sample, None for 1."""
     branch_BTC = branch_BTC * scale_C
     if kept_B11 is not None:
         branch_BTC = branch_BTC * kept_B11
@@ -14,7 +14,7 @@ def plain_add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor, kept
 
 
 def add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor | None, kept_B11: Tensor | None, mask_BT: Tensor) -> Tensor:
-    """The same with one factor for mask and drop path, in one pass over features that keeps no product; no `scale`: 1."""
+    """The same with one factor for mask and drop path, as one addcmul; `scale` None: 1."""
     factor = mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
     if scale_C is not None:
         branch_BTC = branch_BTC * scale_C.to(branch_BTC.dtype)

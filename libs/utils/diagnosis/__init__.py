@@ -1,1 +1,1 @@
-"""What is wrong with a set of detections: analysis, figures, report page."""
+"""Error analysis of detections: analysis, figures, report page."""

@@ -1,7 +1,7 @@
-"""How detections depend on what the ground truth is like: normalised AP and misses by length, coverage and number.
+"""Sensitivity of detections to characteristics of the ground truth: normalised AP and misses by length, coverage and number.
 
-    groups = characteristics(found.matching.ground_truth, durations_s, "quantiles")
-    rows = sensitivity(found, groups[0])        (n_tiou, n_bucket) normalised mAP, misses and counts
+    groups = characteristics(diagnosis.matching.ground_truth, durations_s, "quantiles")
+    rows = sensitivity(diagnosis, groups[0])        (n_tiou, n_bucket) normalised mAP, misses and counts
 
 After Alwassel et al., "Diagnosing Error in Temporal Action Detectors" (ECCV 2018); docs/diagnosis.md has the formulae.
 """
@@ -31,10 +31,10 @@ NAMES = {1: ("all",), 2: ("S", "L"), 3: ("S", "M", "L"), 4: ("XS", "S", "M", "L"
 
 @dataclass(frozen=True, eq=False)
 class Characteristic:
-    """A property of ground truths, in buckets.
+    """A property of the ground truths, divided into buckets.
 
-    name; unit of the labels; value (m,) nan where unknown; bucket (m,) its bucket, -1 where unknown; labels: name and range
-    (above the first bound, up to the second) of each bucket.
+    name; unit of the labels; value (m,), nan if unknown; bucket (m,) index, -1 if unknown; labels: name and range (low, high] of
+    each bucket.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Characteristic:
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Rates by bucket: normalised_mAP (n_tiou, n_bucket), nan where no ground truth is; missed (n_tiou, n_bucket) share of the
-    bucket's ground truths that no prediction finds, nan likewise; ground_truth (n_bucket,) how many there are."""
+    """Rates by bucket: normalised_mAP (n_tiou, n_bucket); missed (n_tiou, n_bucket) share of the ground truths that no prediction
+    finds; both nan in empty buckets; ground_truth (n_bucket,) number of ground truths."""
 
     normalised_mAP: np.ndarray
     missed: np.ndarray
@@ -58,8 +58,7 @@ def characteristics(ground_truth: GroundTruth, durations_s: Mapping[str, float],
                     buckets: str = "quantiles") -> list[Characteristic]:
     """Length (s), coverage (length over the video's duration) and instances (ground truths of its class in its video).
 
-    buckets: "quantiles" (five of about equal number), or the bounds of a dataset in PRESETS.  Coverage is left out where no
-    duration is known.
+    buckets: "quantiles" (five of about equal size), or a key of PRESETS.  Coverage is left out if no duration is known.
     """
     length = ground_truth.t_end - ground_truth.t_start
     duration = np.array([durations_s.get(video, np.inf) for video in ground_truth.video_id.tolist()])
@@ -72,28 +71,28 @@ def characteristics(ground_truth: GroundTruth, durations_s: Mapping[str, float],
             for name, value in values.items() if np.isfinite(value).any()]
 
 
-def sensitivity(found: Diagnosis, group: Characteristic) -> Sensitivity:
+def sensitivity(diagnosis: Diagnosis, group: Characteristic) -> Sensitivity:
     """Normalised mAP and misses of the ground truths of each bucket.
 
-    For a bucket only its ground truths are to be found; predictions that found another one are left out, false positives stay.
+    A bucket is evaluated on its own ground truths, without the predictions that found others; false positives stay.
     """
-    missed, number = found.missed, len(group.labels)
-    mAP, rate = np.full((2, len(found.matching.tious), number), np.nan)
+    missed, number = diagnosis.missed, len(group.labels)
+    mAP, rate = np.full((2, len(diagnosis.matching.tious), number), np.nan)
     totals = np.bincount(group.bucket[group.bucket >= 0], minlength=number)
     for b in np.flatnonzero(totals):
         inside = group.bucket == b
-        mAP[:, b] = normalised_mAP(found, inside)
+        mAP[:, b] = normalised_mAP(diagnosis, inside)
         rate[:, b] = missed[:, inside].mean(axis=1)
     return Sensitivity(mAP, rate, totals)
 
 
-def normalised_mAP(found: Diagnosis, inside: np.ndarray | None = None) -> np.ndarray:
+def normalised_mAP(diagnosis: Diagnosis, inside: np.ndarray | None = None) -> np.ndarray:
     """Mean (n_tiou,) over the classes that have ground truths `inside` (m,) bool (None: all) of the normalised AP.
 
-    Precision is replaced by R N / (R N + F): R recall among those inside, F false positives so far, N the mean number of ground
-    truths per class, so that a rare kind is not punished for being rare (Alwassel et al., after Hoiem et al. 2012).
+    Precision is replaced by R N / (R N + F): R recall among those inside, F false positives so far, N mean number of ground
+    truths per class, so that the result does not depend on the size of a bucket (Alwassel et al., after Hoiem et al. 2012).
     """
-    matching = found.matching
+    matching = diagnosis.matching
     inside = np.ones(len(matching.gt_class), bool) if inside is None else inside
     num_gt = np.bincount(matching.gt_class[inside], minlength=len(matching.class_ids))
     average = len(matching.gt_class) / len(matching.class_ids)
@@ -101,15 +100,14 @@ def normalised_mAP(found: Diagnosis, inside: np.ndarray | None = None) -> np.nda
     out = np.empty(len(matching.tious))
     for i, matched in enumerate(matching.matched):
         hit = matched >= 0
-        mine = hit & inside[matched]  # row -1 of a false positive is harmless: hit is False there
-        out[i] = np.mean([normalised_ap(mine[r], ~hit[r], total, average)
+        hit_inside = hit & inside[matched]  # -1 (a false positive) indexes the last row, but hit is False there
+        out[i] = np.mean([normalised_ap(hit_inside[r], ~hit[r], total, average)
                           for r, total in zip(rows, num_gt, strict=True) if total])
     return out
 
 
 def normalised_ap(hit: np.ndarray, false: np.ndarray, num_gt: int, average: float) -> float:
-    """Interpolated AP with normalised precision of `hit` and `false` (n,) bool in order of descending score; a prediction that is
-    neither is left out."""
+    """Interpolated AP with normalised precision; `hit`, `false` (n,) bool by descending score, both False: left out."""
     recall = np.cumsum(hit) / num_gt
     precision = recall * average / np.maximum(recall * average + np.cumsum(false), np.finfo(float).tiny)
     best = np.maximum.accumulate(precision[::-1])[::-1]

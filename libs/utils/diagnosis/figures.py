@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUBJECT_COLOURS = ("#0072B2", "#333333")  # these two as on the page
+SUBJECT_COLOURS = ("#0072B2", "#333333")  # as on the page
 KIND_COLOURS = ("#009E73", "#56B4E9", "#CC79A7", "#E69F00", "#D55E00", "#9AA3AE")
 DPI = 120
 
 
 def write_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write map.png, classes.png, precision_recall.png, profile.png, gains.png, sensitivity.png and misses.png (rates are means
-    over tIoUs where a figure does not show each).  UserError when the folder cannot be written."""
+    over tIoUs unless a figure shows each).  UserError if the folder is not writable."""
     written = []
     for name, draw in (("map", _map), ("classes", _classes), ("precision_recall", _curves), ("profile", _profile),
                        ("gains", _gains), ("sensitivity", _sensitivity), ("misses", _misses)):
@@ -96,14 +96,14 @@ def _gains(content: Mapping[str, Any]) -> Figure:
 
 
 def _sensitivity(content: Mapping[str, Any]) -> Figure:
-    return _buckets(content, "normalised_mAP", "normalised_mAP", "normalised mAP (%)")
+    return _buckets(content, "normalised_mAP", "normalised mAP (%)")
 
 
 def _misses(content: Mapping[str, Any]) -> Figure:
-    return _buckets(content, "missed", "missed", "missed (%)")
+    return _buckets(content, "missed", "missed (%)")
 
 
-def _buckets(content: Mapping[str, Any], key: str, overall: str, label: str) -> Figure:
+def _buckets(content: Mapping[str, Any], key: str, label: str) -> Figure:
     figure, axes = subplots(1, len(content["characteristics"]), 5, 4)
     for ax, group in zip(axes, content["characteristics"], strict=True):
         values = [np.mean([[np.nan if v is None else v for v in row] for row in one["sensitivity"][group["name"]][key]], axis=0)
@@ -111,7 +111,7 @@ def _buckets(content: Mapping[str, Any], key: str, overall: str, label: str) -> 
         texts = [f"{text}\n(n={n})" for text, n in zip(group["labels"], group["ground_truth"], strict=True)]
         _bars(ax, texts, values, content)
         for one, colour in zip(content["predictions"], SUBJECT_COLOURS, strict=False):
-            ax.axhline(100 * np.mean(one[overall]), color=colour, linestyle="--", linewidth=1)
+            ax.axhline(100 * np.mean(one[key]), color=colour, linestyle="--", linewidth=1)
         ax.set(ylabel=label, title=f"{group['name']} ({group['unit']})")
         ax.tick_params(axis="x", labelsize=8)
     if len(content["predictions"]) > 1:

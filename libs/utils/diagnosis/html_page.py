@@ -1,4 +1,4 @@
-"""The diagnosis as one HTML page: no network, no framework; the parts are in libs/utils/diagnosis/page.
+"""The diagnosis as one self-contained HTML page, from the template and scripts in libs/utils/diagnosis/page.
 
     write_text_atomic("report.html", page(content))
 """
@@ -13,10 +13,10 @@ SCRIPTS = ("charts.js", "timeline.js", "report.js")
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """The whole page; `content` is that of libs/utils/diagnosis/report.py with a title, file names and a timeline.
+    """The page; `content`: the report of libs/utils/diagnosis/report.py with a title, file names and a timeline.
 
-    Text of files reaches the page as JSON only, with <, > and & written as escapes, so no name can end the script or become
-    markup; the scripts put it into text nodes.  ValueError for a number that is not finite.
+    Untrusted text enters the page only as JSON with <, > and & escaped, so it cannot end the script or become markup; the scripts
+    put it into text nodes.  ValueError for a number that is not finite.
     """
     folder = files("libs.utils.diagnosis") / "page"
     parts = {"/*STYLE*/": (folder / "report.css").read_text(encoding="utf-8"),
@@ -27,7 +27,7 @@ def page(content: Mapping[str, Any]) -> str:
 
 
 def embedded_json(content: Any) -> str:
-    """JSON that is safe inside a <script> element: no <, > or &, and no line separators that old parsers refuse."""
+    """JSON for a <script> element: <, > and & escaped, and the line separators that old parsers refuse."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -35,7 +35,7 @@ def embedded_json(content: Any) -> str:
 
 
 def _split(template: str, marks: list[str]) -> list[str]:
-    """The template's text before, between and behind the marks, which come in this order; what is put in is never searched."""
+    """The text of the template before, between and after the marks, which occur in this order; inserted text is not searched."""
     out = []
     for mark in marks:
         before, template = template.split(mark)

@@ -1,7 +1,7 @@
-"""A diagnosis as plain numbers: for the JSON file, the figures and the page.
+"""A diagnosis as plain numbers, for the JSON file, the figures and the page.
 
-    content = report(subjects, truth, "quantiles")            rates as fractions of 1; lists run over tIoUs first
-    content["timeline"] = timeline(subjects, truth, 300)      what the page draws: segments of every video
+    content = report(subjects, durations_s, "quantiles")                    rates are fractions of 1; lists run over tIoUs first
+    content["timeline"] = timeline(subjects, videos, durations_s, 300)      the segments of every video, for the page
 """
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from libs.utils.diagnosis.analysis import (
     profile,
 )
 from libs.utils.diagnosis.characteristics import characteristics, normalised_mAP, sensitivity
+from libs.utils.evaluation.columns import rows_by_video
 from libs.utils.evaluation.predictions import GroundTruth
 from libs.utils.tables import format_table
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One predictions file: how it is called, and what is wrong with it."""
+    """One predictions file: its name in the report, and its diagnosis."""
 
     name: str
-    found: Diagnosis
+    diagnosis: Diagnosis
 
 
 def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], buckets: str) -> dict[str, Any]:
-    """Everything but the single segments; subjects share ground truth and tIoUs.
+    """Everything except the segments; all subjects have the same ground truth and tIoUs.
 
-    durations_s: per video, inf where unknown; buckets: as in `characteristics`.
+    durations_s: per video, inf if unknown; buckets: as in `characteristics`.
     """
-    first = subjects[0].found
+    first = subjects[0].diagnosis
     groups = characteristics(first.matching.ground_truth, durations_s, buckets)
     out = {
         "tiou": first.matching.tious.tolist(),
@@ -55,7 +56,7 @@ def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], bucket
         "predictions": [],
     }
     for subject in subjects:
-        found, rates = subject.found, {g.name: sensitivity(subject.found, g) for g in groups}
+        found, rates = subject.diagnosis, {g.name: sensitivity(subject.diagnosis, g) for g in groups}
         out["predictions"].append({
             "name": subject.name,
             "counts": dict(found.scores.counts),
@@ -75,32 +76,33 @@ def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], bucket
 
 
 def timeline(subjects: Sequence[Subject], videos: Collection[str], durations_s: Mapping[str, float], most: int) -> dict[str, Any]:
-    """Segments by video: all ground truths, and of each subject the `most` best-scoring predictions.
+    """Segments by video: all ground truths, and the `most` best-scoring predictions of each subject.
 
-    Columns: start, end (s, to the millisecond), class (index), score; kinds: a digit per tIoU, index into KINDS; ground truths
-    have for each subject a digit per tIoU, 1 for found.
+    Columns: start, end (s, to the millisecond), class (index), score; kinds: a digit per tIoU, index into KINDS; found: for each
+    subject the ground truths with a digit per tIoU, 1 if found.
     """
-    truth = subjects[0].found.matching.ground_truth
-    found_digits = [_digits(~subject.found.missed) for subject in subjects]
-    gt_rows = _rows_of(truth.video_id)
-    det_rows = [_rows_of(subject.found.video_id) for subject in subjects]
+    ground_truth = subjects[0].diagnosis.matching.ground_truth
+    found_digits = [_digits(~subject.diagnosis.missed) for subject in subjects]
+    gt_rows = rows_by_video(ground_truth.video_id)
+    det_rows = [rows_by_video(found.video_id, found.matching.used, -found.score)
+                for found in (subject.diagnosis for subject in subjects)]
     names = list(dict.fromkeys([*sorted(videos), *(v for rows in (gt_rows, *det_rows) for v in rows)]))
-    digits = [_digits(subject.found.error) for subject in subjects]
+    digits = [_digits(subject.diagnosis.error) for subject in subjects]
     none = np.empty(0, np.int64)
     out = []
     for name in names:
-        mine, ends = gt_rows.get(name, none), [0.0]
-        entry: dict[str, Any] = {"id": name, "ground_truth": _columns(truth, mine, subjects[0].found.matching.gt_class)}
-        entry["ground_truth"]["found"] = [[rows[i] for i in mine] for rows in found_digits]
-        entry["predictions"] = []
+        here, ends = gt_rows.get(name, none), [0.0]
+        columns = _columns(ground_truth, here, subjects[0].diagnosis.matching.gt_class)
+        columns["found"] = [[rows[i] for i in here] for rows in found_digits]
+        entry: dict[str, Any] = {"id": name, "ground_truth": columns, "predictions": []}
         for subject, rows, kind in zip(subjects, det_rows, digits, strict=True):
-            here = rows.get(name, none)
-            best = here[np.lexsort((subject.found.matching.used[here], -subject.found.score[here]))][:most]
-            columns = _columns(subject.found, best, subject.found.matching.det_class)
-            entry["predictions"].append({**columns, "score": subject.found.score[best].round(5).tolist(),
-                                         "kinds": [kind[i] for i in best], "total": len(here)})
-            ends.append(float(subject.found.t_end[best].max(initial=0.0)))
-        ends.append(float(truth.t_end[mine].max(initial=0.0)))
+            predicted, found = rows.get(name, none), subject.diagnosis
+            best = predicted[:most]
+            columns = _columns(found, best, found.matching.det_class)
+            entry["predictions"].append({**columns, "score": found.score[best].round(5).tolist(),
+                                         "kinds": [kind[i] for i in best], "total": len(predicted)})
+            ends.append(float(found.t_end[best].max(initial=0.0)))
+        ends.append(float(ground_truth.t_end[here].max(initial=0.0)))
         duration = durations_s.get(name, np.inf)
         entry["duration"] = round(float(duration if np.isfinite(duration) else max(ends)), 3)
         out.append(entry)
@@ -108,7 +110,7 @@ def timeline(subjects: Sequence[Subject], videos: Collection[str], durations_s: 
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """The main numbers as text, in percent: mAP, share of each kind of error among the predictions and what it costs."""
+    """The main numbers as text, in percent: mAP, and the share of each kind of error and the mAP that it costs."""
     lines = []
     for one in content["predictions"]:
         share = np.mean(one["kind_counts"], axis=0)
@@ -124,7 +126,7 @@ def summary(content: Mapping[str, Any]) -> str:
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:
-    """Nested lists with None for nan, which JSON does not know."""
+    """Nested lists with None for nan, which JSON does not have."""
     return [[None if np.isnan(v) else float(v) for v in row] for row in values]
 
 
@@ -134,12 +136,6 @@ def _digits(values: np.ndarray) -> list[str]:
         return []
     letters = (values.T.astype(np.uint8) + ord("0")).copy()
     return letters.view(f"S{values.shape[0]}").reshape(-1).astype(str).tolist()
-
-
-def _rows_of(video_id: np.ndarray) -> dict[str, np.ndarray]:
-    names, inverse = np.unique(video_id, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    return dict(zip(names.tolist(), np.split(order, np.cumsum(np.bincount(inverse, minlength=len(names)))[:-1]), strict=False))
 
 
 def _columns(table: GroundTruth | Diagnosis, rows: np.ndarray, classes: np.ndarray) -> dict[str, list]:

@@ -1,12 +1,12 @@
-"""Verb and noun detections of two models -> detections of actions, which are (verb, noun) pairs (EPIC-Kitchens-100).
+"""Fuse the verb and noun detections of two models into detections of actions, (verb, noun) pairs (EPIC-Kitchens-100).
 
-In each video every verb segment v is paired with every noun segment n that overlaps it enough:
+In each video every verb segment v is paired with every noun segment n with a tIoU of at least `min_tiou`:
 
     score = s_v^w * s_n^(1 - w) * tIoU(v, n),   segment = (s_v v + s_n n) / (s_v + s_n),   class = verb * num_nouns + noun
 
-where w is the share of the verb (1/2: geometric mean).  The factor tIoU favours pairs that mean the same moment.  Gaussian
-soft-NMS inside each pair of classes then removes what several pairs of neighbouring segments say twice.  The formula is ours: the
-published release has verbs and nouns only.
+where w is the exponent of the verb (1/2: geometric mean).  The factor tIoU favours pairs of the same moment.  Gaussian soft-NMS
+per pair of classes then removes duplicates from neighbouring segments.  The formula is ours: the published release has verbs and
+nouns only.
 """
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError
+from libs.utils.evaluation.columns import rows_by_video
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.nms.api import batched_nms
 
 
 @dataclass(frozen=True)
 class ActionFusion:
-    """Settings: least tIoU of a pair; share w of the verb's score; segments of each kind looked at per video, best first; pairs
-    kept before NMS and actions kept after it, per video; sigma and least score of the soft-NMS."""
+    """Settings: minimum tIoU of a pair; exponent w of the verb's score; best verbs and best nouns used per video; maximum number
+    of pairs before and of actions after NMS per video; sigma and minimum score of the soft-NMS."""
 
     min_tiou: float = 0.3
     verb_share: float = 0.5
@@ -34,18 +35,18 @@ class ActionFusion:
     min_score: float = 0.001
 
     def __post_init__(self) -> None:
-        for name, low, high in (("min_tiou", 0, 1), ("verb_share", 0, 1), ("min_score", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name}: {getattr(self, name)} is not between {low} and {high}")
+        for name in ("min_tiou", "verb_share", "min_score"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not between 0 and 1")
         for name in ("per_video", "pre_nms_topk", "max_seg_num"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not a number of segments; use at least 1")
 
 
 def fuse_actions(verbs: Detections, nouns: Detections, num_nouns: int, settings: ActionFusion = ActionFusion()) -> Detections:
-    """Detections of actions with the label verb * num_nouns + noun: videos in the order of their ids, descending score inside.
+    """Detections of actions with the label verb * num_nouns + noun, by video id, then by descending score.
 
-    A video that one of the two lacks gives nothing.  Raises UserError for negative scores and for noun labels outside
+    A video needs detections of both kinds.  Raises UserError for negative scores and for noun labels outside
     0 .. num_nouns - 1.
     """
     for name, found in (("verb", verbs), ("noun", nouns)):
@@ -54,18 +55,11 @@ def fuse_actions(verbs: Detections, nouns: Detections, num_nouns: int, settings:
     if len(nouns) and not 0 <= nouns.label.min() <= nouns.label.max() < num_nouns:
         raise UserError(f"noun detections: the labels go from {nouns.label.min()} to {nouns.label.max()}, but ids are 0 to "
                         f"{num_nouns - 1}; are these the predictions of the noun model?")
-    verb_rows, noun_rows = _best(verbs, settings.per_video), _best(nouns, settings.per_video)
-    parts = [_pairs(verbs.take(verb_rows[video]), nouns.take(noun_rows[video]), num_nouns, settings)
+    verb_rows, noun_rows = rows_by_video(verbs.video_id, -verbs.score), rows_by_video(nouns.video_id, -nouns.score)
+    best = slice(settings.per_video)
+    parts = [_pairs(verbs.take(verb_rows[video][best]), nouns.take(noun_rows[video][best]), num_nouns, settings)
              for video in sorted(verb_rows.keys() & noun_rows.keys())]
     return Detections.concat(parts)
-
-
-def _best(found: Detections, count: int) -> dict[str, np.ndarray]:
-    """Video id -> rows of its best `count` detections, descending score, equal scores in input order."""
-    names, video = np.unique(found.video_id, return_inverse=True)
-    order = np.lexsort((-found.score, video))
-    ends = np.cumsum(np.bincount(video, minlength=len(names)))
-    return {name: rows[:count] for name, rows in zip(names.tolist(), np.split(order, ends[:-1]), strict=False)}
 
 
 def _pairs(verbs: Detections, nouns: Detections, num_nouns: int, settings: ActionFusion) -> Detections:

@@ -1,4 +1,4 @@
-"""Columns of predictions and ground truth: from anything array-like to checked arrays of one length."""
+"""Convert columns of predictions and ground truth to arrays of one length, check them, and group their rows by video."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from libs.core.errors import UserError
 
 
 def as_columns(source: str, names: Sequence[str], video_id: Any, *numbers: Any) -> list[np.ndarray]:
-    """(N,) arrays, copied: `video_id` as str, `label` as int64, the rest as float64; `names` are those of all columns.
+    """(N,) arrays, copied: `video_id` as str, `label` as int64, the others as float64; `names`: those of all columns.
 
-    Raises UserError naming `source` and the column for what is not numbers, and for columns of different lengths.
+    Raises UserError with `source` and the column for values that are not numbers, and for columns of different lengths.
     """
     columns = [np.array(video_id, dtype=np.str_).reshape(-1)]
     for name, values in zip(names[1:], numbers, strict=True):
@@ -28,10 +28,10 @@ def as_columns(source: str, names: Sequence[str], video_id: Any, *numbers: Any) 
 
 
 def as_reals(values: Any) -> np.ndarray:
-    """(N,) float64 of a flat list or array of real numbers; TypeError for other kinds (text, complex), ValueError for others."""
+    """(N,) float64 of a flat list or array of real numbers; TypeError for other types (text, complex), ValueError for shapes."""
     kinds = (list, tuple, dict, str, bytes, bool, set, np.ndarray)
     if isinstance(values, (list, tuple)) and any(isinstance(v, kinds) for v in values):
-        raise TypeError("it holds other things than numbers")
+        raise TypeError("it holds values that are not numbers")
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"it has the shape {array.shape}, not one value per row")
@@ -41,7 +41,7 @@ def as_reals(values: Any) -> np.ndarray:
 
 
 def as_integers(source: str, values: Any) -> np.ndarray:
-    """(N,) int64 of whole numbers; UserError for others and for those beyond 64 bits."""
+    """(N,) int64 of whole numbers; UserError for other numbers and beyond 64 bits."""
     values = np.array(values).reshape(-1)
     whole = values.dtype.kind in "iuf" and np.isfinite(values).all() and (values % 1 == 0).all()
     if values.size and not (whole and float(values.min()) >= -2.0**63 and float(values.max()) < 2.0**63):
@@ -68,3 +68,11 @@ def check_finite(source: str, video_id: np.ndarray, name: str, values: np.ndarra
         i = bad[0]
         raise UserError(f"{source}: entry {i} (video {video_id[i]}): {name} is {values[i]} ({bad.size} such); every score and "
                         "time must be a finite number")
+
+
+def rows_by_video(video_id: np.ndarray, *keys: np.ndarray) -> dict[str, np.ndarray]:
+    """Video id -> its row numbers, in the order of the ids; rows of a video by ascending `keys` (the last one first; stable)."""
+    names, video = np.unique(video_id, return_inverse=True)
+    order = np.lexsort((*keys, video))
+    ends = np.cumsum(np.bincount(video, minlength=len(names)))
+    return dict(zip(names.tolist(), np.split(order, ends[:-1]), strict=False))  # no rows: split gives one empty part

@@ -1,16 +1,15 @@
-"""Mean average precision and recall of detections, by the ActivityNet rules (SPEC 46 to 48).
+"""Mean average precision and recall of detections, by the ActivityNet rules (SPEC items 46 to 48).
 
     scores = evaluate_detections(detections, ground_truth, tious=[.3, .4, .5, .6, .7]);  print(scores.table())
 
-Per class: predictions of all videos by descending score; at each tIoU a prediction takes the still free ground truth of its
-video with the highest IoU >= tIoU, else it is a false positive; average precision with all-point interpolation; mean over the
-classes of the ground truth, then over the tIoUs.  Equal scores keep their input order; of equal IoUs the last ground truth
-comes first.  Recall@kx: of each video and class the best k * (number of its ground truths) predictions; a ground truth counts
-if any of them reaches the tIoU.
+Per class: predictions of all videos by descending score; at each tIoU a prediction takes the free ground truth of its video with
+the highest IoU >= tIoU, else it is a false positive; average precision with all-point interpolation; mean over the classes of the
+ground truth, then over the tIoUs.  Equal scores keep their input order; of equal IoUs the last ground truth comes first.
+Recall@kx: a ground truth counts if one of the best k * (number of ground truths) predictions of its video and class reaches the
+tIoU.
 
-Everything is computed at once over videos, classes and thresholds: the (prediction, ground truth) pairs that overlap enough
-are listed, and `pick_in_order` settles who gets what (libs/utils/evaluation/matching.py).  At the size of ActivityNet that
-takes well under a second, so classes are not spread over processes.
+All videos, classes and thresholds are matched together (libs/utils/evaluation/matching.py).  That takes well under a second at
+the size of ActivityNet, so classes are not spread over processes.
 """
 from __future__ import annotations
 
@@ -32,10 +31,10 @@ DEFAULT_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What `evaluate_detections` and `evaluate_thumos14` measure; every rate is a fraction of 1.
+    """The results of `evaluate_detections` and `evaluate_thumos14`; all rates are fractions of 1.
 
-    tious (n_tiou,); class_ids (n_cls,) the classes of the ground truth; AP (n_tiou, n_cls); recall (n_tiou, n_recall, n_cls),
-    its kinds named by `recall_names`; counts: predictions and ground_truth that were used, and what was left out.
+    tious (n_tiou,); class_ids (n_cls,) the classes of the ground truth; AP (n_tiou, n_cls); recall (n_tiou, n_recall, n_cls) with
+    the names `recall_names` (n_recall); counts: numbers of predictions and ground truths used, and of those left out.
     """
 
     tious: np.ndarray
@@ -62,11 +61,11 @@ class Scores:
         return self.recall.mean(axis=2)
 
     def class_name(self, class_id: int) -> str:
-        """The name of a class, its id in text where no name is known."""
+        """The name of a class, or its id as text."""
         return (self.label_names or {}).get(int(class_id), str(int(class_id)))
 
     def table(self, per_class: bool = False) -> str:
-        """Percent in text: mAP and recall per tIoU, the average, and with `per_class` the average precision of each class."""
+        """A text table in percent: mAP and recall per tIoU and their average; `per_class`: also the AP of each class."""
         names = [f"{t:.2f}" for t in self.tious] + ["average"]
         rates = np.concatenate([self.mAP[:, None], self.mean_recall], axis=1)
         text = _percent_table("tIoU", names, ["mAP", *self.recall_names], _with_mean(rates))
@@ -91,11 +90,11 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Which detection found which ground truth at every tIoU, by the rules above.
+    """The ground truth that each detection found at every tIoU.
 
-    used (n,) rows of the detections of known classes, class after class, by descending score; det_class (n,) and gt_class (m,)
-    places in class_ids (n_cls,); ground_truth: m rows, without duplicates; matched (n_tiou, n) int32 the ground truth that a
-    used detection found, -1: a false positive; best_iou (n_k, m) that a ground truth reaches among the first
+    used (n,): rows of detections of classes with ground truth, by class, then descending score; det_class (n,), gt_class (m,):
+    indices into class_ids (n_cls,); ground_truth: m rows, without duplicates; matched (n_tiou, n) int32: the ground truth of
+    each used detection, -1 for a false positive; best_iou (n_k, m): highest IoU of each ground truth with the first
     top_k * (number of ground truths) detections of its video and class.
     """
 
@@ -116,7 +115,7 @@ class Matching:
 
 def match_detections(detections: Detections, ground_truth: GroundTruth, tious: Sequence[float] | np.ndarray,
                      top_k: Sequence[int] = ()) -> Matching:
-    """The matching under `evaluate_detections`, which says what is checked and raised."""
+    """Match detections to ground truth; checks, warnings and errors as in `evaluate_detections`."""
     thresholds = checked_tious(tious)
     detections.check("detections")
     kept = without_duplicates(ground_truth)
@@ -132,7 +131,7 @@ def match_detections(detections: Detections, ground_truth: GroundTruth, tious: S
     det_group = groups.find(np.where(video < 0, -1, video * len(class_ids) + det_class))
 
     used = used[np.argsort(-detections.score[used], kind="stable")]
-    # class after class, by descending score; equal scores stay in input order (sorting short integers is many times faster)
+    # by class, then descending score; equal scores stay in input order (sorting short integers is many times faster)
     used = used[np.argsort(det_class[used].astype(np.min_scalar_type(len(class_ids))), kind="stable")]
     det_class, det_group = det_class[used], det_group[used]
     within = _within_top_k(det_group, groups, top_k)
@@ -155,9 +154,9 @@ def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious
                         top_k: Sequence[int] = (1, 5), label_names: Mapping[int, str] | None = None) -> Scores:
     """mAP and recall of `detections` against `ground_truth` (one split); inputs are not changed.
 
-    Duplicate ground truth is dropped first (`without_duplicates`).  Predictions of a class that the ground truth lacks are
-    ignored with one warning; predictions of videos without ground truth are false positives; no prediction at all is an mAP
-    of 0 with a warning.  Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
+    Duplicate ground truth is dropped first (`without_duplicates`).  Predictions of a class without ground truth are ignored with
+    one warning; predictions of videos without ground truth are false positives; without any prediction mAP is 0, with a warning.
+    Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
     """
     top_k = tuple(int(k) for k in top_k)
     if not top_k or min(top_k) < 1:
@@ -168,7 +167,7 @@ def evaluate_detections(detections: Detections, ground_truth: GroundTruth, tious
 
 def scores_of(matching: Matching, num_detections: int, num_ground_truth: int, top_k: Sequence[int] = (),
               label_names: Mapping[int, str] | None = None) -> Scores:
-    """The rates of a matching; the two numbers are those of the rows before any was left out."""
+    """The rates of a matching; `num_detections`, `num_ground_truth`: rows before any were left out."""
     num_gt, classes = matching.num_gt, len(matching.class_ids)
     hit = matching.matched >= 0
     ap = np.stack([interpolated_ap(hit[:, rows], total) for rows, total
@@ -182,21 +181,21 @@ def scores_of(matching: Matching, num_detections: int, num_ground_truth: int, to
 
 
 def class_slices(det_class: np.ndarray, classes: int) -> list[slice]:
-    """Where the rows of each class stand in `det_class` (n,), which is sorted."""
+    """The rows of each class in the sorted array `det_class` (n,)."""
     ends = np.cumsum(np.bincount(det_class, minlength=classes))
     return [slice(begin, end) for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
 
 
 def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:
-    """Ground truth without segments shorter than 1 ms and without repeats: same video and class, start and end both within
-    1 ms of a segment kept before (SPEC 8)."""
+    """Ground truth without segments shorter than 1 ms, and without duplicates: same video and class, start and end both within
+    1 ms of a segment that is kept (SPEC section 8)."""
     keep = ground_truth.t_end - ground_truth.t_start >= DUPLICATE_TOLERANCE_S
     _, video = np.unique(ground_truth.video_id, return_inverse=True)
     order = np.lexsort((ground_truth.t_start, ground_truth.label, video))
     order = order[keep[order]]
     same = (np.diff(video[order]) == 0) & (np.diff(ground_truth.label[order]) == 0)
     close = same & (np.diff(ground_truth.t_start[order]) <= DUPLICATE_TOLERANCE_S)
-    # only runs of starts that lie close together can hold repeats; those few are compared one by one, in input order
+    # only runs of close starts can hold duplicates; compare these few pairwise, in input order
     first = np.flatnonzero(np.insert(~close, 0, True))
     last = np.append(first[1:], len(order))
     for begin, end in zip(*(edge[last - first > 1].tolist() for edge in (first, last)), strict=True):
@@ -211,7 +210,7 @@ def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:
 
 
 def unique_rank_scores(score: np.ndarray) -> np.ndarray:
-    """Scores (N,) replaced by 1 - (rank + 1) / (N + 1), rank by stable descending sort: no ties, the same order."""
+    """Scores (N,) -> 1 - (rank + 1) / (N + 1), rank by stable descending sort: the same order without ties."""
     rank = np.empty(len(score), np.int64)
     rank[np.argsort(-np.asarray(score, np.float64), kind="stable")] = np.arange(len(score))
     return 1.0 - (rank + 1) / (len(score) + 1)
@@ -228,7 +227,7 @@ def interpolated_ap(hit: np.ndarray, num_gt: int) -> np.ndarray:
 
 
 def checked_tious(tious: Sequence[float] | np.ndarray) -> np.ndarray:
-    """tIoU thresholds (n,) float64; UserError unless there is one and all lie in (0, 1]."""
+    """tIoU thresholds (n,) float64; UserError if there are none, or any outside (0, 1]."""
     values = np.array(tious, np.float64).reshape(-1)
     if values.size == 0 or not ((values > 0) & (values <= 1)).all():
         raise UserError(f"tIoU thresholds {values.tolist()}: every one must lie above 0 and not above 1, for example 0.3 0.5 0.7")
@@ -236,20 +235,20 @@ def checked_tious(tious: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def class_indices(label: np.ndarray, class_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each label (n,) in the sorted `class_ids`, and whether it is there at all."""
+    """Index of each label (n,) in the sorted `class_ids`, and whether `class_ids` has it."""
     place = np.minimum(np.searchsorted(class_ids, label), len(class_ids) - 1)
     return place, class_ids[place] == label
 
 
 def codes_of(video_id: np.ndarray, codes: Mapping[str, int]) -> np.ndarray:
-    """codes[id] of each video id (n,), -1 for an id that is not in there; one look-up per run of equal ids."""
+    """codes[id] of each video id (n,), -1 for a missing id; one look-up per run of equal ids."""
     starts = np.flatnonzero(np.concatenate([[True], video_id[1:] != video_id[:-1]])) if len(video_id) else np.empty(0, int)
     heads = np.array([codes.get(video, -1) for video in video_id[starts].tolist()], np.int64)
     return np.repeat(heads, np.diff(starts, append=len(video_id)))
 
 
 def warn_about_unused(detections: Detections, known: np.ndarray) -> np.ndarray:
-    """Rows (k,) whose class is `known` (n,); one warning counts the others, or says that there is no prediction."""
+    """The rows (k,) with `known` (n,) classes; one warning for the others, or if there is no prediction."""
     used = np.flatnonzero(known)
     if len(detections) == 0:
         warnings.warn("there is no prediction at all, so mAP and recall are 0", stacklevel=3)
@@ -271,7 +270,7 @@ def _percent_table(corner: str, rows: Sequence[str], columns: Sequence[str], rat
 
 
 def _within_top_k(det_group: np.ndarray, groups: Groups, top_k: Sequence[int]) -> np.ndarray:
-    """(n_k, n) whether a detection is among the first k * (number of ground truths) of its group; sorted by descending score."""
+    """(n_k, n) bool: detections (by descending score) among the first k * (number of ground truths) of their group."""
     grouped = np.flatnonzero(det_group >= 0)
     by_group = Groups.of(det_group[grouped])
     within = np.zeros((len(top_k), len(det_group)), bool)

@@ -1,11 +1,11 @@
-"""Detections and ground truth as columns, and the files that hold predictions.
+"""Detections and ground truth as columns; read and write prediction files.
 
     .json      {"version": ..., "results": {video id: [{"segment": [s, e], "label": ..., "score": ...}]}, "external_data": {}}
     .csv(.gz)  columns video_id,t_start,t_end,label,score
     .pkl       the published dict: video-id (list), t-start, t-end, label, score (arrays of one length)
 
-Times are seconds.  In JSON and CSV a label is a class name or a class id; pickles are read by
-`libs.utils.files.untrusted_pickle`, which executes nothing.
+Times are in seconds.  In JSON and CSV a label is a class name or a class id.  Pickles are read without running code
+(`libs.utils.files.untrusted_pickle`).
 """
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pickle
 import struct
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +38,15 @@ if TYPE_CHECKING:
 COLUMNS = ("video_id", "t_start", "t_end", "label", "score")
 PUBLISHED_COLUMNS = ("video-id", "t-start", "t-end", "label", "score")
 MAX_UNPACKED = 512 << 20  # bytes of a .gz: 1 MiB of zeros unpacks to 1 GiB
-_UNKNOWN = -(2**63)  # stands for a label name that is in no class list, until the entry is dropped
+_UNKNOWN = -(2**63)  # label of an unknown class name, until the entry is dropped
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Predicted segments of any number of videos, one row each, in the order that decides between equal scores.
+    """Predicted segments of any number of videos, one per row; their order breaks ties of scores.
 
     video_id (N,) str; t_start, t_end (N,) float64 seconds; label (N,) int64 class ids; score (N,) float64.
-    Made by `from_arrays`, which checks the values; `check` repeats that for rows of unknown origin.
+    `from_arrays` checks the values; `check` does so again.
     """
 
     video_id: np.ndarray
@@ -59,8 +58,8 @@ class Detections:
     @classmethod
     def from_arrays(cls, video_id: Sequence[str] | np.ndarray, t_start: Any, t_end: Any, label: Any, score: Any,
                     source: str = "detections") -> Detections:
-        """Columns from anything array-like (copied); UserError naming `source`, row and video for a value that is not
-        finite, a segment that ends before it starts, a label that is no integer or columns of different lengths."""
+        """Columns from anything array-like (copied); UserError with `source`, row and video for values that are not finite,
+        segments that end before they start, labels that are not integers, and columns of different lengths."""
         rows = cls(*as_columns(source, COLUMNS, video_id, t_start, t_end, label, score))
         rows.check(source)
         return rows
@@ -72,7 +71,7 @@ class Detections:
 
     @classmethod
     def concat(cls, parts: Iterable[Detections]) -> Detections:
-        """All rows of the parts, in order; no parts give no rows."""
+        """All rows of the parts (possibly none), in order."""
         parts = list(parts) or [cls.empty()]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS))
 
@@ -84,7 +83,7 @@ class Detections:
         return type(self)(*(getattr(self, name)[index] for name in COLUMNS))
 
     def check(self, source: str) -> None:
-        """UserError naming `source`, row and video unless every number is finite and every segment ends after it starts."""
+        """UserError with `source`, row and video for a number that is not finite or a segment that ends before it starts."""
         check_segments(source, self.video_id, self.t_start, self.t_end)
         check_finite(source, self.video_id, "score", self.score)
 
@@ -127,9 +126,9 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
                      ignore_labels: bool = False) -> Detections:
     """Predictions of a .json, .csv (both also .gz) or .pkl file.
 
-    label_ids: class name -> id.  A name wins over a number; entries whose label is an unknown name are left out with one
-    warning that counts them (unknown numbers are kept: the evaluator ignores them).  ignore_labels: every label becomes 0.
-    Raises UserError naming the file, the entry, the value and the remedy.
+    label_ids: class name -> id; a label that is a class name is never taken for an id.  Entries with an unknown class name are
+    left out with one warning (unknown ids are kept, and ignored by the evaluator).  ignore_labels: set all labels to 0.
+    Raises UserError with the file, the entry, the value and the remedy.
     """
     path = Path(path)
     kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
@@ -139,22 +138,24 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
         raise UserError(f"{path}: unknown kind of predictions file {kind!r}; use .json, .csv, .csv.gz or .pkl")
     columns = readers[kind](path)
     _check_ids(path, columns.video_id)
-    unknown: Counter[str] = Counter()
+    unknown: list[str] = []
     labels = np.zeros(len(columns.label), np.int64) if ignore_labels else _label_ids(str(path), columns.label, label_ids, unknown)
     found = Detections.from_arrays(*columns._replace(label=labels), source=str(path))
     if not unknown:
         return found
-    names = ", ".join(repr(name) + nearest(name, label_ids or ()) for name in list(unknown)[:5])
-    warnings.warn(f"{path}: {sum(unknown.values())} of {len(found)} predictions are ignored, since no class has their label "
+    known = labels != _UNKNOWN
+    names = ", ".join(repr(name) + nearest(name, label_ids or ()) for name in unknown[:5])
+    warnings.warn(f"{path}: {len(found) - known.sum()} of {len(found)} predictions are ignored, since no class has their label "
                   f"({len(unknown)} unknown: {names}{', ...' if len(unknown) > 5 else ''})", stacklevel=2)
-    return found.take(labels != _UNKNOWN)
+    return found.take(known)
 
 
-def write_predictions(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None) -> None:
-    """Write .json, .csv, .csv.gz or .pkl by the file's ending; see the three functions below."""
+def write_predictions(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None,
+                      videos: Iterable[str] = ()) -> None:
+    """Write .json (with `videos`), .csv, .csv.gz or .pkl, by the file name; see the three functions below."""
     name = Path(path).name.lower()
     if name.endswith(".json"):
-        write_predictions_json(path, detections, label_names)
+        write_predictions_json(path, detections, label_names, videos)
     elif name.endswith((".csv", ".csv.gz")):
         write_predictions_csv(path, detections, label_names)
     elif name.endswith((".pkl", ".pickle")):
@@ -164,24 +165,23 @@ def write_predictions(path: str | os.PathLike, detections: Detections, label_nam
 
 
 def write_predictions_json(path: str | os.PathLike, detections: Detections, label_names: Mapping[int, str] | None = None,
-                           version: str = "VERSION 1.3", external_data: Mapping[str, Any] | None = None,
                            videos: Iterable[str] = ()) -> None:
-    """ActivityNet submission file; a class without a name is written as its id in text.  Rows keep their order in a video.
+    """ActivityNet submission file; the id stands for a class without a name.  Rows of a video keep their order.
 
-    videos: ids that come first and in this order, also those without any row."""
+    videos: ids to write first, in this order, even without rows."""
     detections.check(str(path))
     names = label_names or {}
     results: dict[str, list[dict]] = {video: [] for video in videos}
     for video, start, end, label, score in zip(*(getattr(detections, c).tolist() for c in COLUMNS), strict=True):
         results.setdefault(video, []).append({"segment": [start, end], "label": names.get(label, str(label)), "score": score})
-    write_json_atomic(path, {"version": version, "results": results, "external_data": dict(external_data or {})}, indent=None)
+    write_json_atomic(path, {"version": "VERSION 1.3", "results": results, "external_data": {}}, indent=None)
 
 
 def write_predictions_csv(path: str | os.PathLike, detections: Detections,
                           label_names: Mapping[int, str] | None = None) -> None:
-    """CSV with a header, numbers to the last bit, compressed (the same bytes every time) when the name ends in .gz.
+    """CSV with a header and exact numbers; compressed, with reproducible bytes, if the name ends in .gz.
 
-    `DataFrame.to_csv` writes the same bytes, but takes 1.86 s instead of 1.35 s for 472,800 rows, and importing pandas would add
+    `DataFrame.to_csv` writes the same bytes, but takes 1.86 s instead of 1.35 s for 472,800 rows, and importing pandas adds
     0.35 s to every evaluation.
     """
     detections.check(str(path))
@@ -206,7 +206,7 @@ def write_predictions_pickle(path: str | os.PathLike, detections: Detections) ->
 
 
 class _Columns(NamedTuple):
-    """What a reader found, in file order, labels still as written."""
+    """The columns of a file, in file order, with the labels as in the file."""
 
     video_id: Any
     t_start: Any
@@ -296,29 +296,25 @@ def _read_pickle(path: Path) -> _Columns:
     return _Columns(*columns)
 
 
-def _label_ids(source: str, labels: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> np.ndarray:
-    """Class ids (N,) int64 of names or numbers; `unknown` counts the names that have none, their id is _UNKNOWN."""
+def _label_ids(source: str, labels: Any, label_ids: Mapping[str, int] | None, unknown: list[str]) -> np.ndarray:
+    """Class ids (N,) int64 of names or numbers; unknown names get the id _UNKNOWN and are added to `unknown`."""
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iuf":
         return as_integers(source, labels)
-    known: dict[Any, int] = {}
     if isinstance(labels, np.ndarray) and labels.ndim != 1:
         raise UserError(f"{source}: the labels have the shape {labels.shape}; expected one per row")
-    ids = np.empty(len(labels), np.int64)
-    for i, label in enumerate(labels.tolist() if isinstance(labels, np.ndarray) else labels):
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    id_of: dict[tuple[type, Any], int] = {}
+    for i, label in enumerate(labels):
         try:
-            ids[i] = known[type(label), label]
-            if ids[i] == _UNKNOWN and str(label) in unknown:
-                unknown[str(label)] += 1
-            continue
-        except KeyError:
-            pass
+            is_new = (type(label), label) not in id_of
         except TypeError as error:
             raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or id") from error
-        ids[i] = known[type(label), label] = _label_id(source, i, label, label_ids, unknown)
-    return ids
+        if is_new:
+            id_of[type(label), label] = _label_id(source, i, label, label_ids, unknown)
+    return np.array([id_of[type(label), label] for label in labels], np.int64)
 
 
-def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | None, unknown: Counter[str]) -> int:
+def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | None, unknown: list[str]) -> int:
     if isinstance(label, str) and label_ids is not None and label in label_ids:
         return int(label_ids[label])
     number: Any = label if type(label) is int else None
@@ -332,9 +328,9 @@ def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | No
     if not isinstance(label, str) or number is not None:
         raise UserError(f"{source}: entry {i} has the label {shown(label)}; expected a class name or an integer id")
     if label_ids is None:
-        raise UserError(f"{source}: entry {i} has the class name {shown(label)}, and no class list says its id; "
-                        "give the annotation file")
-    unknown[label] += 1
+        raise UserError(f"{source}: entry {i} has the class name {shown(label)}, but there is no class list with "
+                        "its id; give the annotation file")
+    unknown.append(label)
     return _UNKNOWN
 
 

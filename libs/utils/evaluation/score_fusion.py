@@ -1,16 +1,16 @@
-"""Video-level class scores of another model, fused with our segments (SPEC 45).
+"""Fuse segments with the video-level class scores of another model (SPEC item 45).
 
 Per video: the best `num_pred` segments by score, each repeated for the `topk` best external classes with the score
-sqrt(class score * segment score); the model's own labels are dropped.  Used where the detector is class-agnostic (ActivityNet);
-a detector that names classes itself gets worse: on THUMOS14 a user measured 61.8 average mAP with fusion, 66.4 without.
+sqrt(class score * segment score); the detector's labels are dropped.  For class-agnostic detectors (ActivityNet); fusion makes a
+detector with classes worse: on THUMOS14 a user measured 61.8 average mAP with it, 66.4 without.
 
     scores = load_external_scores("cuhk.json", label_ids);  detections = fuse_external_scores(detections, scores)
 
-Layouts, by video (each bare or under the key 'results'; .json, or the same in .npy and .pkl):
+Layouts, by video (at the top level or under the key 'results'; .json, or the same in .npy and .pkl):
     [one score per class]      in the order of the class ids, or of the names under the key 'class' beside 'results'
     {class name: score}, [{"label": class name, "score": score}, ...]      classes that are not named get 0
-and an .npy array (N, classes) for THUMOS14, whose row n - 1 belongs to the video numbered n (video_test_0000004: row 3).  101
-columns are the classes of UCF101 in their order, of which those of the annotations are taken.
+Also an .npy array (N, classes) for THUMOS14: row n - 1 belongs to video number n (video_test_0000004: row 3); 101 columns are the
+classes of UCF101.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from libs.core.errors import UserError, nearest, shown
 from libs.core.names import id_problem
-from libs.utils.evaluation.columns import as_reals
+from libs.utils.evaluation.columns import as_reals, rows_by_video
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.files.io import read_json
 from libs.utils.files.untrusted_pickle import read_plain_npy, read_plain_pickle
@@ -44,10 +44,10 @@ def load_external_scores(path: str | os.PathLike, label_ids: Mapping[str, int] |
                          videos: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Video id -> class scores (K,) float64 by class id; .json, .npy (an array, or a dict saved with numpy.save) or .pkl/.pickle.
 
-    label_ids: class name -> id of the annotations; with it K must be the number of classes, and layouts with class names can be
-    read.  videos: ids to look for in an array, which has none itself.
-    Raises UserError naming the file, the video, the value and the remedy: unreadable or another layout, numbers that are
-    negative or not finite (scores are probabilities), another number of classes, class names that are not known.
+    label_ids: class name -> id of the annotations; needed for layouts with class names; K must equal the number of classes.
+    videos: the ids of the rows of an array.
+    Raises UserError with the file, the video, the value and the remedy for unreadable files, other layouts, numbers that are
+    negative or not finite (scores are probabilities), another number of classes, and unknown class names.
     """
     path, label_ids = Path(path), label_ids or None
     readers = {".json": read_json, ".npy": read_plain_npy, ".pkl": read_plain_pickle, ".pickle": read_plain_pickle}
@@ -83,12 +83,12 @@ def load_external_scores(path: str | os.PathLike, label_ids: Mapping[str, int] |
 
 def fuse_external_scores(detections: Detections, scores: Mapping[str, np.ndarray], num_pred: int = 200, topk: int = 2,
                          source: str = "external scores", keep_unscored: bool = True) -> Detections:
-    """Detections with external classes: videos in the order of their ids, class after class, descending score inside.
+    """Detections with external classes, by video id, then by class, then by descending score.
 
-    scores: video id -> (K,) class probabilities; the place is the class id, and ids may differ by a leading "v_".  A video
-    without scores keeps the labels and scores of its best `num_pred` detections (keep_unscored: False, for detections without a
-    class: it is left out), with one warning that counts such videos (`source` names the scores in it).
-    Equal scores: input order, equal class scores: the lower id first.  Raises UserError for a negative detection score.
+    scores: video id (with or without a leading "v_") -> (K,) probabilities by class id.  keep_unscored: videos without scores
+    keep the labels and scores of their best `num_pred` detections; else (class-agnostic detections) they are left out; one
+    warning counts them (`source`: the name of the scores).
+    Ties: input order of detections, lower class id first.  Raises UserError for a negative detection score.
     """
     if num_pred < 1 or topk < 1:
         raise UserError(f"num_pred {num_pred} and topk {topk} must be at least 1")
@@ -96,34 +96,32 @@ def fuse_external_scores(detections: Detections, scores: Mapping[str, np.ndarray
         i = int(detections.score.argmin())
         raise UserError(f"detections: video {detections.video_id[i]} has the score {detections.score[i]}; fusion takes square "
                         "roots, so scores must not be negative")
-    names, video = np.unique(detections.video_id, return_inverse=True)
-    order = np.lexsort((-detections.score, video))
-    ends = np.cumsum(np.bincount(video, minlength=len(names)))
+    videos = rows_by_video(detections.video_id, -detections.score)
     fused: list[Detections] = []
     missing: list[str] = []
-    for name, rows in zip(names.tolist(), np.split(order, ends[:-1]), strict=False):  # no video: split gives one empty part
+    for name, rows in videos.items():
         best = detections.take(rows[:num_pred])
-        own = next((key for key in (name, name.removeprefix("v_"), f"v_{name}") if key in scores), None)
-        if own is None:
+        scored_id = next((key for key in (name, name.removeprefix("v_"), f"v_{name}") if key in scores), None)
+        if scored_id is None:
             missing.append(name)
-            fused.append(best if keep_unscored else best.take(np.zeros(0, np.int64)))
+            fused += [best] if keep_unscored else []
             continue
-        class_scores = np.asarray(scores[own], np.float64)
+        class_scores = np.asarray(scores[scored_id], np.float64)
         classes = np.argsort(-class_scores, kind="stable")[:topk]
         fused.append(Detections(
             np.tile(best.video_id, len(classes)), np.tile(best.t_start, len(classes)), np.tile(best.t_end, len(classes)),
             np.repeat(classes.astype(np.int64), len(best)), np.sqrt(np.outer(class_scores[classes], best.score)).reshape(-1)))
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        fate = ("keep the model's own labels and scores" if keep_unscored else
-                "are left out, since the model itself names no class")
-        warnings.warn(f"{source}: {len(missing)} of {len(names)} videos have no external scores and {fate} ({some})",
+        outcome = ("keep the model's own labels and scores" if keep_unscored else
+                   "are left out, since the model predicts no classes")
+        warnings.warn(f"{source}: {len(missing)} of {len(videos)} videos have no external scores and {outcome} ({some})",
                       stacklevel=2)
     return Detections.concat(fused)
 
 
 def _rows_of_numbers(path: Path, array: np.ndarray, videos: Collection[str]) -> dict[str, np.ndarray]:
-    """Rows of an array by video id, for ids that end in a number (of THUMOS14)."""
+    """Rows of an array by video id, for ids that end in a number (THUMOS14)."""
     numbers = {video: int(match[0]) for video in videos if (match := re.search(r"[0-9]{1,9}$", video))}
     rows = {video: array[n - 1] for video, n in numbers.items() if 1 <= n <= len(array)}
     if not rows:
@@ -133,7 +131,7 @@ def _rows_of_numbers(path: Path, array: np.ndarray, videos: Collection[str]) -> 
 
 
 def _places(path: Path, names: Any, label_ids: Mapping[str, int]) -> np.ndarray:
-    """For each class id the place of its name in the file's list of classes, -1 for ids without a name."""
+    """Index of each class id in the file's list of class names, -1 for ids without a name."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: class is {str(names)[:60]}; expected the list of class names")
     places = np.full(max(label_ids.values()) + 1, -1)
@@ -148,7 +146,7 @@ def _places(path: Path, names: Any, label_ids: Mapping[str, int]) -> np.ndarray:
 def _named(path: Path, video: Any, pairs: Mapping[str, Any], label_ids: Mapping[str, int] | None) -> list[Any]:
     """Scores by class id from scores by class name."""
     if label_ids is None:
-        raise UserError(f"{path}: video {video} has scores by class name, and no annotations say the ids of the names")
+        raise UserError(f"{path}: video {video} has scores by class name, but no annotations map the names to ids")
     values = [0.0] * (max(label_ids.values()) + 1)
     for name, value in pairs.items():
         if name not in label_ids:
@@ -158,7 +156,7 @@ def _named(path: Path, video: Any, pairs: Mapping[str, Any], label_ids: Mapping[
 
 
 def _by_class_id(path: Path, scores: dict[str, np.ndarray], label_ids: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Unchanged if there is a score per class id; the right ones of 101 columns; UserError otherwise."""
+    """Scores with one value per class id; from 101 columns those of the annotated classes; else UserError."""
     first, classes = next(iter(scores)), max(label_ids.values()) + 1
     found = len(scores[first])
     if found == classes:
@@ -174,7 +172,7 @@ def _by_class_id(path: Path, scores: dict[str, np.ndarray], label_ids: Mapping[s
 
 def _class_scores(path: Path, video: Any, values: Any, label_ids: Mapping[str, int] | None,
                   places: np.ndarray | None) -> np.ndarray:
-    """(K,) scores of one video, checked, in the order of the class ids as far as the file's layout tells it."""
+    """(K,) checked scores of one video, by class id if the file names the classes, else in file order."""
     if isinstance(values, list) and values and all(isinstance(v, dict) and {"label", "score"} <= set(v) for v in values):
         values = {str(v["label"]): v["score"] for v in values}
     named = isinstance(values, dict)
@@ -202,5 +200,5 @@ def _class_scores(path: Path, video: Any, values: Any, label_ids: Mapping[str, i
 
 
 def _placed(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Scores by class id, 0 for an id that has no place in the file."""
+    """Scores by class id, 0 for an id that the file does not have."""
     return np.where(places < 0, 0.0, scores[places])

@@ -1,6 +1,6 @@
-"""Detections of one video as something to play beside it: SubRip (.srt), WebVTT (.vtt) and ELAN (.eaf) text.
+"""Detections of one video as subtitles or annotations for players: SubRip (.srt), WebVTT (.vtt) and ELAN (.eaf) text.
 
-Rows are written in order of their start.  Times are rounded to milliseconds; a segment lasts at least one.
+Rows are sorted by start.  Times are rounded to milliseconds; a segment lasts at least one.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from libs.utils.evaluation.predictions import Detections
 
-SCORES = " score"  # what the name of a tier of scores adds to that of its class
+SCORES = " score"  # suffix of the name of a tier of scores
 
 
 class Cue(NamedTuple):
@@ -27,13 +27,13 @@ class Cue(NamedTuple):
 
 
 def cues(detections: Detections, label_names: Mapping[int, str]) -> list[Cue]:
-    """The rows by start, then end; names in one line."""
+    """The rows by start, then end, with class names on one line."""
     found = []
     for i in np.lexsort((detections.t_end, detections.t_start)):
         start, end = (max(round(1000 * float(t[i])), 0) for t in (detections.t_start, detections.t_end))
         number = int(detections.label[i])
         name = " ".join(label_names.get(number, str(number)).split())
-        label = "".join(c for c in name if c.isprintable())  # XML has no room for control characters
+        label = "".join(c for c in name if c.isprintable())  # XML does not allow control characters
         found.append(Cue(start, max(end, start + 1), label, float(detections.score[i])))
     return found
 
@@ -51,21 +51,17 @@ def vtt_text(detections: Detections, label_names: Mapping[int, str]) -> str:
                                   f"{c.score:.2f}\n\n" for c in cues(detections, label_names))
 
 
-def eaf_text(detections: Detections, label_names: Mapping[int, str], media: str = "",
-             date: datetime.datetime | None = None) -> str:
-    """ELAN annotation document (EAF 3.0): a tier per class whose annotations say the class, and below it a tier of their scores.
+def eaf_text(detections: Detections, label_names: Mapping[int, str]) -> str:
+    """ELAN annotation document (EAF 3.0): a tier of annotations per class, and below it a tier of their scores.
 
-    Annotations of an ELAN tier cannot overlap, so a class whose segments do gets further tiers, `label 2`, ...
-    media: URL of the video, or nothing; date: of the document (now).
+    Annotations of an ELAN tier must not overlap, so a class with overlapping segments gets more tiers, `label 2`, ...
     """
-    stamp = (date or datetime.datetime.now(datetime.timezone.utc)).isoformat(timespec="seconds")
+    stamp = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     root = ElementTree.Element("ANNOTATION_DOCUMENT", {
         "AUTHOR": "", "DATE": stamp, "FORMAT": "3.0", "VERSION": "3.0",
         "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",
         "xsi:noNamespaceSchemaLocation": "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"})
-    header = ElementTree.SubElement(root, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
-    if media:
-        ElementTree.SubElement(header, "MEDIA_DESCRIPTOR", {"MEDIA_URL": media, "MIME_TYPE": "video/mp4"})
+    ElementTree.SubElement(root, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
     slots = ElementTree.SubElement(root, "TIME_ORDER")
     tiers = _tiers(cues(detections, label_names))
     times = sorted((time, tier, i, end) for tier, (_, found) in enumerate(tiers) for i, c in enumerate(found)
@@ -102,7 +98,7 @@ def _annotation(tier: ElementTree.Element, kind: str, attributes: dict[str, str]
 
 
 def _tiers(found: list[Cue]) -> list[tuple[str, list[Cue]]]:
-    """Tiers by name, no two cues of one overlapping: each cue goes onto its class's first tier that is free."""
+    """(name, cues) of each tier, without overlaps: each cue goes to the first tier of its class that is free."""
     by_label: dict[str, list[list[Cue]]] = {}
     for cue in found:
         rows = by_label.setdefault(cue.label, [])

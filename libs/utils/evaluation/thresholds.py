@@ -1,4 +1,4 @@
-"""Score thresholds for deployment: what is worth showing, apart from what an evaluation needs (mAP wants the low scores too)."""
+"""Score thresholds for deployment: keep only confident detections (mAP, in contrast, needs the low scores too)."""
 from __future__ import annotations
 
 import os
@@ -13,7 +13,7 @@ from libs.utils.evaluation.predictions import Detections
 
 
 def read_thresholds(path: str | os.PathLike) -> dict[str, float]:
-    """{class name: least score} from a JSON or YAML file; UserError names the file, the class and the value."""
+    """{class name: least score} from a JSON or YAML file; UserError with the file, the class and the value."""
     content = parse(read_text(path, "file of thresholds"), str(path))
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected {{class name: least score, ...}}")
@@ -21,7 +21,7 @@ def read_thresholds(path: str | os.PathLike) -> dict[str, float]:
 
 
 def check_threshold(value: object, where: str) -> float:
-    """`value` as a number; UserError naming `where` unless it is one from 0 to 1."""
+    """`value` as a float; UserError with `where` unless it is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise UserError(f"{where}: {value!r} is not a score; use a number from 0 to 1")
     return float(value)
@@ -29,9 +29,9 @@ def check_threshold(value: object, where: str) -> float:
 
 def above(detections: Detections, threshold: float, per_class: Mapping[str, float], label_names: Mapping[int, str],
           source: str = "thresholds") -> Detections:
-    """The rows whose score is at least that of their class in `per_class`, else `threshold`; order kept.
+    """The rows with a score of at least the threshold of their class in `per_class`, else `threshold`; order is kept.
 
-    Raises UserError for a class name that is unknown (`source` names where it came from) and a threshold outside [0, 1].
+    Raises UserError for an unknown class name (`source`: the origin of `per_class`) and a threshold outside [0, 1].
     """
     ids = {name: number for number, name in label_names.items()}
     least = np.full(max([*label_names, *detections.label.tolist(), 0]) + 1, check_threshold(threshold, "threshold"))

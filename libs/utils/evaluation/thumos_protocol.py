@@ -1,13 +1,13 @@
 """The official THUMOS14 detection protocol and its ground-truth folder.
 
-Per class and video, detections by descending score; ground truths in file order each take the still free detection with the
-highest IoU (not the highest score) if that IoU is above the threshold; free detections that touch an `Ambiguous` segment are
-dropped, the other free ones are false positives.  Then all videos in name order, stable sort by descending score; average
-precision is the sum of the precision at each true positive over the number of ground truths (no interpolation).
-Source: the challenge's TH14evalDet_Updated.m, as restated at the end of SPEC section 8.
+Per class and video: ground truths in file order each take the free detection with the highest IoU (not the highest score) if that
+IoU is above the threshold; free detections that touch an `Ambiguous` segment are dropped, the other free ones are false
+positives.  Then a stable sort of all videos, in name order, by descending score; average precision is the sum of the precision at
+each true positive over the number of ground truths (no interpolation).
+Source: the challenge's TH14evalDet_Updated.m, as described at the end of SPEC section 8.
 
-Folder: `<Class>_test.txt` files of lines `<video> <start s> <end s>`, `Ambiguous_test.txt`, and `detclasslist.txt` with lines
-`<class id> <class name>` (without it the classes are numbered from 1 in the order of their names).
+Folder: `<Class>_test.txt` files with lines `<video> <start s> <end s>`, `Ambiguous_test.txt`, and `detclasslist.txt` with lines
+`<class id> <class name>` (without it classes are numbered from 1 in the order of their names).
 """
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
                       ambiguous: GroundTruth | None = None, label_names: Mapping[int, str] | None = None) -> Scores:
     """mAP by the official protocol, and recall after the last detection; inputs are not changed.
 
-    ambiguous: segments (labels unused) that excuse unmatched detections touching them; None: nothing is excused.
-    Ground truth is taken as it stands (no duplicate is dropped).  Predictions of a class without ground truth are ignored with
-    one warning; no prediction at all is an mAP of 0 with a warning.
+    ambiguous: segments (labels unused); unmatched detections that touch one are dropped.
+    Duplicate ground truth is kept.  Predictions of a class without ground truth are ignored with one warning; without any
+    prediction mAP is 0, with a warning.
     Raises UserError for non-finite numbers, a tIoU outside (0, 1], or no ground truth.
     """
     thresholds = checked_tious(tious)
@@ -68,9 +68,9 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
     sizes = np.bincount(det_class, minlength=num_classes)
     ap, recall = np.zeros((2, len(thresholds), num_classes))
     for c, end in enumerate(np.cumsum(sizes)):
-        mine = slice(end - sizes[c], end)
-        for i, hits in enumerate(hit[:, mine]):
-            hits = hits[hits | ~excused[mine]]
+        rows = slice(end - sizes[c], end)
+        for i, hits in enumerate(hit[:, rows]):
+            hits = hits[hits | ~excused[rows]]
             precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
             ap[i, c] = precision[hits].sum() / totals[c]
             recall[i, c] = hits.sum() / totals[c]
@@ -81,8 +81,8 @@ def evaluate_thumos14(detections: Detections, ground_truth: GroundTruth, tious: 
 
 @dataclass(frozen=True, eq=False)
 class ThumosFolder:
-    """The content of an official annotation folder: subset ('test' or 'val'), ground truth, ambiguous segments (label -1),
-    class name -> id, and the ids of all videos that appear in any file."""
+    """An official annotation folder: subset ('test' or 'val'), ground truth, ambiguous segments (label -1), class name -> id, and
+    the ids of all videos in its files."""
 
     subset: str
     ground_truth: GroundTruth
@@ -92,16 +92,16 @@ class ThumosFolder:
 
 
 def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> ThumosFolder:
-    """Read `<Class>_<subset>.txt` files; subset: 'test' or 'val', may be left out where the folder has only one.
+    """Read the `<Class>_<subset>.txt` files; subset: 'test' or 'val', optional if the folder has only one.
 
-    Raises UserError naming the file and the line for anything malformed, a class file missing in the class list, no files.
+    Raises UserError with the file and the line for malformed lines, classes that the class list lacks, and missing files.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder; name the one with the official <Class>_test.txt files")
+        raise UserError(f"{folder}: is not a folder; name the one with the official <Class>_test.txt files")
     found = [(match[1], match[2], path) for path in sorted(folder.iterdir())
              if (match := re.fullmatch(r"(\w+)_(test|val)\.txt", path.name))]
-    subsets = sorted({its for _, its, _ in found})
+    subsets = sorted({suffix for _, suffix, _ in found})
     if not subsets:
         raise UserError(f"{folder}: has no <Class>_test.txt file; name the folder with the official THUMOS14 annotations")
     if subset is None and len(subsets) > 1:
@@ -109,7 +109,7 @@ def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> Thumo
     subset = subset or subsets[0]
     if subset not in subsets:
         raise UserError(f"{folder}: has no <Class>_{subset}.txt file; its split is {' or '.join(subsets)}")
-    files = {name: path for name, its, path in found if its == subset}
+    files = {name: path for name, suffix, path in found if suffix == subset}
     label_ids = _class_list(folder, files)
     segments: list[tuple[str, float, float, int]] = []
     ambiguous: list[tuple[str, float, float, int]] = []

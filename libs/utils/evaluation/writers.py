@@ -1,6 +1,6 @@
-"""Where and how detections are written: one file for all videos (json, csv, pkl) or one per video (srt, vtt, eaf).
+"""Write detections into one file for all videos (json, csv, pkl) or one file per video (srt, vtt, eaf).
 
-    target = plan_output("out.json", None, ["a", "b"])     # checked before the work begins
+    target = plan_output("out.json", None, ["a", "b"])     # fails before the work begins
     write_output(target, detections, label_names, videos)
 """
 from __future__ import annotations
@@ -11,28 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.core.errors import UserError, nearest
-from libs.utils.evaluation.predictions import Detections, write_predictions, write_predictions_json
+from libs.utils.evaluation.predictions import Detections, write_predictions
 from libs.utils.evaluation.subtitles import eaf_text, srt_text, vtt_text
 from libs.utils.files.io import check_writable, write_text_atomic
 
 TABLES = (".json", ".csv", ".csv.gz", ".pkl")
 PER_VIDEO = {".srt": srt_text, ".vtt": vtt_text, ".eaf": eaf_text}
 FORMATS = tuple(kind.lstrip(".") for kind in (*TABLES, *PER_VIDEO))
-NAME = "predictions"  # of the one file in a folder
+NAME = "predictions"  # of a single file in a folder
 
 
 @dataclass(frozen=True)
 class Output:
-    """kind: the ending; files: the one file, or the file of each video."""
+    """kind: the file name extension; files: the single file, or one per video."""
 
     kind: str
     files: tuple[Path, ...]
 
 
 def plan_output(path: str | os.PathLike, fmt: str | None, videos: Sequence[str]) -> Output:
-    """What `path` means: a file whose ending is the format, or (with `fmt`, one of FORMATS) a folder, which is made.
+    """The files to write: `path` itself, if it ends in a known format, or files of the format `fmt` in the folder `path`.
 
-    Raises UserError for an unknown ending or format, one file for the subtitles of several videos, and what cannot be written.
+    Creates folders.  Raises UserError for an unknown format, one subtitle file for several videos, and paths that are not
+    writable.
     """
     path = Path(path)
     if fmt is not None and fmt not in FORMATS:
@@ -60,11 +61,9 @@ def plan_output(path: str | os.PathLike, fmt: str | None, videos: Sequence[str])
 
 
 def write_output(output: Output, detections: Detections, label_names: Mapping[int, str], videos: Sequence[str]) -> None:
-    """Write each file whole or not at all; a video without detections gets an empty list, or a file without cues."""
-    if output.kind == ".json":
-        write_predictions_json(output.files[0], detections, label_names, videos=videos)
-    elif output.kind in TABLES:
-        write_predictions(output.files[0], detections, label_names)
+    """Write each file atomically; a video without detections gets an empty list, or a file without cues."""
+    if output.kind in TABLES:
+        write_predictions(output.files[0], detections, label_names, videos)
     else:
         for file, video in zip(output.files, videos, strict=True):
             text = PER_VIDEO[output.kind](detections.take(detections.video_id == video), label_names)

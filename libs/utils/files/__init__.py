@@ -1,1 +1,1 @@
-"""Files: atomic writing, checkpoints, untrusted pickles, checksums, archives, staging."""
+"""Files: atomic writing, JSON and CSV, checksums, untrusted pickles and archives, staging."""

@@ -52,7 +52,7 @@ def _counted(count: int) -> int:
 
 
 class CpuLibrary:
-    """csrc/nms.cpp.  Tensors are contiguous, on the CPU; raises OSError if the library cannot be used."""
+    """csrc/nms.cpp.  Tensors are contiguous, on the CPU.  Raises OSError if the library cannot be used."""
 
     name = "compiled CPU"
     device_type = "cpu"

@@ -53,9 +53,9 @@ def test_round_trip_of_nothing(tmp_path: Path, kind: str) -> None:
 
 def test_activitynet_json(tmp_path: Path) -> None:
     found = Detections.from_arrays(["a", "b", "a"], [1, 2, 3], [4, 5, 6], [0, 5, 0], [.5, .6, .7])
-    write_predictions_json(tmp_path / "p.json", found, NAMES, version="v", external_data={"used": False})
+    write_predictions_json(tmp_path / "p.json", found, NAMES)
     assert json.loads((tmp_path / "p.json").read_text()) == {
-        "version": "v", "external_data": {"used": False}, "results": {
+        "version": "VERSION 1.3", "external_data": {}, "results": {
             "a": [{"segment": [1.0, 4.0], "label": "jump", "score": 0.5}, {"segment": [3.0, 6.0], "label": "jump", "score": 0.7}],
             "b": [{"segment": [2.0, 5.0], "label": "5", "score": 0.6}]}}
 
@@ -167,7 +167,7 @@ def test_unknown_names_are_left_out_with_one_warning(tmp_path: Path) -> None:
     ("p.csv", "video_id,t_start,t_end,label,score\na,0,1_000,0,0.5\n", r"p\.csv: line 2: t_end is '1_000'"),
     ("p.csv", "video_id,t_start,t_end,label,score,label\na,0,1,0,0.5,1\n", r"p\.csv: .*'label' twice"),
     ("p.csv", "video_id,t_start,t_end,label,score\na,0,inf,0,0.5\n", r"p\.csv: entry 0 \(video a\): t_end is inf"),
-    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,jump,0.5\n", "class name 'jump', and no class list"),
+    ("p.csv", "video_id,t_start,t_end,label,score\na,0,1,jump,0.5\n", "class name 'jump', but there is no class list"),
     ("p.csv.gz", "plain text", "not a whole gzip file"),
     ("p.txt", "", "unknown kind")])
 def test_broken_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

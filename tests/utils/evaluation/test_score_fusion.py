@@ -119,7 +119,7 @@ def test_scores_of_other_classes_are_refused(tmp_path: Path, content: dict, mess
 
 def test_names_need_annotations(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({"a": {"jump": 1}}))
-    with pytest.raises(UserError, match="video a has scores by class name, and no annotations say the ids"):
+    with pytest.raises(UserError, match="video a has scores by class name, but no annotations"):
         load_external_scores(tmp_path / "s.json")
 
 
@@ -158,7 +158,7 @@ def test_detections_without_a_class_are_left_out_where_scores_are_missing() -> N
 
 @pytest.mark.parametrize(("content", "message"), [
     ("[1, 2]", "holds a list"), ("{}", "names no video"), ('{"a": 3}', r"video a has 3 \(it has the shape"),
-    ('{"a": [[1, 2], [3, 4]]}', "it holds other things than numbers"), ('{"a": "high"}', "video a has 'high'"),
+    ('{"a": [[1, 2], [3, 4]]}', "it holds values that are not numbers"), ('{"a": "high"}', "video a has 'high'"),
     ('{"a": [0.1, -0.2]}', r"video a: the score of class 1 is -0.2"), ('{"a": [NaN]}', "the score of class 0 is nan"),
     ('{"a": [1, 2], "b": [1]}', "video b has 1 class scores, a has 2"), ("{", "not valid JSON")])
 def test_broken_scores_are_refused(tmp_path: Path, content: str, message: str) -> None:

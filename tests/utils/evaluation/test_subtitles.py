@@ -53,12 +53,9 @@ def test_webvtt():
 
 def test_elan():
     """Every annotation once, on tiers without overlaps, with its score below it; all references resolve."""
-    date = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.timezone.utc)
-    text = eaf_text(FOUND, NAMES, "file:///v.mp4", date)
-    assert text == eaf_text(FOUND, NAMES, "file:///v.mp4", date)
+    text = eaf_text(FOUND, NAMES)
     root = ElementTree.fromstring(text.encode())
-    assert root.get("DATE") == "2024-05-06T07:08:09+00:00"
-    assert root.find("HEADER/MEDIA_DESCRIPTOR").get("MEDIA_URL") == "file:///v.mp4"
+    assert datetime.datetime.fromisoformat(root.get("DATE")).tzinfo is not None
     slots = {s.get("TIME_SLOT_ID"): int(s.get("TIME_VALUE")) for s in root.iter("TIME_SLOT")}
     assert list(slots.values()) == sorted(slots.values())
     assert len(slots) == 12
