@@ -60,10 +60,10 @@ def chosen(args: Namespace) -> Document:
     document = convert_activitynet(args.annotations, "ActivityNet", "ActivityNet annotation file (JSON)", None, every)
     ids = sorted(video for video, entry in document.videos.items() if entry["subset"] == SPLIT)
     if len(ids) < args.videos:
-        raise UserError(f"{args.annotations}: has {len(ids)} validation videos, {args.videos} are asked for; ask for fewer")
+        raise UserError(f"{args.annotations}: has {len(ids)} validation videos, but --videos is {args.videos}; choose fewer")
     keep = set(ids[:args.videos])
     document.leave_out([video for video, entry in document.videos.items() if entry["subset"] == SPLIT and video not in keep],
-                       "beyond those asked for")
+                       "not among the first --videos")
     return document
 
 
@@ -94,20 +94,20 @@ def _name(annotations: Annotations, label: int) -> str:
 
 
 def works(folder: Path, annotations: Annotations) -> dict[str, Callable[[], Any]]:
-    """What is measured, by name."""
+    """Name -> call to measure."""
     files = {name: folder / f"{name}.json" for name in ("annotations", "predictions", "class_scores")}
     found = read_predictions(files["predictions"], ignore_labels=True)
     scores = load_external_scores(files["class_scores"], annotations.label_ids)
     fused = fuse_external_scores(found, scores)
     videos = [(v.id, v.segments, v.labels) for v in annotations.videos.values() if v.subset == SPLIT]
-    truth, tious = GroundTruth.from_videos(videos), get_preset("anet").tious
+    ground_truth, tious = GroundTruth.from_videos(videos), get_preset("anet").tious
     command = [sys.executable, str(ROOT / "tools/evaluate.py"), str(files["predictions"]), str(files["annotations"]), "--split",
                SPLIT, "--class-scores", str(files["class_scores"]), "--tiou", *map(str, tious)]
     return {"read annotations": lambda: load_annotations(files["annotations"]),
             "read predictions": lambda: read_predictions(files["predictions"], ignore_labels=True),
             "read class scores": lambda: load_external_scores(files["class_scores"], annotations.label_ids),
             "fusion": lambda: fuse_external_scores(found, scores),
-            "mAP and recall": lambda: evaluate_detections(fused, truth, tious),
+            "mAP and recall": lambda: evaluate_detections(fused, ground_truth, tious),
             "all, a new process": lambda: subprocess.run(command, check=True, capture_output=True)}
 
 

@@ -33,7 +33,7 @@ from libs.utils.files.io import read_json, write_json_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 FPS, STRIDE, NUM_FRAMES = 30.0, 4, 16
-TYPICAL, LONG = 1200, 6294  # vectors of a typical video of THUMOS14 and of one of its longest
+TYPICAL, LONG = 1200, 6294  # feature vectors of a typical and of a long video of THUMOS14
 REFERENCE_G = {TYPICAL: 0.4, LONG: 3.3}  # np.load and transpose: 26 and 229 ms with G = 62 ms
 
 
@@ -72,7 +72,7 @@ def open_dataset(config: Config) -> TalDataset:
 
 
 def forget(folder: Path) -> None:
-    """Ask the system to drop the files of a folder from its memory, so that the next reading comes from the disk."""
+    """Ask the system to drop the files of a folder from the page cache, so that the next read comes from the disk."""
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -95,7 +95,7 @@ def alternated(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, l
 
 
 def one_video(settings: list[str], device: torch.device, runs: int) -> dict[str, list[float]]:
-    """Whole videos of TYPICAL and LONG steps, each into memory that is there already, and a window of the long one."""
+    """Whole videos of TYPICAL and LONG steps, into allocated memory, and a window of the long one."""
     dataset, kept = open_dataset(configured(settings)), open_dataset(configured(settings, "loader.cache=ram"))
     on_device = open_dataset(configured(settings, "loader.cache=device"))
     kept.keep()
@@ -136,7 +136,7 @@ def samples(settings: list[str], folder: Path, device: torch.device, epochs: int
 
 
 def waiting(settings: list[str], device: torch.device, step_s: float, epochs: int) -> dict[str, list[float]]:
-    """Seconds that each step of `step_s` (asleep) waits for its batch, the first of every epoch left out."""
+    """Seconds that each step (a sleep of `step_s`) waits for its batch, without the first step of every epoch."""
     seconds: dict[str, list[float]] = {}
     for cache, workers in (("none", 0), ("none", 2), ("ram", 2), ("device", 0)):
         config = configured(settings, f"loader.num_workers={workers}", f"loader.cache={cache}")

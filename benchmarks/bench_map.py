@@ -42,9 +42,9 @@ SIZES = (
 )
 
 
-def generate(size: Size, seed: int = 0) -> tuple[Detections, GroundTruth]:
-    """Predictions, video after video by descending score, as inference gives them, and the segments they should find."""
-    rng = np.random.default_rng(seed)
+def generate(size: Size) -> tuple[Detections, GroundTruth]:
+    """Predictions, by video and descending score, as from inference, and the ground truth."""
+    rng = np.random.default_rng(0)
     count = 1 + rng.poisson(size.segments - 1, size.videos)
     gt_video = np.repeat(np.arange(size.videos), count)
     main_class = np.arange(size.videos) % size.classes
@@ -69,12 +69,12 @@ def generate(size: Size, seed: int = 0) -> tuple[Detections, GroundTruth]:
 
 
 def measure(size: Size, runs: int) -> list[dict]:
-    """One entry per step: evaluation from columns in memory, making the columns, reading each kind of file."""
-    found, truth = generate(size)
+    """One entry per operation: evaluation from columns in memory, making the columns, reading each kind of file."""
+    found, ground_truth = generate(size)
     columns = [getattr(found, name) for name in COLUMNS]
-    score = evaluate_detections(found, truth, size.tious)
-    works = {"mAP and recall": lambda: evaluate_detections(found, truth, size.tious),
-             "official protocol": lambda: evaluate_thumos14(found, truth, size.tious),
+    score = evaluate_detections(found, ground_truth, size.tious)
+    works = {"mAP and recall": lambda: evaluate_detections(found, ground_truth, size.tious),
+             "official protocol": lambda: evaluate_thumos14(found, ground_truth, size.tious),
              "columns from arrays": lambda: Detections.from_arrays(*columns)}
     entries = [{"work": work, "seconds": seconds_of(call, None, runs)} for work, call in works.items()]
     entries[0] |= {"reference_g": size.reference_g, "average_mAP": score.average_mAP}
@@ -84,7 +84,7 @@ def measure(size: Size, runs: int) -> list[dict]:
             write_predictions(path, found)
             seconds = seconds_of(lambda path=path: read_predictions(path), None, min(runs, 3))
             entries.append({"work": f"read .{kind}", "seconds": seconds})
-    about = (f"{size.videos} videos, {len(found)} predictions, {len(truth)} segments, {size.classes} classes, "
+    about = (f"{size.videos} videos, {len(found)} predictions, {len(ground_truth)} segments, {size.classes} classes, "
              f"{len(size.tious)} tIoU")
     print(f"{size.name} size: {about}; average mAP {100 * score.average_mAP:.2f} %", flush=True)
     return [{"size": size.name, "data": about, **entry} for entry in entries]

@@ -4,8 +4,8 @@
     python benchmarks/bench_memory.py                               on the CPU (Linux)
     python benchmarks/bench_memory.py --device cuda --json OUT      on a GPU: what torch allocates there
 
-Every run is a process of its own: it builds model and inputs, runs a short sequence, then resets the peak.  CPU: resident
-memory of the process, libraries included; "rise" is the peak above what was held before the call (model, inputs, libraries).
+Every run is a new process: it builds model and inputs, runs a short sequence, then resets the peak.  CPU: resident
+memory of the process, libraries included; "rise" is the peak above the memory before the call (model, inputs, libraries).
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from libs.modeling.model import build_model
 
 GB = 1e9
 WORKS = ("inference", "training")
-WARM_STEPS = 288  # of the sequence before the peak is reset, rounded to what the network takes
+WARM_STEPS = 288  # of the sequence before the peak is reset
 # the first release on a CPU, float32: peak of the whole process, GB, by work and steps
 REFERENCE_GB = {("inference", 2304): 0.95, ("inference", 12535): 1.30, ("training", 2304): 3.4}
 
@@ -78,7 +78,7 @@ def training(config: Config, steps: int, device: torch.device) -> tuple[Memory, 
 
 
 def measure(work: str, path: Path, overrides: list[str], precision: str, steps: int, name: str) -> tuple[int, int, int]:
-    """Bytes held before, rise, and bytes of the input of one case; run in a process of its own."""
+    """Bytes held before, rise, and bytes of the input of one case; run in a new process."""
     device, section = device_of(name), "test_cfg" if work == "inference" else "train_cfg"
     config = load_config(path, [*overrides, f"{section}.precision={precision}"])
     check_precision(precision, device, config.source, f"{section}.precision")
@@ -103,9 +103,9 @@ def growth(rows: list[dict[str, Any]]) -> list[str]:
     """How much the peak of the whole process grows from the shortest to the longest sequence, per precision."""
     lines = []
     for precision in dict.fromkeys(row["precision"] for row in rows):
-        mine = sorted((r for r in rows if r["precision"] == precision and r["work"] == "inference"), key=lambda r: r["steps"])
-        if len(mine) > 1:
-            first, last = mine[0], mine[-1]
+        group = sorted((r for r in rows if r["precision"] == precision and r["work"] == "inference"), key=lambda r: r["steps"])
+        if len(group) > 1:
+            first, last = group[0], group[-1]
             lines.append(f"inference, {precision}: from {first['steps']} to {last['steps']} steps the peak grows by "
                          f"{last['peak_GB'] - first['peak_GB']:.3f} GB, input {last['input_GB'] - first['input_GB']:.3f} GB")
     return lines

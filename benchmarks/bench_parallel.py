@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""N processes x batch b, and k accumulated batches, against one process with the whole batch; how fast a dead process ends all.
+"""N processes x batch b, and k accumulated batches, against one process with the whole batch; how fast all end after one dies.
 
     python benchmarks/bench_parallel.py --json parallel.json                 # every case and split: minutes
     python benchmarks/bench_parallel.py --cases "auto loss weight" "c2ms cross_modal" --splits 2x1 1x3
@@ -86,7 +86,7 @@ TEACHERS = {"transformer": ("teacher.yaml", []), "wide": ("teacher.yaml", ["mode
 
 
 def paths(work: Path) -> list[str]:
-    """Overrides that keep data and runs in a folder of our own."""
+    """Overrides for data and runs in the folder `work`."""
     return [f"dataset.json_file={work}/demo/annotations/demo.json", f"dataset.feat_folder={work}/demo/features",
             f"output_folder={work}/ckpt", f"distill.cache_folder={work}/cache"]
 
@@ -104,7 +104,7 @@ def make_teachers(work: Path) -> dict[str, str]:
 
 
 def train_all(files: list[str]) -> None:
-    """What every process does: train these configurations, each into a folder of the same name."""
+    """In every process: train these configurations, each into a folder of the same name."""
     with launched() as world:
         device = None
         for file in files:
@@ -140,7 +140,7 @@ def start(script: list[str], processes: int) -> None:
 
 
 def difference(one: Path, other: Path) -> dict[str, Any]:
-    """How far two runs are apart, and the first one's weights from their average."""
+    """Differences between two runs, and between the weights and the EMA weights of the first."""
     a, b = (load_checkpoint(find_checkpoint(folder)) for folder in (one, other))
     if a.training["iteration"] != b.training["iteration"]:
         raise UserError(f"{other}: {b.training['iteration']} steps instead of {a.training['iteration']}")
@@ -157,7 +157,7 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
 
 
 def seconds_to_end(work: Path, config: Config, kill: int, processes: int) -> dict[str, Any]:
-    """Start training with torchrun, kill one process, and time how long torchrun goes on."""
+    """Start training with torchrun, kill one process, and measure how long torchrun keeps running."""
     file = work / f"kill{kill}.yaml"
     file.write_text(dump_yaml(config))
     log = work / f"kill{kill}.log"
@@ -202,11 +202,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         common = [*paths(work), *SMALL, f"opt.epochs={args.epochs}", f"devices={device.type}"]
-        known = cases(make_teachers(work))
-        if unknown := [name for name in args.cases or () if name not in known]:
-            raise UserError(f"--cases {unknown[0]}: no such case; they are {', '.join(known)}")
+        all_cases = cases(make_teachers(work))
+        if unknown := [name for name in args.cases or () if name not in all_cases]:
+            raise UserError(f"--cases {unknown[0]}: no such case; the cases are {', '.join(all_cases)}")
         chosen = {name: load_config(ROOT / "configs" / file, [*common, "opt.type=SGD", *overrides])
-                  for name, (file, overrides) in known.items() if args.cases is None or name in args.cases}
+                  for name, (file, overrides) in all_cases.items() if args.cases is None or name in args.cases}
         ensure_demo_of(next(iter(chosen.values())))
         whole = run(work, chosen, 1, 1, "whole")
         rows = []

@@ -5,7 +5,7 @@
     python benchmarks/bench_scaling.py --device cuda --plot OUT.svg --json OUT.json
     python benchmarks/bench_scaling.py --works network --steps 576 2304 9216
 
-Every point of the network runs in a process of its own (configs/thumos_i3d.yaml, full width, float32).  "exponent" is the slope
+Every point of the network runs in a new process (configs/thumos_i3d.yaml, full width, float32).  "exponent" is the slope
 of log(cost) over log(size), fitted to all points of a sweep: 1 is linear, below 1 a fixed cost weighs in.
 """
 from __future__ import annotations
@@ -95,8 +95,8 @@ def evaluator(videos: int, classes: int, per_video: int) -> Callable[[], object]
                   rng.uniform(0, 200, source.shape)).clip(0)
     guess = np.where(rng.random(source.shape) < 0.8, np.take_along_axis(label, source, 1), rng.integers(0, classes, source.shape))
     found = Detections.from_arrays(np.repeat(names, per_video), at.ravel(), at.ravel() + 5, guess.ravel(), rng.random(at.size))
-    truth = GroundTruth.from_arrays(np.repeat(names, 15), start.ravel(), start.ravel() + 5, label.ravel())
-    return lambda: evaluate_detections(found, truth, TIOUS)
+    ground_truth = GroundTruth.from_arrays(np.repeat(names, 15), start.ravel(), start.ravel() + 5, label.ravel())
+    return lambda: evaluate_detections(found, ground_truth, TIOUS)
 
 
 def sweep_network(args: argparse.Namespace, g: float) -> list[Row]:
@@ -121,11 +121,11 @@ def exponents(rows: Sequence[Row]) -> list[Row]:
     """The fitted exponent of time, and of memory where it was measured, of every sweep of at least two sizes."""
     found = []
     for work, against in dict.fromkeys((r["work"], r["against"]) for r in rows):
-        mine = [r for r in rows if (r["work"], r["against"]) == (work, against)]
-        row = {"work": work, "against": against, "from": mine[0]["size"], "to": mine[-1]["size"]}
+        group = [r for r in rows if (r["work"], r["against"]) == (work, against)]
+        row = {"work": work, "against": against, "from": group[0]["size"], "to": group[-1]["size"]}
         for name, column in (("time", "median_s"), ("memory", "rise_GB")):
-            if len(mine) > 1 and all(r.get(column, 0) > 0 for r in mine):
-                x, y = np.log([r["size"] for r in mine]), np.log([r[column] for r in mine])
+            if len(group) > 1 and all(r.get(column, 0) > 0 for r in group):
+                x, y = np.log([r["size"] for r in group]), np.log([r[column] for r in group])
                 row[f"exponent of {name}"] = float(np.polyfit(x, y, 1)[0])
         found.append(row)
     return found
@@ -135,13 +135,13 @@ def chart(rows: Sequence[Row]) -> str:
     """An SVG with a panel per sweep, in powers of two of the smallest size and of its cost; the line `linear` has slope 1."""
     panels = []
     for work, against in dict.fromkeys((r["work"], r["against"]) for r in rows):
-        mine = [r for r in rows if (r["work"], r["against"]) == (work, against)]
-        x = tuple(round(math.log2(r["size"] / mine[0]["size"]), 6) for r in mine)
+        group = [r for r in rows if (r["work"], r["against"]) == (work, against)]
+        x = tuple(round(math.log2(r["size"] / group[0]["size"]), 6) for r in group)
         lines = [Line("linear", x, x)]
         for name, column in (("time", "median_s"), ("memory", "rise_GB")):
-            if all(r.get(column, 0) > 0 for r in mine):
-                lines.append(Line(name, x, tuple(math.log2(r[column] / mine[0][column]) for r in mine)))
-        panels.append(Panel(f"{work}: {mine[0]['size']:,} to {mine[-1]['size']:,} {against}", tuple(lines)))
+            if all(r.get(column, 0) > 0 for r in group):
+                lines.append(Line(name, x, tuple(math.log2(r[column] / group[0][column]) for r in group)))
+        panels.append(Panel(f"{work}: {group[0]['size']:,} to {group[-1]['size']:,} {against}", tuple(lines)))
     return svg(line_chart(panels, "Cost against size", "log2 of size / smallest size", "log2 of cost / first cost"))
 
 

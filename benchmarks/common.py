@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine line, the unit G, timing, peak memory, tables and JSON.
+"""Shared by all benchmarks: the machine line, the unit G, timing, peak memory, tables and JSON.
 
     parser = arguments(__doc__)                                  --device, --json, --record, --g-runs, and what the script adds
     row = {"case": "typical", **timing(seconds_of(call, device, 7), g, reference_g=8.3)}
@@ -87,9 +87,9 @@ def seconds_of(call: Callable[[], object], device: torch.device | None, runs: in
     return seconds
 
 
-def median_seconds(call: Callable[[], object], runs: int, warmup: int = 1) -> float:
-    """Median wall-clock time of `runs` calls after `warmup` unmeasured ones."""
-    return statistics.median(seconds_of(call, None, runs, warmup))
+def median_seconds(call: Callable[[], object], runs: int) -> float:
+    """Median wall-clock time of `runs` calls after an unmeasured one."""
+    return statistics.median(seconds_of(call, None, runs))
 
 
 def unit_g(runs: int = 10) -> float:
@@ -211,8 +211,8 @@ class Memory(NamedTuple):
 def memory_of(call: Callable[[], object], device: torch.device) -> Memory:
     """Peak memory of one call.  CPU: resident memory of this process (Linux); CUDA: what torch allocated.
 
-    Memory that was freed but is still held is given back first, so that it does not hide a rise.  A process that did bigger
-    things before may still hold some: use `in_fresh_process`.  Raises UserError on a system that cannot tell.
+    Memory that was freed but is still held is given back first, so that it does not hide a rise.  A process that used more
+    memory before may still hold some: use `in_fresh_process`.  Raises UserError on systems that do not report it.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -239,7 +239,7 @@ def _status(name: str) -> int:
 
 
 def in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
-    """`function(*args)` in a new process, so that nothing of what came before shows in its memory; UserErrors come through."""
+    """`function(*args)` in a new process, whose memory shows nothing of earlier work; UserErrors are raised here."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *args).result()

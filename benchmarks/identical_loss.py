@@ -12,8 +12,8 @@ the program, so one record judges every later tree; --tree names the checkout to
 
 FOLDER/CASE.json holds every logged value of every step, a digest of every weight and averaged weight by its name in the file, the
 digests of predictions.json and predictions.csv, and the mAP; CASE.npz the weights and predictions themselves.  Teachers are the
-recorded checkpoints (FOLDER/kept), also in --compare, so that a difference stays in its case.  `resumed` goes on from a run that
-the recorded tree left in the middle of an epoch (FOLDER/half) and must end as an undisturbed one did; `old-checkpoint` evaluates.
+recorded checkpoints (FOLDER/kept), also in --compare, so that a difference stays in its case.  `resumed` continues a run that the
+recorded tree left in the middle of an epoch (FOLDER/half) and must end as an undisturbed one did; `old-checkpoint` evaluates.
 
 --reordered is for a change of the order of sums.  Relative tolerances: losses and gradient norm of the first step 1e-6, of the
 later ones 1e-4; scores of predictions 1e-3, their times 1e-3 of a second or of the time (one as low as the lowest of its list may
@@ -243,8 +243,8 @@ class Runner(NamedTuple):
                               timeout=LIMIT_S)
         if done.returncode:
             lines = ["no message", *filter(str.strip, done.stderr.splitlines())]
-            told = next((line for line in lines if line.startswith("error: ")), lines[-1])
-            raise Refused(f"{case.name}: {command[0]} ended with exit code {done.returncode}: {told}")
+            reason = next((line for line in lines if line.startswith("error: ")), lines[-1])
+            raise Refused(f"{case.name}: {command[0]} ended with exit code {done.returncode}: {reason}")
 
     def _keep_half(self, config: Path, run: Path) -> None:
         """Stop a run by SIGTERM in its second epoch, after which step is left to chance, and keep its folder."""
@@ -345,7 +345,7 @@ def compare_all(runner: Runner, cases: Sequence[Case], jobs: int, reordered: boo
     for key in [key for key in ENVIRONMENT if before.get(key) != ENVIRONMENT[key]]:
         print(f"warning: recorded with {key} {before.get(key)}, here it is {ENVIRONMENT[key]}: bits may differ", file=sys.stderr)
     if changed := [case.name for case in cases if records[case.name]["settings"] != merged(BASE, case.changes)]:
-        raise Refused(f"{folder}: {', '.join(changed)}: recorded with other settings; record anew with --only")
+        raise Refused(f"{folder}: {', '.join(changed)}: recorded with other settings; record them again with --only")
 
     def judge(case: Case) -> list[str]:
         try:

@@ -9,8 +9,8 @@ middle of a step, of saving, of logging, of evaluating, or while it starts; SIGT
 of the undisturbed one's checkpoints to the last bit, the bytes of its metrics.jsonl, the same TensorBoard points, each once, and
 no file too many; then the next begins.
 
-The runs are real processes, forked from this one so that torch is imported once.  They run the product as it is, except that time
-passes between the system calls of a write, so that kills fall there too; where a process is, it tells through shared memory.
+The runs are processes forked from this one, so that torch is imported once.  They run unchanged code, but pause between the
+system calls of a write, so that kills happen there too, and report their phase through shared memory.
 """
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Marks:
 
 
 def marked(owner: Any, name: str, phase: str, marks: Marks) -> None:
-    """Let a function of the product tell the phase while it runs."""
+    """Wrap a function so that it marks the phase while it runs."""
     function, number = getattr(owner, name), PHASES.index(phase)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def marked(owner: Any, name: str, phase: str, marks: Marks) -> None:
 
 
 def slowed(owner: Any, name: str, seconds: float, rng: random.Random) -> None:
-    """Let time pass before and after a system call."""
+    """Wrap a system call with a random pause before and after it."""
     function = getattr(owner, name)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +104,7 @@ def slowed(owner: Any, name: str, seconds: float, rng: random.Random) -> None:
 
 
 def start(config: Path, folder: Path, marks: Marks, seed: int, options: list[str], pace: float) -> int:
-    """Fork a process that trains in `folder` and goes on with what is there; its number.  Its output goes to <folder>/log."""
+    """Fork a process that trains in `folder`, resuming the run there; its pid.  Its output goes to <folder>/log."""
     marks.clear()
     sys.stdout.flush()
     if child := os.fork():
@@ -114,7 +114,7 @@ def start(config: Path, folder: Path, marks: Marks, seed: int, options: list[str
         handle = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        rng = random.Random(seed)  # not the global one, which is a part of the run's state
+        rng = random.Random(seed)  # not the global generator, which belongs to the run's state
         for owner, name, phase in (
                 (Trainer, "step", "step"), (training_state, "save_checkpoint", "saving"), (fit_module, "log_steps", "logging"),
                 (fit_module, "record_scores", "logging"), (Run, "sync", "logging"), (fit_module, "evaluate", "evaluating")):

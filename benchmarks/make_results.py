@@ -136,10 +136,10 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     """RESULTS.md: in every section the tables that are shown, then a list of the other files."""
     parts = [INTRODUCTION]
     for section in SECTIONS:
-        mine = {name: result for name, result in results.items() if result["section"] == section}
-        listed = [f"| [{r['title']}](results/{name}.json) | {r['answer']} |" for name, r in mine.items() if not shown_rows(r)]
+        chosen = {name: result for name, result in results.items() if result["section"] == section}
+        listed = [f"| [{r['title']}](results/{name}.json) | {r['answer']} |" for name, r in chosen.items() if not shown_rows(r)]
         parts.append(f"## {section}\n")
-        parts += [text_of(name, result) for name, result in mine.items() if shown_rows(result)]
+        parts += [text_of(name, result) for name, result in chosen.items() if shown_rows(result)]
         if listed:
             parts.append("\n".join(["| more | in short |", "|---|---|", *listed]) + "\n")
     return "\n".join(parts)
