@@ -76,7 +76,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dicts and lists with every key of a configuration or section: a copy, in the schema's order."""
-    return {name: _plain(getattr(config, name)) for name in field_types(config.__class__)}
+    return {name: plain(getattr(config, name)) for name in field_types(config.__class__)}
 
 
 def dump_yaml(config: Config) -> str:
@@ -87,7 +87,7 @@ def dump_yaml(config: Config) -> str:
 def dump_text(config: Config) -> str:
     """The published config.txt: the resolved dict pretty-printed, with the keys that the model takes from the dataset."""
     values = to_dict(config)
-    values["model"] |= {"input_dim": _plain(config.model_input_dim), "num_classes": config.dataset.num_classes,
+    values["model"] |= {"input_dim": plain(config.model_input_dim), "num_classes": config.dataset.num_classes,
                         "max_seq_len": config.dataset.max_seq_len}
     return pprint.pformat(values) + "\n"
 
@@ -216,12 +216,13 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as plain dicts and lists, for YAML and JSON."""
     if is_record(value):
         return to_dict(value)
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def _show(value: Any) -> str:

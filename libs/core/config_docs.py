@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from libs.core.coerce import UNIONS, describe, field_types, is_record
+from libs.core.config import plain
 from libs.core.schema import Config
 from libs.core.yaml_text import dump
 
@@ -43,7 +44,7 @@ def _tables(cls: Any, prefix: str, title: str) -> str:
         if is_record(kind):
             inside += _tables(kind, f"{dotted}.", f"`{dotted}`: {meta['doc']}")
         elif kind is not None:
-            default = dump(_plain(field.default)).removesuffix("\n").removesuffix("\n...")
+            default = dump(plain(field.default)).removesuffix("\n").removesuffix("\n...")
             row = (f"`{dotted}`", describe(kind) + _limits(kind, meta), f"`{default}`", meta["doc"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join(lines) + "\n" + inside
@@ -66,7 +67,7 @@ def _record_schema(cls: type) -> dict[str, Any]:
             if is_record(kind):  # an empty section sets nothing
                 properties[field.name] = about | _record_schema(kind) | {"type": ["object", "null"]}
             else:
-                properties[field.name] = about | {"default": _plain(field.default)} | _value_schema(kind, field.metadata)
+                properties[field.name] = about | {"default": plain(field.default)} | _value_schema(kind, field.metadata)
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
@@ -88,10 +89,6 @@ def _value_schema(kind: Any, meta: Any) -> dict[str, Any]:
         return {"anyOf": [{"type": "string"}, schema]} if args[0] is str else schema  # one string is a list of one
     names = {"low": "minimum", "above": "exclusiveMinimum", "high": "maximum"} if kind in (int, float) else {}
     return {"type": JSON_TYPES[kind]} | {to: meta[name] for name, to in names.items() if meta[name] is not None}
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def write_figures(content: Mapping[str, Any], folder: Path) -> list[Path]:
     over tIoUs unless a figure shows each).  UserError if the folder is not writable."""
     written = []
     for name, draw in (("map", _map), ("classes", _classes), ("precision_recall", _curves), ("profile", _profile),
-                       ("gains", _gains), ("sensitivity", _sensitivity), ("misses", _misses)):
+                       ("gains", _gains), ("sensitivity", partial(_buckets, key="normalised_mAP", label="normalised mAP (%)")),
+                       ("misses", partial(_buckets, key="missed", label="missed (%)"))):
         path = folder / f"{name}.png"
         write_bytes_atomic(path, png(draw(content), DPI))
         written.append(path)
@@ -93,14 +95,6 @@ def _gains(content: Mapping[str, Any]) -> Figure:
     if len(content["predictions"]) > 1:
         legend_below(figure, axes)
     return figure
-
-
-def _sensitivity(content: Mapping[str, Any]) -> Figure:
-    return _buckets(content, "normalised_mAP", "normalised mAP (%)")
-
-
-def _misses(content: Mapping[str, Any]) -> Figure:
-    return _buckets(content, "missed", "missed (%)")
 
 
 def _buckets(content: Mapping[str, Any], key: str, label: str) -> Figure:

@@ -45,6 +45,11 @@ class Member:
     def path(self) -> PurePosixPath:
         return PurePosixPath(self.name)
 
+    @property
+    def place(self) -> str:
+        """'archive: name', for messages."""
+        return f"{self.source}: {self.name}"
+
 
 def members(path: str | os.PathLike) -> Iterator[Member]:
     """All regular files of `path`, without the metadata files of macOS (`__MACOSX`, `._*`, `.DS_Store`).
@@ -75,7 +80,7 @@ def members(path: str | os.PathLike) -> Iterator[Member]:
 
 def read(member: Member) -> bytes:
     """All bytes of a member; UserError if they are damaged."""
-    with _reading(member):
+    with _reading(member.place):
         with member.open() as file:
             data = file.read(member.size + 1)
         if len(data) != member.size:
@@ -87,11 +92,11 @@ def copy(member: Member, target: Path) -> None:
     """Write a member's bytes to the file `target`; UserError for a damaged archive, OSError if `target` cannot be written."""
     left = member.size
     with open(target, "wb") as out:
-        with _reading(member):
+        with _reading(member.place):
             source = member.open()
         with source:
             while True:
-                with _reading(member):
+                with _reading(member.place):
                     chunk = source.read(min(1 << 20, left + 1))
                     left -= len(chunk)
                     if left < 0 or (not chunk and left):
@@ -102,27 +107,21 @@ def copy(member: Member, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reading(member: Member) -> Iterator[None]:
+def _reading(place: str) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        raise UserError(f"{member.source}: {member.name}: cannot be read ({_why(error)}); "
-                        "the archive is damaged or protected, fetch it again") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{place}: cannot be read ({reason}); the archive is damaged or protected, fetch it again") from error
 
 
 def _guarded(path: Path, found: Iterator[Member]) -> Iterator[Member]:
     while True:
-        try:
+        with _reading(str(path)):
             member = next(found, None)
-        except DAMAGED as error:
-            raise UserError(f"{path}: cannot be read ({_why(error)}); the archive is damaged, fetch it again") from error
         if member is None:
             return
         yield member
-
-
-def _why(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _is(test: Callable[[Path], bool], path: Path) -> bool:
