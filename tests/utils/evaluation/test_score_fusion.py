@@ -151,7 +151,7 @@ def test_ids_may_differ_by_their_prefix() -> None:
 
 
 def test_detections_without_a_class_are_left_out_where_scores_are_missing() -> None:
-    with pytest.warns(UserWarning, match="1 of 2 videos have no external scores and are left out, since the model predicts no classes"):
+    with pytest.warns(UserWarning, match="1 of 2 videos have no external scores and are left out, since the model predicts"):
         fused = fuse_external_scores(found(), {"b": SCORES["b"]}, topk=1, keep_unscored=False)
     assert fused.video_id.tolist() == ["b"]
 
