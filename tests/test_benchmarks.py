@@ -304,4 +304,4 @@ def test_parallel_training(capsys, tmp_path):
     assert (row["case"], row["processes x accumulation"], row["steps"]) == ("convnext", "1x3", 6)
     assert row["weights"] < 1e-6 < 1e-5 < row["weights to average"]
     code, _, err = run_script(capsys, main, "bench_parallel.py", *argv, "no such")
-    assert "--cases no such: no such case; they are transformer," in one_error(code, err)
+    assert "--cases no such: no such case; the cases are transformer," in one_error(code, err)
