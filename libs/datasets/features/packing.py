@@ -293,5 +293,5 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:  # h5py reports a full disk as any of these
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be written ({reason}); free some space, or choose another --out: what is finished "
-                        "stays, and the same command goes on from there") from error
+        raise UserError(f"{path}: cannot be written ({reason}); free some space, or choose another --out: finished videos "
+                        "stay, and the same command resumes after them") from error
