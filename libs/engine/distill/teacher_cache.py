@@ -32,18 +32,31 @@ from libs.engine.distill.streams import Columns, input_columns
 from libs.engine.distill.teachers import Teacher, run_teacher
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.distill_losses import TeacherOutputs
-from libs.utils.files.io import write_atomic, write_json_atomic
+from libs.utils.files.io import write_bytes_atomic, write_json_atomic
 from libs.utils.progress import bar
 
 MEMORY = 2**30  # bytes of outputs kept in memory; the rest is read from files each time
-PER_POINT = ("logits", "offsets", "pyramid")  # the other arrays have a row per step
+PER_POINT = ("logits", "offsets", "pyramid")  # arrays with a row per point; the others have a row per time step
 
 
-class Request(NamedTuple):
-    """Names of the arrays of one teacher that terms use; `order` brings its inputs into the student's channel order."""
+class CachedTeacher(NamedTuple):
+    """One teacher, the folder of its outputs and the names of the arrays that terms use.
 
+    `order` brings its inputs into the student's channel order; None: without inputs.
+    """
+
+    teacher: Teacher
+    folder: Path
     names: tuple[str, ...]
     order: Columns | None
+
+    def file(self, video_id: str) -> Path:
+        """The file of a video's outputs."""
+        return self.folder / f"{video_id}.npz"
+
+    def strides(self, name: str) -> tuple[int, ...]:
+        """Strides of the levels whose rows an array holds one after the other."""
+        return self.teacher.model.strides if name in PER_POINT else (1,)
 
 
 class CachedTeachers:
@@ -51,13 +64,12 @@ class CachedTeachers:
 
     def __init__(self, config: Config, teachers: Sequence[Teacher], used: Collection[tuple[str, str]]):
         """`used`: (teacher's name, term) of every term with a weight."""
-        self.config, self.teachers = config, tuple(teachers)
-        self.requests = []
+        self.config = config
+        self.cached: list[CachedTeacher] = []
         for t in teachers:
             names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if (t.name, n) in used))
-            self.requests.append(Request(names, input_columns(config, t.config, t.name) if "inputs" in names else None))
-        root = Path(config.distill.cache_folder)
-        self.folders = [root / _key(config, t, r) for t, r in zip(teachers, self.requests, strict=True)]
+            order = input_columns(config, t.config, t.name) if "inputs" in names else None
+            self.cached.append(CachedTeacher(t, Path(config.distill.cache_folder) / _key(config, t, names), names, order))
         self._memory: dict[Path, dict[str, Tensor]] = {}
         self._bytes = 0
 
@@ -67,82 +79,75 @@ class CachedTeachers:
         The features that a teacher reads are needed only here.  `world`: the processes that share the work; each calls this.
         Raises UserError as the dataset does, and when the folder cannot be written.
         """
+        shares = [(world.rank, world.size)]
+        if world.size > 1:  # once more within each machine, which may have a folder of its own
+            shares.append((world.local_rank, world.local_size))
         made = 0
-        for teacher, folder, request in zip(self.teachers, self.folders, self.requests, strict=True):
-            # divided among all processes; then, in case machines have folders of their own, among those of each machine
-            for rank, ranks in ((world.rank, world.size), (world.local_rank, world.local_size))[:1 + (world.size > 1)]:
-                missing = {v for v in video_ids if not (folder / f"{v}.npz").is_file()}
+        for cached in self.cached:
+            for rank, ranks in shares:
+                missing = {v for v in video_ids if not cached.file(v).is_file()}
                 world.barrier()  # nobody writes before all have listed what is missing
                 if missing:
-                    made += self._compute(teacher, folder, request, missing, device, rank, ranks)
+                    made += self._compute(cached, missing, device, rank, ranks)
                 world.barrier()
         return sum(world.all_gather(made))
 
     @torch.no_grad()
-    def _compute(self, teacher: Teacher, folder: Path, request: Request, missing: set[str], device: torch.device, rank: int,
-                 ranks: int) -> int:
-        config = dataclasses.replace(self.config, model=teacher.config.model)  # its streams, its padding
+    def _compute(self, cached: CachedTeacher, missing: set[str], device: torch.device, rank: int, ranks: int) -> int:
+        teacher = cached.teacher
+        config = dataclasses.replace(self.config, model=teacher.config.model)  # the teacher's streams and padding
         dataset = TalDataset(config, config.train_split, training=True)
         if absent := sorted(missing - {video.id for video in dataset.videos}):
             raise UserError(f"{config.source}: distill.outputs: cache: teacher {teacher.name} has no features of {absent[0]} "
                             f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or use "
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
-        write_json_atomic(folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
-                                                  "arrays": list(request.names)})
+        write_json_atomic(cached.folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
+                                                         "arrays": list(cached.names)})
         advance, made, seen = bar(-(-len(missing) // ranks), f"videos, teacher {teacher.name}"), 0, 0
         for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
             seen += len(batch.video_ids)
             advance(seen, max(seen, -(-len(missing) // ranks)))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
             moved = batch.to(device)
-            outputs = run_teacher(teacher, moved.feats, moved.mask, request.order)
+            outputs = run_teacher(teacher, moved.feats, moved.mask, cached.order)
             for b in wanted:
-                rows = {name: getattr(outputs, name)[b] for name in request.names}
-                self._write(folder / f"{batch.video_ids[b]}.npz", rows, batch.mask[b], teacher.model.strides)
+                arrays: dict[str, Any] = {name: _valid_rows(getattr(outputs, name)[b], batch.mask[b], cached.strides(name))
+                                          for name in cached.names}
+                buffer = io.BytesIO()
+                np.savez(buffer, **arrays)
+                write_bytes_atomic(cached.file(batch.video_ids[b]), buffer.getbuffer())
             made += len(wanted)
         return made
 
-    def _write(self, path: Path, rows: dict[str, Tensor], mask_T: Tensor, strides: Sequence[int]) -> None:
-        arrays: dict[str, Any] = {}
-        for name, values in rows.items():
-            levels = strides if name in PER_POINT else (1,)
-            parts = values.split([len(mask_T) // s for s in levels])
-            valid = torch.cat([part[:int(mask_T[::s].sum())] for part, s in zip(parts, levels, strict=True)])
-            arrays[name] = valid.float().cpu().numpy()
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_atomic(path, lambda file: file.write(buffer.getbuffer()))
-
     def __call__(self, batch: Batch) -> list[TeacherOutputs]:
         """The outputs of every teacher for the crops of a batch; zero at padded steps and points."""
-        return [self._batch(batch, *of) for of in zip(self.teachers, self.folders, self.requests, strict=True)]
+        return [self._batch(batch, cached) for cached in self.cached]
 
-    def _batch(self, batch: Batch, teacher: Teacher, folder: Path, request: Request) -> TeacherOutputs:
-        lengths, padded, strides = batch.mask.sum(1).tolist(), batch.mask.shape[1], teacher.model.strides
-        crops: dict[str, list[Tensor]] = {name: [] for name in request.names}
+    def _batch(self, batch: Batch, cached: CachedTeacher) -> TeacherOutputs:
+        lengths, padded = batch.mask.sum(1).tolist(), batch.mask.shape[1]
+        crops: dict[str, list[Tensor]] = {name: [] for name in cached.names}
         for sample, steps in zip(batch.samples, lengths, strict=True):
-            whole = self._read(folder / f"{sample.video_id}.npz", sample.source_length, strides, request)
-            for name, rows in whole.items():
-                levels = strides if name in PER_POINT else (1,)
-                parts = rows.split([-(-sample.source_length // s) for s in levels])
+            for name, rows in self._read(cached, sample.video_id, sample.source_length).items():
+                strides = cached.strides(name)
+                parts = rows.split([-(-sample.source_length // s) for s in strides])
                 crops[name].append(torch.cat([_window(p, sample.start // s, -(-steps // s), padded // s)
-                                              for p, s in zip(parts, levels, strict=True)]))
+                                              for p, s in zip(parts, strides, strict=True)]))
         return TeacherOutputs(**{name: torch.stack(rows).to(batch.feats.device) for name, rows in crops.items()})
 
-    def _read(self, path: Path, steps: int, strides: Sequence[int], request: Request) -> dict[str, Tensor]:
+    def _read(self, cached: CachedTeacher, video_id: str, steps: int) -> dict[str, Tensor]:
+        path = cached.file(video_id)
         if path in self._memory:
             return self._memory[path]
         try:
             with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: torch.from_numpy(archive[name]) for name in request.names}
+                arrays = {name: torch.from_numpy(archive[name]) for name in cached.names}
         except FileNotFoundError as error:
             raise UserError(f"{path}: has been removed since training began; start again with --resume auto, which computes "
                             "it anew") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: cannot be read as cached teacher outputs ({error}); remove the file") from error
-        points = sum(-(-steps // s) for s in strides)
         for name, rows in arrays.items():
-            if len(rows) != (points if name in PER_POINT else steps):
+            if len(rows) != sum(-(-steps // s) for s in cached.strides(name)):
                 raise UserError(f"{path}: {name}: has {len(rows)} rows, which do not fit a video of {steps} feature vectors; the "
                                 "features have changed, remove the folder")
         size = sum(a.numel() * 4 for a in arrays.values())
@@ -151,13 +156,22 @@ class CachedTeachers:
         return arrays
 
 
+def _valid_rows(rows: Tensor, mask_T: Tensor, strides: Sequence[int]) -> np.ndarray:
+    """(padded rows of all levels, C) -> (valid rows of all levels, C) float32."""
+    parts = rows.split([len(mask_T) // s for s in strides])
+    valid = torch.cat([part[:int(mask_T[::s].sum())] for part, s in zip(parts, strides, strict=True)])
+    return valid.float().cpu().numpy()
+
+
 def _window(rows: Tensor, start: int, count: int, padded: int) -> Tensor:
+    """`count` rows from `start` on, followed by zeros up to `padded` rows."""
     out = rows.new_zeros(padded, rows.shape[1])
     out[:count] = rows[start:start + count]
     return out
 
 
-def _key(config: Config, teacher: Teacher, request: Request) -> str:
+def _key(config: Config, teacher: Teacher, names: tuple[str, ...]) -> str:
+    """Name of the folder of a teacher's outputs: its name and a hash of all that they depend on."""
     digest = hashlib.sha256()
     for name, value in teacher.checkpoint.select(teacher.weights).items():
         digest.update(name.encode())
@@ -165,11 +179,11 @@ def _key(config: Config, teacher: Teacher, request: Request) -> str:
     data = to_dict(config)["dataset"]
     paths = {k: data[k] for k in ("feat_folder", "file_prefix", "file_ext", "modalities", "feat_stride", "downsample_rate",
                                   "force_upsampling", "max_seq_len")}
-    order = None if request.order is None else [config.model.modalities, config.model.hallucinated]
+    order = [config.model.modalities, config.model.hallucinated] if "inputs" in names else None
     network = to_dict(teacher.config)["model"]
-    if teacher.config.model.use_abs_pe:  # the table of positions is as long as its sequences
+    if teacher.config.model.use_abs_pe:  # its position table has max_seq_len rows
         network["max_seq_len"] = teacher.config.dataset.max_seq_len
     if teacher.config.test_cfg.precision != "fp32":
         network["precision"] = teacher.config.test_cfg.precision
-    digest.update(json.dumps([network, paths, order, request.names], sort_keys=True).encode())
+    digest.update(json.dumps([network, paths, order, names], sort_keys=True).encode())
     return f"{teacher.name}_{digest.hexdigest()[:16]}"

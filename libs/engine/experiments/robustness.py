@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -80,16 +79,15 @@ def network_config(config: Config, checkpoint: Checkpoint) -> Config:
     values["dataset"] |= {name: ours["dataset"][name] for name in SHARED_DATA}
     if ours["dataset"]["modalities"] is not None:
         values["dataset"]["modalities"] = ours["dataset"]["modalities"]
-    if _width(trained.dataset.input_dim) != _width(config.dataset.input_dim):
+    if trained.file_channels != config.file_channels:
         values["dataset"]["input_dim"] = ours["dataset"]["input_dim"]
     own = from_dict(values, source)
     if own.dataset.num_classes != config.dataset.num_classes:
         raise UserError(f"{source}: dataset.num_classes: {own.dataset.num_classes}, but {config.source} has "
                         f"{config.dataset.num_classes}; name a configuration of the dataset that this checkpoint was trained on")
-    reads, needs = _width(own.model_input_dim), _width(trained.model_input_dim)
-    if reads != needs:
-        raise UserError(f"{source}: the network reads {needs} channels, but of the features of {config.source} it would be given "
-                        f"{reads}; correct dataset.input_dim or dataset.modalities there")
+    if own.model_channels != trained.model_channels:
+        raise UserError(f"{source}: the network reads {trained.model_channels} channels, but of the features of {config.source} "
+                        f"it would be given {own.model_channels}; correct dataset.input_dim or dataset.modalities there")
     _check_same_files(config, trained)
     return own
 
@@ -249,7 +247,3 @@ def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | N
 
 def _cell(value: Mapping[str, Any] | None, several: bool) -> str | None:
     return None if value is None else f"{value['mean']:.2f}" + (f" +- {value['standard_deviation']:.2f}" if several else "")
-
-
-def _width(dims: int | Sequence[int]) -> int:
-    return int(np.sum(dims))

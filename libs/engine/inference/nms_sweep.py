@@ -1,4 +1,4 @@
-"""Settings of decoding and NMS tried on saved candidates: which gives the best mAP.
+"""Searches for the settings of decoding and NMS with the best mAP, on saved candidates.
 
     sweep = Sweep(load_candidates("candidates.npz"), config)
     trials = sweep.run(settings_of(config, {"nms_sigma": [0.4, 0.5, 0.6]}), jobs=2)
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
@@ -27,18 +27,19 @@ from libs.datasets.presets import get_preset
 from libs.engine.inference.candidates import CandidateSet
 from libs.engine.inference.predict import external_scores
 from libs.utils.evaluation.metrics import evaluate_detections
+from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
 
 KEYS = ("nms_method", "nms_sigma", "iou_threshold", "min_score", "max_seg_num", "voting_thresh", "multiclass_nms",
         "multiclass_voting", "pre_nms_thresh", "pre_nms_topk", "duration_thresh")
-USUAL: dict[str, Sequence[Any]] = {  # the default grid: both methods over their own knob, voting off and on
+USUAL: dict[str, Sequence[Any]] = {  # the default grid: both methods with values of their own parameter, voting off and on
     "nms_method": ("soft", "hard"), "nms_sigma": (0.25, 0.4, 0.5, 0.6, 0.75, 0.9), "iou_threshold": (0.1, 0.2, 0.3, 0.4, 0.5),
     "voting_thresh": (0.0, 0.6, 0.75, 0.9)}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what it scores: mAP per tIoU and their mean (or the mAP at one tIoU), fractions of 1."""
+    """One setting with its mAP per tIoU and the mean of these (or the mAP at one tIoU), from 0 to 1."""
 
     config: TestConfig
     mAP: tuple[float, ...]
@@ -46,10 +47,10 @@ class Trial:
 
 
 class Sweep:
-    """Candidates and the ground truth they are held against.
+    """Candidates and their ground truth.
 
-    config: says which annotations (dataset.json_file, val_split), classes and tIoUs; at: the tIoU whose mAP counts, None: their
-    mean.  Raises UserError for annotations that cannot be read or lack the videos, and an `at` that is no tIoU of the data.
+    config: for annotations (dataset.json_file, val_split), classes and tIoUs; at: the tIoU of the mAP to compare, None: the mean
+    over tIoUs.  Raises UserError for annotations that cannot be read or lack videos, and for an `at` that is no tIoU of the data.
     """
 
     def __init__(self, candidates: CandidateSet, config: Config, at: float | None = None):
@@ -69,15 +70,15 @@ class Sweep:
         self.ground_truth = ground_truth_of(videos, config)
 
     def trial(self, config: TestConfig) -> Trial:
-        """The mAP of one setting, equal to that of eval.py with it."""
+        """The mAP of one setting, equal to that of eval.py."""
         scores = evaluate_detections(self.candidates.detections(config, self._external), self.ground_truth, self.tious)
         value = scores.average_mAP if self.at is None else scores.mAP[int(np.isclose(self.tious, self.at).argmax())]
         return Trial(config, tuple(scores.mAP.tolist()), float(value))
 
     def run(self, settings: Sequence[TestConfig], jobs: int = 1,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> list[Trial]:
+            progress: Progress = no_progress) -> list[Trial]:
         """The trials of `settings`, in their order, in `jobs` processes; progress(settings done, of how many)."""
-        for config in settings:  # what the file lacks shows before the work
+        for config in settings:  # fail before the work
             self.candidates.check(config)
         trials: list[Trial] = []
         for trial in map(self.trial, settings) if jobs == 1 else self._in_processes(settings, jobs):
@@ -118,13 +119,13 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def settings_of(config: Config, grid: Mapping[str, Sequence[Any]]) -> list[TestConfig]:
-    """The configured setting, then every other combination of `grid`'s values; those that only differ in something without
-    effect (the sigma of hard NMS, say) once.  UserError for a value that the configuration refuses."""
+    """The configured setting, then every combination of `grid`'s values; of those that differ only in settings without effect
+    (e.g. the sigma of hard NMS) the first one.  UserError for a value that the configuration refuses."""
     base = config.test_cfg
     found = {_effect(base): base}
     for values in itertools.product(*grid.values()):
         pairs = dict(zip(grid, values, strict=True))
-        # without voting per class the threshold has no effect: trying one means that it shall have
+        # the threshold has an effect only with voting per class
         if "voting_thresh" in pairs and "multiclass_voting" not in pairs:
             pairs["multiclass_voting"] = pairs["voting_thresh"] is not None and pairs["voting_thresh"] > 0
         trial = with_overrides(config, [f"test_cfg.{k}={_yaml(v)}" for k, v in pairs.items()]).test_cfg
@@ -133,7 +134,7 @@ def settings_of(config: Config, grid: Mapping[str, Sequence[Any]]) -> list[TestC
 
 
 def _without_idle_changes(config: TestConfig, base: TestConfig) -> TestConfig:
-    """The setting with `base`'s values wherever they make no difference."""
+    """The setting with `base`'s values where they make no difference."""
     for keys in (("nms_sigma",), ("iou_threshold",), ("voting_thresh", "multiclass_voting"), ("min_score", "max_seg_num")):
         plain = dataclasses.replace(config, **{k: getattr(base, k) for k in keys})
         config = plain if _effect(plain) == _effect(config) else config
@@ -145,7 +146,7 @@ def _yaml(value: Any) -> str:
 
 
 def _effect(config: TestConfig) -> tuple[Any, ...]:
-    """What of a setting changes results."""
+    """The values of a setting that change results."""
     voting = config.voting_thresh > 0 and (config.multiclass_voting or not config.multiclass_nms)
     if config.nms_method == "none":
         return (config.nms_method, config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh)
@@ -161,12 +162,12 @@ def changes(config: TestConfig, base: TestConfig) -> dict[str, Any]:
 
 def set_line(config: TestConfig, base: TestConfig) -> str:
     """The --set option that turns `base` into `config`; empty when they are equal."""
-    changed = changes(config, base)
-    return "--set " + " ".join(f"test_cfg.{k}={_yaml(v)}" for k, v in changed.items()) if changed else ""
+    values = [f"test_cfg.{k}={_yaml(v)}" for k, v in changes(config, base).items()]
+    return " ".join(["--set", *values]) if values else ""
 
 
 def table(trials: Sequence[Trial], base: TestConfig, tious: Sequence[float], top: int = 10) -> str:
-    """The configured setting (the first trial) and the best `top` in percent, with their gain and what they change."""
+    """The configured setting (the first trial) and the best `top`, in percent, with their gain and their changes."""
     configured = trials[0]
     best = sorted(trials, key=lambda t: -t.value)[:top]
     rows = []

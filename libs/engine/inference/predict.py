@@ -1,4 +1,4 @@
-"""The one inference loop: videos -> detections in seconds."""
+"""The inference loop: features of videos -> detections in seconds."""
 from __future__ import annotations
 
 import warnings
@@ -24,12 +24,13 @@ from libs.utils.evaluation.metrics import Scores, codes_of, evaluate_detections
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.nms.api import Candidates, announce_fallback, nms_of_batch
+from libs.utils.progress import Progress, no_progress
 
 Item = TypeVar("Item")
 
 
 class Timeline(NamedTuple):
-    """What turns the grid units of a video into seconds: its feature grid and its duration, where segments end."""
+    """Feature grid and duration of a video, to convert its segments from grid units to seconds."""
 
     video_id: str
     grid: Grid
@@ -65,13 +66,12 @@ def suppress(candidates: Candidates, config: TestConfig, videos: Sequence[Timeli
 
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: torch.device,
-            progress: Callable[[int, int], None] = lambda done, total: None, world: World = ALONE,
+            progress: Progress = no_progress, world: World = ALONE,
             collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None) -> Detections:
     """Detections of every video of `dataset`, in dataset order, descending score inside a video (as NMS leaves them).
 
-    The model is put into evaluation mode and left as it was.  `progress(videos done, of how many)` is called per batch, and
-    `collect` gets its samples and outputs.
-    `world`: the processes that share the work; each calls this, each gets the detections of all, the same as one would get.
+    The model is set to evaluation mode and back.  `progress(videos done, of how many)` and `collect(samples, outputs)` are called
+    per batch.  `world`: the processes that share the work; each calls this and returns the detections of all videos.
     """
     announce_fallback(device)
     external = external_scores(config, getattr(dataset, "label_ids", None), [v.id for v in dataset.videos])
@@ -97,7 +97,7 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
 
 
 def fused(detections: Detections, external: Mapping[str, np.ndarray] | None, config: Config) -> Detections:
-    """The detections with the classes of `external_scores`, where there are any."""
+    """The detections with the classes and scores of `external_scores`; unchanged for None."""
     if external is None:
         return detections
     return fuse_external_scores(detections, external, source=str(config.test_cfg.ext_score_file),
@@ -105,7 +105,7 @@ def fused(detections: Detections, external: Mapping[str, np.ndarray] | None, con
 
 
 def merged(parts: Sequence[Detections], order: Sequence[str]) -> Detections:
-    """The detections that several processes have found, videos in the given order; ValueError if two had the same video."""
+    """The detections of several processes as one, videos in the given order; ValueError if two processes had the same video."""
     places = {video: i for i, video in enumerate(order)}
     places_of_parts = [codes_of(part.video_id, places) for part in parts]
     place = np.concatenate(places_of_parts)
@@ -115,7 +115,7 @@ def merged(parts: Sequence[Detections], order: Sequence[str]) -> Detections:
 
 
 def external_scores(config: Config, label_ids: Mapping[str, int] | None, videos: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The scores of test_cfg.ext_score_file, if it is set; a warning where they replace classes that the network knows.
+    """The scores of test_cfg.ext_score_file, if it is set; a warning if they replace classes of the network.
 
     Arguments and errors as of `load_external_scores`.
     """
@@ -135,7 +135,7 @@ def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each asked for before the one in front of it is handed out: a GPU computes while the host waits."""
+    """The same items, each computed before the previous one is yielded: the GPU works on it while the host uses the previous."""
     waiting: list[Item] = []
     for item in items:
         waiting.append(item)

@@ -1,7 +1,7 @@
 """Checkpoint files in the published format, and the map between parameter names on disk and in memory.
 
 A file holds the dict {epoch, state_dict, state_dict_ema, optimizer, scheduler}, with the prefix `module.` on every weight name.
-Ours add the key `training`, with the state that an exact continuation needs, and a checksum (libs/utils/files/seal.py).
+Our files also have the key `training`, the state needed to resume exactly, and a checksum (libs/utils/files/seal.py).
 Files are read without executing pickled code.
 """
 from __future__ import annotations
@@ -33,13 +33,13 @@ from libs.utils.files.torch_files import load_plain
 
 PREFIX = "module."
 FORMAT_VERSION = 1
-INTERRUPTED = "interrupted.pth.tar"  # of a run that was saved in the middle of an epoch
+INTERRUPTED = "interrupted.pth.tar"  # saved in the middle of an epoch
 PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
 WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}
 
 
 class DamagedCheckpoint(UserError):
-    """A file that was cut off or changed after it was written, or is no checkpoint at all."""
+    """The file was truncated or changed after it was written, or is not a checkpoint."""
 
 
 def add_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def checkpoint_name(epoch: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The content of a file: weights by their names in memory, everything else as stored."""
+    """The content of a file: weights by their names in memory, the rest as stored."""
 
     path: Path
     epoch: int
@@ -93,7 +93,7 @@ def save_checkpoint(path: str | os.PathLike, epoch: int, weights: Mapping[str, T
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Verify the checksum of a checkpoint and read it without executing pickled code.
 
-    Raises UserError, or DamagedCheckpoint where the file is not as it was written.
+    Raises UserError, or DamagedCheckpoint if the file is not as it was written.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +105,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
                                 f"({_first_line(error)}); save it again with plain tensors and numbers") from error
-    except Exception as error:  # bytes that are no checkpoint make the reader fail in any way
+    except Exception as error:  # on arbitrary bytes the reader may raise any exception
         raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
                                 "use another epoch or copy it again") from error
     if not isinstance(content, dict) or not _is_state(content.get("state_dict")):
@@ -128,7 +128,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dict[str, Tensor]:
     """The `ema` or `raw` weights, checked against the model.
 
-    Raises UserError naming the keys that differ and the config key behind it, or the weight that is not finite.
+    Raises UserError naming the parameters that differ and the likely config key, or the weight that is not finite.
     """
     state = checkpoint.select(which)
     difference = explain_difference(model.state_dict(), state)
@@ -149,15 +149,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
 
 
 def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = None) -> tuple[list[str], list[str], list[str]]:
-    """Copy the weights whose name and shape match, for fine-tuning: `ema`, `raw`, or (None) averaged ones if the file has them.
+    """Copy the weights whose name and shape match, for fine-tuning: `ema`, `raw`, or (None) EMA weights if the file has them.
 
-    Returns the names that were copied, those that start anew (absent from the file or of another shape) and those of the file
-    that the model has no place for.  Raises UserError when nothing matches.
+    Returns the names that were copied, those that keep their initial values (absent from the file or of another shape) and those
+    of the file that the model lacks.  Raises UserError when nothing matches.
     """
     source = checkpoint.select(which) if which else checkpoint.weights_ema or checkpoint.weights
     own = model.state_dict()
     copied = [n for n, v in own.items() if n in source and source[n].shape == v.shape]
-    # a class head with another number of classes starts anew as a whole: half of one would be no starting point
+    # a class head with another number of classes is initialised as a whole, its bias too
     if any(n.startswith("cls_head.cls_head.") and n not in copied for n in own):
         copied = [n for n in copied if not n.startswith("cls_head.cls_head.")]
     if not copied:
@@ -169,13 +169,13 @@ def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = 
 
 
 def own_config(checkpoint: Checkpoint) -> Config | None:
-    """The configuration that our checkpoint was trained with; None for one that another program wrote."""
+    """The configuration that a checkpoint holds; None for one of another program."""
     values = (checkpoint.training or {}).get("config")
     return None if values is None else from_dict(values, f"{checkpoint.path}: training.config")
 
 
 def own_labels(checkpoint: Checkpoint) -> dict[int, str] | None:
-    """Class id -> name as our checkpoint keeps them; None where it does not (older, or of another program)."""
+    """Class id -> name, as stored in the checkpoint; None if it holds none (older, or of another program)."""
     labels = (checkpoint.training or {}).get("labels")
     if not isinstance(labels, dict) or not labels:
         return None
@@ -187,8 +187,8 @@ def own_labels(checkpoint: Checkpoint) -> dict[int, str] | None:
 def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike) -> None:
     """Write a checkpoint for inference: one set of weights (under both names, stored once), configuration and class names.
 
-    Without optimizer, schedule and training state it can be evaluated, predicted with, distilled from and fine-tuned
-    (--init-from), not resumed.  Raises UserError when the weights are missing or the file cannot be written.
+    It can be used for evaluation, prediction, as a teacher and for fine-tuning (--init-from), but not to resume training.  Raises
+    UserError when the weights are missing or the file cannot be written.
     """
     weights = _on_cpu(add_prefix(checkpoint.select(which)))
     training = {k: v for k, v in (checkpoint.training or {}).items() if k in ("config", "labels", "torch", "format_version")}
@@ -203,13 +203,13 @@ def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
     if values is None:
         return {}
     changes = config_diff(from_dict(values, f"{checkpoint.path}: training.config", check=False), config)
-    if not config.train_cfg.head_empty_cls:  # older versions wrote down here which classes had no annotations
+    if not config.train_cfg.head_empty_cls:  # older versions stored the classes without annotations here
         changes.pop("train_cfg.head_empty_cls", None)
     return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}
 
 
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
-    """The checkpoint that a path names: the file itself, or the last (or the given) epoch of a folder.  UserError if none."""
+    """The checkpoint file of a path: the path itself, or the last (or the given) epoch of a folder.  UserError if none."""
     path = Path(path)
     if not path.is_dir():
         if epoch is not None:
@@ -258,9 +258,9 @@ def _verified(path: Path, _changed_ns: int, _size: int) -> bool:
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
-    """The undamaged checkpoint of a folder with the most training steps; None if the folder holds none.
+    """The undamaged checkpoint of a folder with the most training steps; None if the folder has no checkpoints.
 
-    Notes every damaged one that is newer.  DamagedCheckpoint if all are damaged.
+    Warns of newer ones that are damaged.  DamagedCheckpoint if all are damaged.
     """
     damaged: list[DamagedCheckpoint] = []
 
@@ -274,7 +274,7 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
     middle = Path(folder) / INTERRUPTED
     best = read(middle) if middle.is_file() else None
     for epoch, path in reversed(epochs_of(folder)):
-        if best is not None and best.epoch >= epoch:  # it was saved after that epoch
+        if best is not None and best.epoch >= epoch:  # interrupted.pth.tar was saved after that epoch
             break
         if (found := read(path)) is not None:
             best = found
@@ -301,7 +301,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore `random_state`.  With another number of GPUs their generators are left alone, which one line says."""
+    """Restore `random_state`.  With another number of GPUs their generators are left as they are, with a note."""
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(state["cuda"]) == devices and devices:
@@ -317,15 +317,16 @@ def restore_random_state(state: dict[str, Any]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:
     """Restore the moments and learning rates; all other options stay those of `optimizer`.  UserError if they do not fit."""
     groups = []
+    unusable = f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone"
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not state["state"]:
-        raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")
+        raise UserError(unusable)
     for own, saved in zip(optimizer.state_dict()["param_groups"], state.get("param_groups", []), strict=False):
         if len(own["params"]) != len(saved["params"]):
             raise UserError(f"{source}: optimizer: holds {len(saved['params'])} parameters where this model has "
                             f"{len(own['params'])}; resume with the configuration of that run, or start with --init-from")
         groups.append({**own, "lr": saved["lr"]})
     if len(groups) != len(optimizer.param_groups):
-        raise UserError(f"{source}: optimizer: missing or of another kind; use --init-from to start from its weights alone")
+        raise UserError(unusable)
     kind = "exp_avg" if isinstance(optimizer, torch.optim.AdamW) else "momentum_buffer"
     if any(kind not in moments for moments in state["state"].values()):
         raise UserError(f"{source}: optimizer: is not the state of opt.type {type(optimizer).__name__}; set opt.type to that of "
@@ -333,12 +334,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], sour
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if value.shape == parameter.shape:  # the fused update walks through memory: all must be laid out like the weight
+            if value.shape == parameter.shape:  # the fused update needs moments with the memory layout of the weight
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError of the file system
+    buffer = io.BytesIO()  # torch.save to a file would not raise OSError when the disk is full
     torch.save(content, buffer)
     parts = seal(buffer.getbuffer())
     write_atomic(path, lambda file: file.writelines(parts))
@@ -346,7 +347,7 @@ def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous()  # files do not depend on how tensors lie in memory
+        return value.detach().cpu().contiguous()  # files do not depend on memory layout
     if isinstance(value, dict):
         return {k: _on_cpu(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -364,7 +365,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _harmless_types() -> list[Any]:
-    """Plain number types that schedulers of published checkpoints may hold."""
+    """Plain number types that schedulers in published checkpoints may contain."""
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
     return [collections.Counter, collections.defaultdict, scalar, np.dtype, *dtypes]

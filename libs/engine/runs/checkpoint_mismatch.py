@@ -9,7 +9,7 @@ from torch import Tensor
 SHOWN = 6
 LAYERED = ("backbone.", "neck.", "cls_head.", "reg_head.")  # parts whose names depend on the number of levels and blocks
 
-# (pattern of a parameter name, config key) for names that only one side has, first match wins
+# (pattern of a parameter name, config key) for parameters that only model or file has; the first match counts
 NAME_RULES = (
     (r"^rgb2flow\.|^hallucinator\.", "model.hallucinator"),
     (r"^fusion\.", "model.fusion"),
@@ -45,11 +45,11 @@ SHAPE_RULES = (
 
 
 def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
-    """'' if names and shapes agree, else lines that name the differing keys and the config keys that explain them."""
+    """'' if names and shapes agree, else lines with the differing parameters and the likely config keys."""
     missing = [n for n in model if n not in file]
     extra = [n for n in file if n not in model]
     shapes = [n for n in model if n in file and model[n].shape != file[n].shape]
-    lines, causes = [], []
+    lines = []
     if missing:
         lines.append(f"  not in the checkpoint: {_some(missing)}")
     if extra:
@@ -59,12 +59,9 @@ def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) 
         lines.append(f"  other shape in the checkpoint: {_some(shown, '; ')}")
     if not lines:
         return ""
-    # a level or block that only one side has is one cause, whatever its parameters are called
-    deep = _other_depth(model, file)
-    causes += deep
-    others = [n for n in missing + extra if not (deep and n.startswith(LAYERED))]
-    causes += _causes(others, NAME_RULES)
-    causes += _causes(shapes, SHAPE_RULES)
+    depth = _other_depth(model, file)  # explains all parameters of the levels and blocks that only model or file has
+    others = [n for n in missing + extra if not (depth and n.startswith(LAYERED))]
+    causes = [*depth, *_causes(others, NAME_RULES), *_causes(shapes, SHAPE_RULES)]
     remedy = "; ".join(dict.fromkeys(causes)) or "the model section"
     return "\n".join([*lines, f"  likely config key: {remedy}"])
 
@@ -76,9 +73,9 @@ def _other_depth(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> lis
                       ("backbone.branch", "backbone_arch[2] (downsampling blocks; or branch_type: max_pool has none)"),
                       ("cls_head.head", "head_num_layers")):
         ours, theirs = _count(model, part), _count(file, part)
+        last = " + 1" if key == "head_num_layers" else ""
         if ours != theirs:
-            found.append(f"model.{key}: the checkpoint has {theirs}{' + 1' if key == 'head_num_layers' else ''}, the "
-                         f"configuration {ours}{' + 1' if key == 'head_num_layers' else ''}")
+            found.append(f"model.{key}: the checkpoint has {theirs}{last}, the configuration {ours}{last}")
     return found
 
 
@@ -88,11 +85,9 @@ def _count(state: Mapping[str, Tensor], part: str) -> int:
 
 
 def _causes(names: list[str], rules: tuple[tuple[str, str], ...]) -> list[str]:
-    return list(dict.fromkeys(key for name in names for key in [_first_rule(name, rules)] if key))
-
-
-def _first_rule(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
-    return next((key for pattern, key in rules if re.search(pattern, name)), None)
+    """The config key of the first rule that matches, for each name that one matches."""
+    found = (next((key for pattern, key in rules if re.search(pattern, name)), None) for name in names)
+    return [key for key in found if key is not None]
 
 
 def _some(names: list[str], separator: str = ", ") -> str:

@@ -1,4 +1,4 @@
-"""environment.json: machine, command, code and versions of a run or an evaluation."""
+"""Writes environment.json: machine, command, code and versions of a run or an evaluation."""
 from __future__ import annotations
 
 import datetime
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
@@ -22,7 +23,7 @@ from libs.utils.files.io import read_json, write_json_atomic
 NAME = "environment.json"
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("numpy", "h5py", "PyYAML", "tensorboard")
-ROUNDING = ("torch", "cuda", "processor", "threads", "gpus", "ranks")  # with other ones sums may round differently
+ROUNDING = ("torch", "cuda", "processor", "threads", "gpus", "ranks")  # may change how sums are rounded
 
 
 def environment(config: Config, device: torch.device) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def environment(config: Config, device: torch.device) -> dict[str, Any]:
         "config": config.source,
         "seed": config.init_rand_seed,
         "device": str(device),
-        "ranks": ranks(),
+        "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "deterministic": torch.are_deterministic_algorithms_enabled()
         and not torch.is_deterministic_algorithms_warn_only_enabled(),
         "python": machine.python,
@@ -56,7 +57,7 @@ def environment(config: Config, device: torch.device) -> dict[str, Any]:
 def record_start(folder: Path, config: Config, device: torch.device, resumed_from: Path | None, iteration: int) -> None:
     """Append this start of a run to <folder>/environment.json, {"starts": [...]}.
 
-    Notes a difference to the last start that may round sums differently.  UserError if the file cannot be written.
+    Prints a note on differences to the last start that may change rounding.  UserError if the file cannot be written.
     """
     path = folder / NAME
     starts = _starts(path)
@@ -69,17 +70,11 @@ def record_start(folder: Path, config: Config, device: torch.device, resumed_fro
     write_json_atomic(path, {"starts": [*starts, entry]})
 
 
-def ranks() -> int:
-    """Number of processes that train together."""
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 def git_state(root: Path) -> dict[str, Any] | None:
-    """{commit, changed: whether tracked files differ from it} of a working tree; None without git, or for another folder."""
+    """{commit, changed: whether tracked files differ from it} of the working tree `root`; None if it is none, or without git."""
     try:
         top = _git(root, "rev-parse", "--show-toplevel")
-        if Path(top).resolve() != root.resolve():  # e.g. installed into an environment inside another project
+        if Path(top).resolve() != root.resolve():  # e.g. installed inside another project
             return None
         return {"commit": _git(root, "rev-parse", "HEAD"),
                 "changed": bool(_git(root, "status", "--porcelain", "--untracked-files=no"))}

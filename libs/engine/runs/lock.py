@@ -1,4 +1,4 @@
-"""One writer at a time in a folder."""
+"""A lock file that lets one process at a time write to a folder."""
 from __future__ import annotations
 
 import errno
@@ -16,14 +16,14 @@ except ImportError:  # Windows: no lock, everything else works
     fcntl = None
 
 NAME = ".lock"
-WAIT_S, POLL_S = 60.0, 0.2  # a process that was told to stop may still be saving
+WAIT_S, POLL_S = 60.0, 0.2  # a process that is stopping may still be saving
 HELD = (errno.EACCES, errno.EAGAIN)  # of fcntl(2)
 
 
 class FolderLock:
-    """A lock on <folder>/.lock, released when its process ends for any reason; without effect on file systems without locks.
+    """A lock on <folder>/.lock, released when its process ends for any reason; no effect on file systems without locks.
 
-    The file holds the process id.  Processes forked from the holder do not hold the lock (as they would with `flock`).
+    The file contains the process id.  Forked processes do not hold the lock (as they would with `flock`).
     """
 
     def __init__(self, folder: Path):
@@ -33,7 +33,7 @@ class FolderLock:
     def take(self, create: bool = False) -> None:
         """Take the lock unless this process holds it.  A missing folder is created with `create`, otherwise ignored.
 
-        Waits up to WAIT_S for another process.  UserError if that still holds it then, or the folder cannot be written.
+        Waits up to WAIT_S for another process.  UserError if that still holds the lock, or the folder cannot be written.
         """
         if self._handle is not None or fcntl is None or not (create or self.path.parent.is_dir()):
             return
@@ -48,7 +48,7 @@ class FolderLock:
             os.truncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
         except OSError:
-            pass  # a full disk, or no locks here: the lock is a help, not a condition
+            pass  # full disk, or a file system without locks: go on without
         except BaseException:
             os.close(handle)
             raise
@@ -62,7 +62,7 @@ class FolderLock:
 
     def _wait(self, fcntl: ModuleType, handle: int) -> None:
         end = time.monotonic() + WAIT_S
-        told = False
+        noted = False
         while True:
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +74,7 @@ class FolderLock:
             if time.monotonic() >= end:
                 raise UserError(f"{self.path.parent}: {holder} is writing there; wait for it or stop it, or choose another "
                                 "--output")
-            if not told:
+            if not noted:
                 note(f"{self.path.parent}: {holder} is writing there; waiting up to {WAIT_S:.0f} s for it to end")
-                told = True
+                noted = True
             time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""A run's folder: its resolved configuration, checkpoints, logs (TensorBoard and metrics.jsonl) and what it prints."""
+"""The folder of a run: resolved configuration, checkpoints, logs (TensorBoard and metrics.jsonl); printing of log lines."""
 from __future__ import annotations
 
 import contextlib
@@ -29,19 +29,19 @@ def run_folder(config: Config, name: str) -> Path:
 
 
 class SilentRun:
-    """The log of a process that writes and prints nothing; `Run` is the same for the main process."""
+    """Same interface as `Run`, without output: for processes other than the main one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl.  UserError when the disk is full, here and in every method that writes."""
+        """Append a record to metrics.jsonl.  This and every other method that writes: UserError when the disk is full."""
 
     def flush(self) -> None:
-        """Hand what was logged to the operating system."""
+        """Flush metrics.jsonl to the operating system."""
 
     def sync(self) -> None:
-        """Bring all logs to disk, so that they survive a power cut; to be called before a checkpoint is written."""
+        """Write all logs to disk (fsync); call before writing a checkpoint."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write named scalars to TensorBoard."""
@@ -52,11 +52,11 @@ class SilentRun:
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Write a picture (height, width, 3) uint8 to TensorBoard."""
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line, above the progress bar if there is one."""
 
     def progress(self, total: int, label: str) -> tqdm:
-        """A progress bar on a terminal; elsewhere it shows nothing (log lines tell the progress)."""
+        """A progress bar on a terminal; elsewhere it shows nothing, since log lines do."""
         return tqdm(total=total, desc=label, disable=True)
 
     def close(self) -> None:
@@ -64,14 +64,14 @@ class SilentRun:
 
 
 class Run(SilentRun):
-    """Writes the log of a training run.
+    """The logs of a training run.
 
-    Of earlier logs in the folder, steps up to `logged` and evaluations up to step `evaluated` stay: the rest of metrics.jsonl is
-    taken out, and TensorBoard is told to pass over its events.
+    Of earlier logs in the folder, steps up to `logged` and evaluations up to step `evaluated` are kept: later records are removed
+    from metrics.jsonl, and TensorBoard ignores later events.
     """
 
     def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0):
-        from torch.utils.tensorboard import SummaryWriter  # here: importing it takes a second that eval.py need not pay
+        from torch.utils.tensorboard import SummaryWriter  # here, since importing it takes a second
         super().__init__(folder)
         logs = folder / "logs"
         write_text_atomic(folder / "config.yaml", dump_yaml(config))
@@ -89,7 +89,7 @@ class Run(SilentRun):
 
     @staticmethod
     def refuse_used(folder: Path) -> None:
-        """UserError if the folder already holds checkpoints, so that no finished run is overwritten by accident."""
+        """UserError if the folder already contains checkpoints, so that no run is overwritten by accident."""
         if found := checkpoints_of(folder):
             epochs = epochs_of(folder)
             what = f"checkpoints up to epoch {epochs[-1][0]}" if epochs else found[-1].name
@@ -125,8 +125,8 @@ class Run(SilentRun):
         with self._writing():
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
-    def say(self, line: str) -> None:
-        with tqdm.external_write_mode():  # bars are wiped and drawn again
+    def print(self, line: str) -> None:
+        with tqdm.external_write_mode():  # clears and redraws bars
             print(line, flush=True)
 
     def progress(self, total: int, label: str) -> tqdm:
@@ -147,13 +147,13 @@ class Run(SilentRun):
                             "another --output or output_folder") from error
 
     def _thread_failed(self, failure: Any) -> None:
-        # TensorBoard's writing thread would print a traceback; the same error comes back at the next call, where it is reported
+        # no traceback from TensorBoard's writer thread: the next call raises the same error, which becomes a UserError
         if not (type(failure.thread).__name__ == "_AsyncWriterThread" and issubclass(failure.exc_type, OSError)):
             self._hook(failure)
 
 
 def _cut_metrics(path: Path, logged: int, evaluated: int) -> None:
-    """Take out of metrics.jsonl what a killed run wrote beyond these steps, or left half written."""
+    """Remove records beyond these steps and half-written ones, left by a killed run, from metrics.jsonl."""
     if not path.exists():
         return
     whole = path.read_bytes()
@@ -164,7 +164,7 @@ def _cut_metrics(path: Path, logged: int, evaluated: int) -> None:
             if record["iteration"] <= (logged if "lr" in record else evaluated):
                 kept.append(line if line.endswith(b"\n") else line + b"\n")
         except (ValueError, TypeError, KeyError):
-            damaged += line.endswith(b"\n")  # the last line may be half written, that is no damage
+            damaged += line.endswith(b"\n")  # a half-written last line is expected
     if damaged:
         note(f"warning: {path}: {damaged} lines are damaged and left out")
     if b"".join(kept) != whole:

@@ -1,1 +1,1 @@
-"""This process: several of them together, precision, determinism, stop signals, the machine."""
+"""The process and its surroundings: distributed processes, precision, determinism, stop signals, the machine."""

@@ -1,4 +1,4 @@
-"""What makes two runs give the same numbers, and --deterministic, which refuses everything that would not."""
+"""Seeds and deterministic kernels; --deterministic makes operations without a deterministic kernel an error."""
 from __future__ import annotations
 
 import contextlib
@@ -16,9 +16,9 @@ REFUSED = re.compile(r"(\S+) does not have a deterministic implementation|Determ
 
 
 def seed_everything(seed: int, strict: bool = False) -> None:
-    """Seed Python, numpy and torch, and ask torch for deterministic kernels (without one a warning, `strict`: an error)."""
+    """`seed_generators`, then `use_deterministic_kernels`."""
     seed_generators(seed)
-    ask_for_determinism(strict)
+    use_deterministic_kernels(strict)
 
 
 def seed_generators(seed: int) -> None:
@@ -28,25 +28,25 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def ask_for_determinism(strict: bool = False) -> None:
-    """Ask torch and cuBLAS for deterministic kernels; where there is none torch warns, or with `strict` raises RuntimeError."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+def use_deterministic_kernels(strict: bool = False) -> None:
+    """Use deterministic kernels of torch and cuBLAS; where there is none, torch warns, or with `strict` raises RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=not strict)
-    # costs a pass over memory, and nothing here reads it unset
+    # would cost a pass over memory, and nothing here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at import
 
 
 @contextlib.contextmanager
 def strict_determinism(wanted: bool) -> Iterator[None]:
-    """With `wanted`, inside of this an operation without a deterministic kernel is a UserError that names it, and cuDNN neither
-    tries kernels out nor takes ones that add up in any order.  Afterwards all is as before."""
+    """If `wanted`, an operation without a deterministic kernel raises a UserError that names it, and cuDNN uses deterministic
+    kernels without benchmarking.  The previous settings are restored at the end."""
     if not wanted:
         yield
         return
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True,
                                     allow_tf32=torch.backends.cudnn.allow_tf32):
-        ask_for_determinism(strict=True)
+        use_deterministic_kernels(strict=True)
         try:
             yield
         except RuntimeError as error:

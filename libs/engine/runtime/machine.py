@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on: processor, cores, threads, GPU, versions."""
+"""The machine: processor, cores, threads, GPU, versions for records of measurements; memory allocation."""
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +22,7 @@ class Machine(NamedTuple):
     python: str
 
     def line(self) -> str:
-        """All of it in one line."""
+        """The machine in one line."""
         gpu = "" if self.gpu is None else f", {self.gpu}"
         return f"{self.processor}, {self.cores} cores, {self.threads} threads{gpu}, torch {self.torch}, Python {self.python}"
 
@@ -35,11 +35,10 @@ def this_machine(device: str | None = None) -> Machine:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library of this process reuse freed blocks of any size instead of returning them to the system (glibc; else
-    nothing changes).
+    """Make the C library of this process keep freed blocks for reuse instead of returning them to the system (glibc only).
 
-    A training step frees and asks for the same gigabytes again and again; fetching fresh pages costs it 5 to 10 %.  Memory peaks
-    stay what they are, but what was freed no longer shows as free to other processes.
+    Every training step allocates and frees the same gigabytes; fetching fresh pages takes 5 to 10 % of it.  Peak memory stays the
+    same, but freed memory is not available to other processes.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
 """The precision of matrix products and convolutions: `train_cfg.precision` and `test_cfg.precision`.
 
-bf16 is autocast inside the network (`LocPointTransformer`); TF32 is a process-wide switch, set here for one piece of work.
+bf16 is autocast inside the network (`LocPointTransformer`); TF32 is a process-wide switch, set here within a context.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from libs.core.errors import UserError
 
 
 def check_precision(precision: str, device: torch.device, source: str, key: str) -> None:
-    """Raise UserError where the device has no TF32 and `key` of the configuration `source` asks for it."""
+    """Raise UserError if `precision`, the value of `key` in the configuration `source`, is tf32 and the device has no TF32."""
     if precision != "tf32":
         return
     if device.type != "cuda":
@@ -26,11 +26,11 @@ def check_precision(precision: str, device: torch.device, source: str, key: str)
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Inside, CUDA products and convolutions round to TF32 for `tf32`, and only then; afterwards all is as before.
+    """Context in which CUDA matrix products and convolutions use TF32 if and only if `precision` is tf32.
 
-    PyTorch's own default mixes the two: TF32 in convolutions, float32 in products.
+    (PyTorch's default is TF32 in convolutions, float32 in products.)
     """
-    if precision == "bf16":  # oneDNN makes a kernel per shape and keeps the last 1024 of them by default
+    if precision == "bf16":  # oneDNN compiles a kernel per shape and caches 1024 of them by default
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
@@ -43,9 +43,9 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 @contextmanager
 def low_weights(model: nn.Module, precision: str) -> Iterator[None]:
-    """Inside, for forward passes without gradients: with bf16, dense weights are rounded once instead of in every pass.
+    """Context for inference: with bf16, dense weights are rounded once instead of in every forward pass.
 
-    The results are the same.  The last layers of the heads stay float32; afterwards the weights are the exact ones again.
+    The results are the same.  The last layers of the heads stay float32.  The exact weights are restored at the end.
     """
     kept = []
     if precision == "bf16":

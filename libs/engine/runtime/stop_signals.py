@@ -1,11 +1,11 @@
-"""Reasons to save or to end a training run early: a signal, the clock, the end of the program that started it.
+"""When a training run is saved or stopped early: on a signal, by the clock, at the end of the program that started it.
 
-    with Interruption(save_minutes=30) as asked:
+    with Interruption(save_minutes=30) as interruption:
         for batch in ...:
             step
-            match asked.wish(): ...          once per step, at its end, where everything can be saved
+            match interruption.action(): ...          once per step, at its end, where everything can be saved
 
-The first Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP asks to save and stop; a Ctrl-C after that stops at once.
+After the first Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP the run saves and stops; another Ctrl-C stops it at once.
 """
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import time
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-STARTED_BY = "TAL_STARTED_BY"  # set by libs/engine/experiments/launch.py: the process whose end asks this one to stop
+STARTED_BY = "TAL_STARTED_BY"  # set by libs/engine/experiments/launch.py: this process stops when that one ends
 
 
-class Wish(enum.IntEnum):
-    """What to do at the end of a step; the maximum over all processes holds for each of them."""
+class Action(enum.IntEnum):
+    """What to do at the end of a step; all processes take the largest action of any of them."""
 
     NOTHING = 0
     SAVE = 1
@@ -30,14 +30,14 @@ class Wish(enum.IntEnum):
 
 
 class Interruption:
-    """Collects the reasons, as a context manager that restores the signal handlers at its end.
+    """Context manager that handles the signals and restores their handlers at its end.
 
-    `save_minutes`: time after which `wish` asks to save (None: never).  Signals can be caught in the main thread only; elsewhere
-    they are left alone.
+    `save_minutes`: minutes after the last save when `action` is to save (None: never).  Python can handle signals in the main
+    thread only; in other threads nothing is changed.
     """
 
     def __init__(self, save_minutes: float | None = None):
-        self.reason: str | None = None  # why to stop, in words
+        self.reason: str | None = None  # of the stop, as text
         self._seconds = None if save_minutes is None else 60 * save_minutes
         self._saved = time.monotonic()
         self._before: dict[int, Any] = {}
@@ -47,10 +47,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                # nohup has SIGHUP ignored, and it must stay so; a script's background jobs have SIGINT ignored, but who sends it
-                # to one means it
+                # under nohup SIGHUP must stay ignored; background jobs of a script ignore SIGINT, but one sent to them counts
                 if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-                    self._before[number] = signal.signal(number, self._asked)
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -58,16 +57,16 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
 
-    def wish(self) -> Wish:
+    def action(self) -> Action:
         """Called at the end of every step.  Cheap: one getppid, nothing read from a device."""
         if self.stopping:
-            return Wish.STOP
-        late = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
-        return Wish.SAVE if late else Wish.NOTHING
+            return Action.STOP
+        due = self._seconds is not None and time.monotonic() - self._saved >= self._seconds
+        return Action.SAVE if due else Action.NOTHING
 
     @property
     def stopping(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Whether this process is to stop."""
         if self.reason is None and self._parent is not None and os.getppid() != self._parent:
             self.reason = "the end of the program that started it"
         return self.reason is not None
@@ -76,10 +75,10 @@ class Interruption:
         """Restart the clock: everything is on disk."""
         self._saved = time.monotonic()
 
-    def _asked(self, number: int, _frame: Any) -> None:
+    def _handle(self, number: int, _frame: Any) -> None:
         if self.reason is None:
             self.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            with contextlib.suppress(OSError):  # no print: it may be in the middle of one, and the terminal may be gone
+            with contextlib.suppress(OSError):  # not print, which is not reentrant; the terminal may be gone
                 os.write(2, f"{self.reason}: saving after this step; Ctrl-C stops at once\n".encode())
         elif number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Processes that train or evaluate together, as torchrun starts them (docs/distributed.md).
+"""Processes that train or evaluate together, started by torchrun (docs/distributed.md).
 
-    with launched() as world:                 # one process without torchrun: ALONE, and nothing else happens
-        device = world.start(config)          # its device; the processes can talk to each other from here on
+    with launched() as world:                 # without torchrun: ALONE, one process
+        device = world.start(config)          # the device of this process; collective operations work from here on
         world.in_turn(lambda: ensure_demo_of(config))
         ...
 
@@ -31,8 +31,8 @@ from libs.core.schema import Config
 from libs.engine.runtime.lifeline import Lifeline
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MEETING = datetime.timedelta(minutes=10)  # for all processes to start
-PATIENCE = datetime.timedelta(hours=2)  # for a collective operation: a dead process is noticed otherwise, a slow disk is not dead
+START_TIMEOUT = datetime.timedelta(minutes=10)  # for all processes to start
+COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)  # long, since a disk may be slow; Lifeline notices dead processes
 Value = TypeVar("Value")
 
 
@@ -54,24 +54,24 @@ class World:
     def start(self, config: Config) -> torch.device:
         """The device of this process; connects several processes, with NCCL between GPUs and gloo between CPUs.
 
-        UserError where `devices` and the processes do not fit.
+        UserError if `devices` and the processes do not fit.
         """
         device = torch.device(resolve_device(config, self.local_rank, self.local_size))
         if self.size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+            dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=COLLECTIVE_TIMEOUT)
         return device
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module itself, or with several processes a DistributedDataParallel around it, with the weights of process 0."""
         if self.size == 1:
             return module
-        # its "grad strides" of depthwise kernels (C, 1, K) differ in the dimension of size 1 alone, which nothing depends on
+        # the strides of depthwise kernels (C, 1, K) differ in the dimension of size 1 only, which does not matter
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         replica = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
-        replica.broadcast_buffers = False  # they are equal anyway; as an argument it is deprecated in newer versions of torch
+        replica.broadcast_buffers = False  # buffers are equal anyway; newer versions of torch deprecate it as an argument
         return replica
 
     def all_reduce(self, value: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class World:
         return value
 
     def all_reduce_max(self, value: int) -> int:
-        """The maximum of a number over all processes; goes through the CPU, so that no GPU is waited for."""
+        """The maximum of a number over all processes, on the CPU, so that it does not wait for a GPU."""
         if self.size == 1:
             return value
         box = torch.tensor(value)
@@ -105,11 +105,11 @@ class World:
         return box[0]
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         self.all_reduce(torch.zeros(1))
 
     def in_turn(self, work: Callable[[], object]) -> None:
-        """Call `work` in process 0, then in the first one of every machine, then in the others: what is done once per disk."""
+        """Call `work` in process 0, then in the first of every machine, then in the others: for work needed once per disk."""
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for now in range(3 if self.size > 1 else 1):
             if now == turn:
@@ -117,7 +117,7 @@ class World:
             self.barrier()
 
     def seed(self, seed: int, epoch: int) -> int:
-        """A seed for a process other than the first."""
+        """A seed for this process, for processes other than process 0."""
         return int(np.random.SeedSequence([seed, self.rank, epoch]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -128,8 +128,8 @@ ALONE = World()
 def launched() -> Iterator[World]:
     """The processes that torchrun has started, or ALONE.
 
-    Processes other than the first print nothing meanwhile.  An exception of any of them ends all, with the exit code that it has
-    in one process, and is shown once.  UserError if the variables that torchrun sets are there in part, or a process is missing.
+    Only process 0 prints.  An exception in any process ends all of them, with the same exit code as in a run of one process, and
+    is printed once.  UserError if only some of torchrun's environment variables are set, or if a process does not start.
     """
     size = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
     if size == 1:
@@ -139,7 +139,7 @@ def launched() -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is {size}, so this is one of {size} processes, but {', '.join(lacking)} is not set; start "
                         "them with torchrun, or unset WORLD_SIZE")
     rank, local_rank, local_size = map(_number, ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    store = _meet(rank, size)
+    store = _connect(rank, size)
     shown = sys.stdout, sys.stderr
     lifeline = Lifeline(rank, size, sys.stderr)
     try:
@@ -150,28 +150,28 @@ def launched() -> Iterator[World]:
             lifeline.close()
     except BaseException as error:
         code, text = failure(error)
-        if code == 0 or isinstance(error, Stopped):  # of all processes alike
+        if code == 0 or isinstance(error, Stopped):  # in all processes at once
             lifeline.close()
             raise error if rank == 0 else SystemExit(code) from None
-        doubtful = text is None  # an operation fails where another process has ended
+        unexpected = text is None  # e.g. a collective operation that failed because another process has ended
         if text is None:
             text = f"process {rank} of {size}:\n{''.join(traceback.format_exception(error))}".rstrip()
-        lifeline.fail(code, text, doubtful)
+        lifeline.fail(code, text, maybe_consequence=unexpected)
     finally:
         sys.stdout, sys.stderr = shown
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _meet(rank: int, size: int) -> dist.Store:
-    """The store of all processes.  UserError if they do not come within MEETING."""
+def _connect(rank: int, size: int) -> dist.Store:
+    """The key-value store of all processes.  UserError if they do not start within START_TIMEOUT."""
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=MEETING))
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=START_TIMEOUT))
     except RuntimeError as error:
-        raise UserError(f"process {rank} of {size} has waited {MEETING} for the others at {os.environ['MASTER_ADDR']}, port "
-                        f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); are all started, and is that port open "
-                        "between the machines?") from error
-    store.set_timeout(PATIENCE)
+        raise UserError(f"process {rank} of {size} has waited {START_TIMEOUT} for the others at {os.environ['MASTER_ADDR']}, "
+                        f"port {os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); are all started, and is that port "
+                        "open between the machines?") from error
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     return store
 
 

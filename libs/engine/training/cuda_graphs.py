@@ -1,8 +1,8 @@
 """Training steps replayed as CUDA graphs.
 
-A GPU computes a training step of a small batch faster than Python can launch its kernels one by one.  A CUDA graph launches all
-kernels of a forward and backward pass at once.  A graph is valid for the shapes it was recorded with, so there is one per batch
-shape (`loader.pad_multiple` keeps them few).
+For small batches, launching kernels from Python takes longer than running them.  A CUDA graph launches all kernels of a forward
+and backward pass at once.  It is valid for the shapes that it was recorded with, so there is one graph per batch shape
+(`loader.pad_multiple` keeps their number small).
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Record = Callable[[Work], tuple[Callable[[], None], Losses]]
 
 
 def check_graphs(config: Config, device: torch.device, processes: int) -> None:
-    """UserError where train_cfg.cuda_graphs is set and a step cannot be recorded."""
+    """UserError if train_cfg.cuda_graphs is set and a step cannot be recorded."""
     if not config.train_cfg.cuda_graphs:
         return
     if device.type != "cuda":
@@ -49,8 +49,8 @@ class _Recorded(NamedTuple):
 class StepGraphs:
     """Computes the losses and gradients of a batch: recorded once per batch shape, replayed from then on.
 
-    work(batch) returns losses without an autograd graph and leaves gradients in the `parameters`; it must not read anything back
-    from the device.  `state`: other tensors that it updates (the loss normalizer); recording leaves their values unchanged.
+    work(batch) returns losses without an autograd graph and leaves gradients in the `parameters`; it must not copy anything from
+    the device.  `state`: other tensors that it updates (the loss normalizer); recording leaves their values unchanged.
     """
 
     def __init__(self, work: Callable[[Batch], Losses], parameters: Sequence[nn.Parameter], state: Sequence[Tensor],
@@ -66,24 +66,25 @@ class StepGraphs:
         """Losses of the batch on the device; every parameter's `grad` holds its gradient until the next call."""
         batch = pad_ground_truth(batch)
         key = tuple(getattr(batch, name).shape for name in TENSORS)
-        known = self._recorded.get(key)
-        if known is None:
-            known = self._recorded[key] = self._make(batch)
+        if key not in self._recorded:
+            self._recorded[key] = self._record_step(batch)
+        recorded = self._recorded[key]
         for name in TENSORS:
-            getattr(known.batch, name).copy_(getattr(batch, name), non_blocking=True)
-        known.replay()
-        for parameter, gradient in zip(self._parameters, known.gradients, strict=True):
+            getattr(recorded.batch, name).copy_(getattr(batch, name), non_blocking=True)
+        recorded.replay()
+        for parameter, gradient in zip(self._parameters, recorded.gradients, strict=True):
             parameter.grad = gradient
-        return Losses(known.losses.final.clone(), {name: value.clone() for name, value in known.losses.terms.items()})
+        return Losses(recorded.losses.final.clone(), {name: value.clone() for name, value in recorded.losses.terms.items()})
 
-    def _make(self, batch: Batch) -> _Recorded:
+    def _record_step(self, batch: Batch) -> _Recorded:
         device = self._parameters[0].device
         own = dataclasses.replace(batch, **{name: getattr(batch, name).to(device, copy=True) for name in TENSORS})
 
         def work() -> Losses:
             for parameter in self._parameters:
-                parameter.grad = None  # so that the backward pass allocates new ones, which belong to the recording
+                parameter.grad = None  # the backward pass allocates gradients in the memory of the graph
             return self._work(own)
+
         before = [value.clone() for value in self._state]
         replay, losses = self._record(work)
         for value, old in zip(self._state, before, strict=True):

@@ -9,7 +9,7 @@ class EMA:
     """`ema <- decay * ema + (1 - decay) * weights` over every entry of a model's state dict.
 
     With `warmup` the decay of update i (from 0) is min(decay, (1 + i) / (10 + i)), so that a short run does not keep its
-    initial weights.  Without it the arithmetic is the published one, from the first step on.
+    initial weights.  Without it the decay is constant, as published.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False):
@@ -20,7 +20,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one step towards the model's present weights."""
+        """Move the average towards the model's current weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         torch._foreach_lerp_(self._values, [s.detach() for s in self._sources], 1 - decay)  # one pass over memory
         self.updates += 1

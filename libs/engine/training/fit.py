@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, log lines, checkpoints and, if asked for, evaluation on the validation split."""
+"""The training loop: epochs of steps, log lines, checkpoints and, optionally, evaluation on the validation split."""
 from __future__ import annotations
 
 import contextlib
@@ -24,19 +24,19 @@ from libs.utils.evaluation.predictions import Detections
 from libs.utils.progress import Clock
 
 
-class _AskedToStop(Exception):
-    """A signal came in the middle of an evaluation."""
+class _StopEvaluation(Exception):
+    """A signal arrived in the middle of an evaluation."""
 
 
 def fit(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World = ALONE) -> Scores | None:
     """Train a configuration into `folder`; returns the scores of the last evaluation, if there was one.
 
     `world`: the processes that train together; each calls this.
-    Raises Stopped once everything is saved, after a signal asked for that (libs/engine/runtime/stop_signals.py).
+    Raises Stopped once everything is saved, after a signal (libs/engine/runtime/stop_signals.py).
     """
     lock = FolderLock(folder)
     if world.is_main:
-        lock.take()  # before anything is read: whoever still writes there may write the checkpoint to resume from
+        lock.take()  # before reading: a process that still writes there may write the checkpoint to resume from
     try:
         with strict_determinism(options.deterministic), contextlib.ExitStack() as cleanup:
             return train(setup(config, folder, device, options, world, lock, cleanup))
@@ -56,7 +56,7 @@ def train(run: TrainingRun) -> Scores | None:
         if run.val_set is not None and (last or epoch % run.options.eval_every == 0):
             try:
                 evaluation = evaluate(run, run.val_set)
-            except _AskedToStop:
+            except _StopEvaluation:
                 run.saver.stop()
         trainer.end_epoch()
         if run.val_set is not None and evaluation is not None:
@@ -118,14 +118,14 @@ def log_steps(run: TrainingRun, clock: StepClock) -> None:
     tags = {f"{'optimizer' if k == 'grad_norm' else 'loss'}/{k}": v for k, v in mean.items()}
     run.log.scalars({"optimizer/lr": trainer.learning_rate, **tags}, trainer.iteration)
     terms = "  ".join(f"{k} {v:.4f}" for k, v in mean.items())
-    run.log.say(f"epoch {epoch:3d}  {trainer.steps:5d}/{trainer.iters_per_epoch}  {terms}  lr {trainer.learning_rate:.3e}  "
-                f"{clock.text()}")
+    run.log.print(f"epoch {epoch:3d}  {trainer.steps:5d}/{trainer.iters_per_epoch}  {terms}  lr {trainer.learning_rate:.3e}  "
+                  f"{clock.text()}")
 
 
 def evaluate(run: TrainingRun, val_set: TalDataset) -> tuple[Scores, Detections]:
     """Predict and score the validation split with the weights that test_cfg.weights names.
 
-    Asked to stop in the middle, it raises _AskedToStop: the evaluation would be done again anyway.
+    Raises _StopEvaluation after a signal in the middle: the evaluation would be repeated anyway.
     """
     trainer, config = run.trainer, run.trainer.config
     model = trainer.model
@@ -135,8 +135,8 @@ def evaluate(run: TrainingRun, val_set: TalDataset) -> tuple[Scores, Detections]
     with run.log.progress(len(val_set), "validation") as shown:
         def advance(done: int, _total: int) -> None:
             shown.update(done - shown.n)
-            if run.saver.asked.stopping and trainer.world.size == 1:  # one of several processes may not leave the others alone
-                raise _AskedToStop
+            if run.saver.interruption.stopping and trainer.world.size == 1:  # of several processes, all must reach the end
+                raise _StopEvaluation
         detections = predict(model, val_set, config, trainer.device, advance, trainer.world)
     scores = trainer.world.broadcast(score(detections, val_set) if trainer.world.is_main else None)
     assert scores is not None  # process 0 has computed them

@@ -1,4 +1,4 @@
-"""Optimizer: parameter groups for weight decay (SPEC item 35), and a fused update that is skipped where a loss is not finite."""
+"""Optimizer: parameter groups for weight decay (SPEC item 35), and a fused update that is skipped if a loss is not finite."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def make_optimizer(modules: nn.Module | Sequence[nn.Module], opt: OptConfig) -> 
               {"params": [p for _, p in no_decay], "weight_decay": 0.0}]
     if opt.type == "SGD":
         optimizer = torch.optim.SGD(groups, lr=opt.learning_rate, momentum=opt.momentum, fused=True)
-        for _, parameter in (*decay, *no_decay):  # zeros act as no momentum; a skipped first step would leave it uninitialized
+        for _, parameter in (*decay, *no_decay):  # zeros, since a skipped first step would leave it uninitialized
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=opt.learning_rate, fused=True)
@@ -51,7 +51,7 @@ def make_optimizer(modules: nn.Module | Sequence[nn.Module], opt: OptConfig) -> 
 
 def gate(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     """Make the next optimizer step a no-op unless `finite` (a bool scalar on the device) is true; nothing is read back."""
-    vars(optimizer).update(grad_scale=None, found_inf=(~finite).to(torch.float32))  # read by fused optimizers, as GradScaler does
+    vars(optimizer).update(grad_scale=None, found_inf=(~finite).to(torch.float32))  # as GradScaler does for fused optimizers
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

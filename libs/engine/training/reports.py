@@ -1,4 +1,4 @@
-"""What a training run says about itself: its first lines, scores of evaluations, pictures of detections."""
+"""Reports of a training run: its first lines, scores of evaluations, pictures of detections."""
 from __future__ import annotations
 
 import numpy as np
@@ -16,7 +16,7 @@ SHOWN_VIDEOS = 3  # in TensorBoard
 
 
 def announce(run: TrainingRun, resumed: bool) -> None:
-    """Print what is about to be trained, and write it to TensorBoard as a table."""
+    """Print a summary of the run, and write it to TensorBoard as a table."""
     trainer, config = run.trainer, run.trainer.config
     parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
              f"{config.total_epochs} epochs", f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
@@ -27,9 +27,9 @@ def announce(run: TrainingRun, resumed: bool) -> None:
                   f"base learning rate {trainer.schedule.base:g}"]
     if resumed:
         parts.append(f"resumed after epoch {trainer.epoch}" + (f" and {trainer.steps} iterations" if trainer.steps else ""))
-    run.log.say(", ".join(parts))
+    run.log.print(", ".join(parts))
     if trainer.epoch >= config.total_epochs:
-        run.log.say(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
+        run.log.print(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
     run.log.text("summary", _summary(run), trainer.iteration)
 
 
@@ -62,7 +62,7 @@ def record_scores(run: TrainingRun, scores: Scores) -> None:
     run.log.scalars({f"validation/{k}": 100 * v for k, v in values.items()}, trainer.iteration)
     run.log.log({"iteration": trainer.iteration, "epoch": trainer.epoch, "weights": weights, **values})
     run.log.flush()
-    run.log.say(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({weights} weights)")
+    run.log.print(f"epoch {trainer.epoch:3d}  average mAP {100 * scores.average_mAP:.2f}  ({weights} weights)")
     if values["average_mAP"] > trainer.best.get("average_mAP", -1.0):
         if not trainer.best and "test" in trainer.config.val_split:
             note("warning: val_split is the test split: a checkpoint chosen by it is tuned on the test data; report the last "
@@ -72,11 +72,11 @@ def record_scores(run: TrainingRun, scores: Scores) -> None:
 
 
 def show_detections(run: TrainingRun, val_set: TalDataset, detections: Detections) -> None:
-    """Pictures of detections and ground truth for three videos in TensorBoard, the same ones at every evaluation."""
-    marked = [video for video in val_set.videos if len(video.segments)] or list(val_set.videos)
-    for i in np.linspace(0, len(marked) - 1, min(SHOWN_VIDEOS, len(marked))).round().astype(int):
-        video = marked[i]
-        mine = detections.take(detections.video_id == video.id)
+    """Pictures of detections and ground truth of SHOWN_VIDEOS videos in TensorBoard, the same ones at every evaluation."""
+    annotated = [video for video in val_set.videos if len(video.segments)] or list(val_set.videos)
+    for i in np.linspace(0, len(annotated) - 1, min(SHOWN_VIDEOS, len(annotated))).round().astype(int):
+        video = annotated[i]
+        found = detections.take(detections.video_id == video.id)
         figure = video_timeline(video.id, (video.segments, video.labels),
-                                (np.stack([mine.t_start, mine.t_end], axis=1), mine.label, mine.score), val_set.label_names)
+                                (np.stack([found.t_start, found.t_end], axis=1), found.label, found.score), val_set.label_names)
         run.log.image(f"predictions/{video.id}", pixels(figure), run.trainer.iteration)

@@ -16,7 +16,7 @@ from libs.engine.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What train.py's command line decides besides the configuration."""
+    """Settings from train.py's command line."""
 
     resume: str | None = None  # a checkpoint, 'auto' or None
     init_from: str | None = None  # a checkpoint to fine-tune from

@@ -1,7 +1,7 @@
-"""When a run is saved, under which names, and which older files are then removed.
+"""Saves the checkpoints of a run and removes older ones.
 
-epoch_%03d.pth.tar after an epoch; interrupted.pth.tar in between, on request or by the clock: newer than every epoch's file, and
-removed once there is a newer one.  A file is removed only after a newer one is on disk.
+epoch_%03d.pth.tar after an epoch; interrupted.pth.tar inside an epoch, after a signal or by the clock, newer than every epoch's
+file.  A file is removed only after a newer one is on disk.
 """
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from pathlib import Path
 from libs.core.errors import Stopped, note
 from libs.engine.runs.checkpoint import INTERRUPTED, checkpoint_name, epochs_of
 from libs.engine.runs.run_folder import SilentRun
-from libs.engine.runtime.stop_signals import Interruption, Wish
+from libs.engine.runtime.stop_signals import Action, Interruption
 from libs.engine.training.trainer import Trainer
 from libs.engine.training.training_state import save_state
 
 
 class Saver:
-    """Writes the checkpoints of one run; `keep`: how many epochs' files to keep (None: all)."""
+    """Saves one run; `keep`: number of epochs' files to keep (None: all)."""
 
-    def __init__(self, run: SilentRun, trainer: Trainer, asked: Interruption, keep: int | None = None):
-        self.run, self.trainer, self.asked, self.keep = run, trainer, asked, keep
+    def __init__(self, log: SilentRun, trainer: Trainer, interruption: Interruption, keep: int | None = None):
+        self.log, self.trainer, self.interruption, self.keep = log, trainer, interruption, keep
 
-    def tidy(self, resumed_from: Path | None) -> None:
-        """Remove the older files that a killed run left, if the run resumes from the newest epoch's file."""
-        if resumed_from == self.run.folder / checkpoint_name(self.trainer.epoch):
+    def remove_leftovers(self, resumed_from: Path | None) -> None:
+        """Remove older files that a killed run has left, if this run resumes from the last epoch's file."""
+        if resumed_from == self.log.folder / checkpoint_name(self.trainer.epoch):
             self._remove_older()
 
     def after_step(self) -> None:
-        """At the end of every step: save if it is time to, and if asked to stop, save and raise Stopped."""
-        wish = self._wish()
-        if wish is Wish.STOP:
+        """At the end of every step: save if due by the clock; after a signal, save and raise Stopped."""
+        action = self._action()
+        if action is Action.STOP:
             self.stop()
-        elif wish is Wish.SAVE:
-            self.run.say(f"saved {self._save(INTERRUPTED)} after iteration {self.trainer.iteration}")
+        elif action is Action.SAVE:
+            self.log.print(f"saved {self._save(INTERRUPTED)} after iteration {self.trainer.iteration}")
 
     def after_epoch(self, due: bool, last: bool) -> None:
-        """After an epoch and its evaluation: save if `due`; if asked to stop, save and raise Stopped, unless all is done."""
+        """After an epoch and its evaluation: save if `due`; after a signal, save and raise Stopped, unless it was the last."""
         if due:
             path = self._save(checkpoint_name(self.trainer.epoch))
             self._remove_older()
-            self.run.say(f"saved {path}")
-        if not last and self._wish() is Wish.STOP:
+            self.log.print(f"saved {path}")
+        if not last and self._action() is Action.STOP:
             self.stop(path if due else None)
 
     def stop(self, saved: Path | None = None) -> None:
-        """Save, unless `saved` holds the present state, and raise Stopped."""
+        """Save, unless the file `saved` holds the current state, and raise Stopped."""
         path = saved or self._save(INTERRUPTED)
-        why = self.asked.reason or "another process"
+        why = self.interruption.reason or "another process"
         raise Stopped(f"stopped by {why} after iteration {self.trainer.iteration}, saved {path};"
                       " the same command with --resume auto goes on from there")
 
-    def _wish(self) -> Wish:
-        """The largest wish of any process."""
-        return Wish(self.trainer.world.all_reduce_max(self.asked.wish()))
+    def _action(self) -> Action:
+        """The largest action of any process."""
+        return Action(self.trainer.world.all_reduce_max(self.interruption.action()))
 
     def _save(self, name: str) -> Path:
-        path = self.run.folder / name
+        path = self.log.folder / name
         self.trainer.raise_if_not_finite()
-        self.run.sync()  # first the logs: what a checkpoint counts as done must be in them
+        self.log.sync()  # first the logs: they must hold every step that the checkpoint counts
         save_state(self.trainer, path)
-        self.trainer.world.barrier()  # a process that stops before the first one has written would end it too
-        self.asked.saved()
+        self.trainer.world.barrier()  # a process that ended before process 0 has written would end that too
+        self.interruption.saved()
         return path
 
     def _remove_older(self) -> None:
-        """Once an epoch is saved: the file of its middle, and with `keep` the files of the oldest epochs up to it."""
+        """Remove interrupted.pth.tar and, with `keep`, the files of the oldest epochs; call once the epoch is saved."""
         if not self.trainer.world.is_main:
             return
-        past = [path for epoch, path in epochs_of(self.run.folder) if epoch <= self.trainer.epoch]
+        past = [path for epoch, path in epochs_of(self.log.folder) if epoch <= self.trainer.epoch]
         old = past[:-self.keep] if self.keep else []
-        for path in (self.run.folder / INTERRUPTED, *old):
+        for path in (self.log.folder / INTERRUPTED, *old):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

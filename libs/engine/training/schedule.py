@@ -5,12 +5,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from libs.core.schema import OptConfig
+
 ETA_MIN = 1e-8
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Base learning rate, warm-up and total length in iterations, and what follows the warm-up."""
+    """Base learning rate, warm-up and total length in iterations, and the schedule after the warm-up."""
 
     base: float
     warmup: int  # iterations; 0: none
@@ -42,21 +44,20 @@ class Schedule:
                 **common}
 
 
-def rate_factor(opt: Any, videos_per_step: int) -> float:
-    """What opt.lr_scaling multiplies the learning rate by, with r = videos per step / opt.lr_reference_batch.
+def rate_factor(opt: OptConfig, videos_per_step: int) -> float:
+    """The factor of the learning rate by opt.lr_scaling, with r = videos per step / opt.lr_reference_batch.
 
     linear: r, for SGD (Goyal et al., Accurate, large minibatch SGD, 2017); sqrt: the root of r, for Adam (Malladi et al., On the
     SDEs and scaling rules for adaptive gradient algorithms, 2022).
     """
-    if opt.lr_scaling == "none":
+    if opt.lr_scaling == "none" or opt.lr_reference_batch is None:
         return 1.0
     ratio = videos_per_step / opt.lr_reference_batch
     return ratio if opt.lr_scaling == "linear" else math.sqrt(ratio)
 
 
-def make_schedule(opt: Any, iters_per_epoch: int, factor: float = 1.0) -> Schedule:
-    """The schedule of `opt` (an OptConfig) with `factor` times its learning rate: warm-up off or of zero epochs means that
-    training starts at the base rate."""
+def make_schedule(opt: OptConfig, iters_per_epoch: int, factor: float = 1.0) -> Schedule:
+    """The schedule of `opt` with `factor` times its learning rate; without warm-up, training starts at the base rate."""
     warmup = opt.warmup_epochs * iters_per_epoch if opt.warmup else 0
     return Schedule(base=factor * opt.learning_rate, warmup=warmup, total=warmup + opt.epochs * iters_per_epoch,
                     kind=opt.schedule_type, milestones=tuple(m * iters_per_epoch for m in opt.schedule_steps),

@@ -1,4 +1,4 @@
-"""Everything that a training run works with, made from its configuration: teachers, datasets, model, objective, logs."""
+"""Builds the parts of a training run from its configuration: teachers, datasets, model, objective, logs."""
 from __future__ import annotations
 
 import contextlib
@@ -35,7 +35,7 @@ from libs.modeling.model import LocPointTransformer, build_model
 
 def setup(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World, lock: FolderLock,
           cleanup: contextlib.ExitStack) -> TrainingRun:
-    """Build a run, restore its state if it is resumed, and print what is about to be trained.
+    """Build a run, restore its state if it is resumed, and print a summary.
 
     `lock`: that of `folder`; `cleanup` closes logs and data-loader workers and restores signal handlers at the end of the run.
     """
@@ -64,7 +64,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     else:
         objective = DetectionObjective(model, config, world.all_reduce)
     trainer = Trainer(objective.to(device), config, len(sampler), world, train_set.label_names)
-    if not world.is_main:  # the main one goes on with the random numbers of a run of one process
+    if not world.is_main:  # process 0 draws the random numbers of a run of one process
         seed_generators(world.seed(config.init_rand_seed, 0))
     if (isinstance(objective, DistillationObjective) and isinstance(objective.teacher_outputs, CachedTeachers)
             and (made := objective.teacher_outputs.prepare([v.id for v in train_set.videos], device, world))):
@@ -73,7 +73,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     if resume is not None:
         restore_state(trainer, resume)
         del resume  # its memory
-        _mention_later(folder, trainer.epoch, options)
+        _note_later_checkpoints(folder, trainer.epoch, options)
 
     log = SilentRun(folder)
     if world.is_main:
@@ -87,12 +87,12 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     run = TrainingRun(options, train_set, val_set, loader, sampler, teachers, trainer, log, saver)
     announce(run, resumed=source is not None)
     if options.resume == "auto":
-        saver.tidy(source)
+        saver.remove_leftovers(source)
     return run
 
 
 def _checkpoint_to_resume(folder: Path, options: FitOptions, world: World) -> Checkpoint | None:
-    """The checkpoint that process 0 finds; UserError where another process does not see that file."""
+    """The checkpoint that process 0 finds; UserError if another process cannot read that file."""
     if options.resume is None:
         if world.is_main:
             Run.refuse_used(folder)
@@ -112,7 +112,7 @@ def _checkpoint_to_resume(folder: Path, options: FitOptions, world: World) -> Ch
 
 
 def _copy_weights(model: LocPointTransformer, config: Config, options: FitOptions, teachers: Sequence[Teacher]) -> None:
-    """Start from the weights of --init-from, or of the teacher that distill.init_from names; prints what was copied."""
+    """Start from the weights of --init-from, or of the teacher named by distill.init_from, if given; prints what was copied."""
     if options.init_from:
         source = options.init_from
         copied, fresh, unused = copy_matching(model, load_checkpoint(find_checkpoint(source)))
@@ -130,7 +130,7 @@ def _few(names: list[str]) -> str:
     return f" ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else ""
 
 
-def _mention_later(folder: Path, epoch: int, options: FitOptions) -> None:
+def _note_later_checkpoints(folder: Path, epoch: int, options: FitOptions) -> None:
     later = [path for e, path in epochs_of(folder) if e > epoch]
     if later and options.resume != "auto":
         note(f"note: {folder}: holds later checkpoints, up to {later[-1].name}: --resume auto goes on from them until this run "

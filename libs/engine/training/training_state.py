@@ -1,4 +1,4 @@
-"""What survives between two steps of a run: written to a checkpoint, restored from one."""
+"""Saves the state of a trainer between two steps to a checkpoint, and restores it."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from libs.engine.runs.checkpoint import (
 from libs.engine.runtime.determinism import seed_generators
 from libs.engine.training.trainer import Trainer
 
-# keys that may change between a run and its continuation without a word
+# keys that may change without a warning when a run is resumed
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
              "val_split")
 
@@ -49,9 +49,9 @@ def save_state(trainer: Trainer, path: Path) -> None:
 
 
 def restore_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Bring a trainer to the state of a checkpoint.
+    """Restore the state of a checkpoint.
 
-    A checkpoint of another program lacks some state, which one warning names.  UserError if the checkpoint does not fit.
+    A checkpoint of another program lacks some state, which a warning names.  UserError if the checkpoint does not fit.
     """
     try:
         load_weights(trainer.model, checkpoint, "raw")
@@ -97,7 +97,7 @@ def _restore_training(trainer: Trainer, checkpoint: Checkpoint, training: dict[s
     states = [training["random"], *training.get("processes", {}).get("random_of_others", [])]
     if trainer.world.is_main or len(states) == trainer.world.size:
         restore_random_state(states[trainer.world.rank])
-    else:  # another number of processes: a new state for all but the main one
+    else:  # another number of processes: new random numbers in all but process 0
         seed_generators(trainer.world.seed(trainer.config.init_rand_seed, trainer.epoch))
 
 
@@ -113,7 +113,7 @@ def _restore_inside_epoch(trainer: Trainer, training: dict[str, Any], source: Pa
 
 
 def _check_processes(trainer: Trainer, source: Path, training: dict[str, Any]) -> None:
-    """UserError if a step of the run had another number of videos, and that is due to the number of processes."""
+    """UserError if another number of processes changes the number of videos per step."""
     saved = training.get("processes", {"videos_per_step": trainer.videos_per_step, "random_of_others": []})
     before, now = 1 + len(saved["random_of_others"]), trainer.world.size
     if before != now and saved["videos_per_step"] != trainer.videos_per_step:
@@ -123,11 +123,11 @@ def _check_processes(trainer: Trainer, source: Path, training: dict[str, Any]) -
 
 
 def _compare_processes(trainer: Trainer) -> None:
-    """One warning if the weights or the EMA of the processes are not equal, as they must be after equal steps."""
+    """Warn if the weights or the EMA differ between processes."""
     if trainer.world.size == 1:
         return
     values = (*trainer.model.state_dict().values(), *trainer.ema.state_dict().values())
     sums = trainer.world.all_gather(float(torch.stack([v.detach().double().sum() for v in values]).sum()))
-    if wrong := [rank for rank, its in enumerate(sums) if its != sums[0]]:
+    if wrong := [rank for rank, total in enumerate(sums) if total != sums[0]]:
         note(f"warning: epoch {trainer.epoch}: the weights of process {wrong[0]} are not those of process 0, which are saved; "
              "do the processes run on different GPUs or versions?")

@@ -117,7 +117,7 @@ def test_the_cache_is_made_once_per_teacher_and_terms(data, teacher, conv_teache
     def made(entry, **distill):
         sections = {"model": RGB_ONLY, "dataset": {"crop_align": 4}}
         setup = Setup(student(data, tmp_path, [entry], distill={"outputs": "cache", **distill}, **sections))
-        return setup.made, setup.objective.teacher_outputs.folders[0]
+        return setup.made, setup.objective.teacher_outputs.cached[0].folder
 
     count, first = made(teacher)
     assert (count, made(teacher)) == (6, (0, first))
@@ -155,7 +155,7 @@ def test_settings_that_change_what_equal_weights_say(data, tmp_path, sections):
         its = two_stream(data, tmp_path, **merged({"model": {"use_abs_pe": True}}, different))
         file = save_teacher(its, tmp_path / "teacher.pth.tar", seed=3)
         setup = Setup(student(data, tmp_path, [file], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-        made.append((setup.made, setup.objective.teacher_outputs.folders[0]))
+        made.append((setup.made, setup.objective.teacher_outputs.cached[0].folder))
     assert made[0] != made[1]
     assert [count for count, _ in made] == [6, 6]
 
@@ -187,14 +187,14 @@ def test_a_video_that_the_teacher_cannot_see_stops_before_training(data, tmp_pat
 
 def test_a_cache_file_that_goes_is_named(data, teacher, tmp_path):
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-    (setup.objective.teacher_outputs.folders[0] / "t0.npz").unlink()
+    (setup.objective.teacher_outputs.cached[0].folder / "t0.npz").unlink()
     with pytest.raises(UserError, match=r"t0\.npz: has been removed since training began; .*--resume auto"):
         [setup.objective.teacher_outputs(batch) for batch in setup.batches]
 
 
 def test_a_damaged_cache_file_is_named(data, teacher, tmp_path):
     setup = Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={"crop_align": 4}, distill={"outputs": "cache"}))
-    folder = setup.objective.teacher_outputs.folders[0]
+    folder = setup.objective.teacher_outputs.cached[0].folder
     for content in (b"", b"PK\x03\x04 broken", (folder / "t0.npz").read_bytes()[:300]):
         setup.objective.teacher_outputs._memory.clear()
         (folder / "t0.npz").write_bytes(content)

@@ -17,7 +17,7 @@ def use(log):
     log.scalars(values={"loss/a": 1.0}, step=1)
     log.text(name="summary", content="a table", step=1)
     log.image(name="predictions/a", pixels=np.zeros((4, 4, 3), np.uint8), step=1)
-    log.say(line="a line")
+    log.print(line="a line")
     with log.progress(total=3, label="epoch 1") as shown:
         shown.update(2)
     log.flush()

@@ -9,17 +9,17 @@ import time
 import pytest
 
 from libs.engine.runtime import stop_signals as interrupt
-from libs.engine.runtime.stop_signals import Interruption, Wish
+from libs.engine.runtime.stop_signals import Action, Interruption
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"),
                                                 (signal.SIGUSR1, "SIGUSR1"), (signal.SIGHUP, "SIGHUP")])
 def test_a_signal_asks_to_stop_and_only_ctrl_c_after_it_stops_at_once(number, reason, capfd):
     before = {n: signal.getsignal(n) for n in interrupt.SIGNALS}
-    with Interruption() as asked:
-        assert asked.wish() is Wish.NOTHING
+    with Interruption() as interruption:
+        assert interruption.action() is Action.NOTHING
         os.kill(os.getpid(), number)
-        assert (asked.wish(), asked.reason) == (Wish.STOP, reason)
+        assert (interruption.action(), interruption.reason) == (Action.STOP, reason)
         os.kill(os.getpid(), signal.SIGTERM)  # schedulers send more than one
         assert capfd.readouterr().err == f"{reason}: saving after this step; Ctrl-C stops at once\n"
         with pytest.raises(KeyboardInterrupt):
@@ -30,11 +30,11 @@ def test_a_signal_asks_to_stop_and_only_ctrl_c_after_it_stops_at_once(number, re
 def test_nohup_stays_deaf_to_hangups_and_background_jobs_hear_sigint():
     before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT)}
     try:
-        with Interruption() as asked:
+        with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert asked.wish() is Wish.NOTHING
+            assert interruption.action() is Action.NOTHING
             os.kill(os.getpid(), signal.SIGINT)
-            assert asked.wish() is Wish.STOP
+            assert interruption.action() is Action.STOP
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         for number, handler in before.items():
@@ -44,38 +44,38 @@ def test_nohup_stays_deaf_to_hangups_and_background_jobs_hear_sigint():
 def test_the_clock_asks_to_save_until_it_is_done(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Interruption(save_minutes=2) as asked:
+    with Interruption(save_minutes=2) as interruption:
         now[0] += 119
-        assert asked.wish() is Wish.NOTHING
+        assert interruption.action() is Action.NOTHING
         now[0] += 1
-        assert [asked.wish(), asked.wish()] == [Wish.SAVE] * 2
-        asked.saved()
-        assert asked.wish() is Wish.NOTHING
+        assert [interruption.action(), interruption.action()] == [Action.SAVE] * 2
+        interruption.saved()
+        assert interruption.action() is Action.NOTHING
         now[0] += 1e6
-        asked.reason = "x"
-        assert asked.wish() is Wish.STOP
-    assert Interruption().wish() is Wish.NOTHING
+        interruption.reason = "x"
+        assert interruption.action() is Action.STOP
+    assert Interruption().action() is Action.NOTHING
 
 
 def test_the_end_of_the_starting_program_asks_to_stop(monkeypatch):
     monkeypatch.setenv(interrupt.STARTED_BY, str(os.getppid()))
     ours = Interruption()
-    assert ours.wish() is Wish.NOTHING
+    assert ours.action() is Action.NOTHING
     monkeypatch.setenv(interrupt.STARTED_BY, "1234567")
     other = Interruption()  # started by a shell that a run_seeds.py started: not ours to watch
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert (ours.wish(), ours.reason) == (Wish.STOP, "the end of the program that started it")
-    assert other.wish() is Wish.NOTHING
+    assert (ours.action(), ours.reason) == (Action.STOP, "the end of the program that started it")
+    assert other.action() is Action.NOTHING
 
 
 def test_in_another_thread_signals_are_left_alone():
     found = []
 
     def enter():
-        with Interruption() as asked:
-            found.append((asked.wish(), signal.getsignal(signal.SIGTERM)))
+        with Interruption() as interruption:
+            found.append((interruption.action(), signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert found == [(Wish.NOTHING, before)]
+    assert found == [(Action.NOTHING, before)]

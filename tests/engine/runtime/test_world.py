@@ -22,7 +22,9 @@ from libs.engine.inference.predict import merged as merged_detections
 from libs.engine.runtime import lifeline
 from libs.engine.runtime import world as world_module
 from libs.engine.runtime.world import ALONE, World, launched
+from libs.engine.training import saver
 from libs.engine.training.trainer import Trainer
+from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.predictions import Detections
 
 SHORT = {"loader": {"batch_size": 1}, "opt": {"epochs": 2, "warmup": False}}
@@ -66,14 +68,12 @@ def bug_everywhere(_rank):
 
 
 def strayed(rank):
-    save = Trainer.save
-
-    def stray(self, path):
+    def stray(trainer, path):
         with torch.no_grad():
-            next(self.model.parameters())[0].add_(1e-6)
-        save(self, path)
+            next(trainer.model.parameters())[0].add_(1e-6)
+        save_state(trainer, path)
     if rank == 1:
-        Trainer.save = stray
+        saver.save_state = stray
 
 
 def frozen(rank):
@@ -175,7 +175,7 @@ def test_a_process_that_finds_nobody_says_where_it_looked(monkeypatch):
     for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "MASTER_ADDR": "127.0.0.1",
                         "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(world_module, "MEETING", datetime.timedelta(seconds=1))
+    monkeypatch.setattr(world_module, "START_TIMEOUT", datetime.timedelta(seconds=1))
     with pytest.raises(UserError, match=rf"^process 1 of 2 has waited 0:00:01 for .* at 127\.0\.0\.1, port {port} "), launched():
         pass
 

@@ -155,9 +155,9 @@ def test_saved_by_the_clock_at_every_step(data, whole, tmp_path, monkeypatch):
 
         def watched(self):
             save(self)
-            sizes.append(load_checkpoint(self.run.folder / "interrupted.pth.tar").training["iteration"])
+            sizes.append(load_checkpoint(self.log.folder / "interrupted.pth.tar").training["iteration"])
             if self.trainer.iteration == 5:
-                self.asked._seconds = None  # from here on the file stays as it is
+                self.interruption._seconds = None  # from here on the file stays as it is
         patch.setattr(saving.Saver, "after_step", watched)
         record = fit_module.record_scores
 
