@@ -41,6 +41,7 @@ class Lifeline:
         self._store = dist.PrefixStore(f"lifeline/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
         self._closing, self._limit_s = threading.Event(), SILENCE_S
         self._beats = dict.fromkeys(range(size), (0, 0.0))  # per process: heartbeats, seconds since the last one
+        self._store.add(f"beat{rank}", 1)  # before anything can block this process's threads
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
         self._thread.start()
 
