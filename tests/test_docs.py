@@ -136,3 +136,14 @@ def test_code_runs(tmp_path, monkeypatch):
     assert not wrong, "\n".join(wrong)
     assert left == set(NOT_RUN), "NOT_RUN names what no page has"
     assert ran > 40
+
+
+@pytest.mark.parametrize(("name", "path"), [
+    ("BACKBONES", "libs/modeling/backbones.py"), ("NECKS", "libs/modeling/necks.py"), ("TERMS", "libs/core/checks.py"),
+    ("PRESETS", "libs/datasets/presets.py"), ("OPENERS", "libs/datasets/features/formats.py"),
+    ("FORMATS", "libs/datasets/convert/readers.py"), ("PER_VIDEO", "libs/utils/evaluation/writers.py")])
+def test_contributing_names_tables_that_exist(name, path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in text
+    assert f"`{path}`" in text
+    assert re.search(rf"^{name}\b.*=", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
