@@ -114,7 +114,7 @@ def full_length(config: Config, length: int | None = None) -> int:
         raise UserError(f"--length {length}: no machine has the memory for so long a sequence; use at most {MOST_STEPS}")
     if config.model.temporal_gate == "published":
         length = max(length, config.dataset.max_seq_len)
-    coarsest = config.model.scale_factor ** config.model.backbone_arch[2]
+    coarsest = config.level_strides[-1]
     return -(-length // coarsest) * coarsest
 
 

@@ -124,13 +124,13 @@ class CachedTeachers:
         return [self._batch(batch, cached) for cached in self.cached]
 
     def _batch(self, batch: Batch, cached: CachedTeacher) -> TeacherOutputs:
-        lengths, padded = batch.mask.sum(1).tolist(), batch.mask.shape[1]
+        padded = batch.mask.shape[1]
         crops: dict[str, list[Tensor]] = {name: [] for name in cached.names}
-        for sample, steps in zip(batch.samples, lengths, strict=True):
+        for sample in batch.samples:
             for name, rows in self._read(cached, sample.video_id, sample.source_length).items():
                 strides = cached.strides(name)
                 parts = rows.split([-(-sample.source_length // s) for s in strides])
-                crops[name].append(torch.cat([_window(p, sample.start // s, -(-steps // s), padded // s)
+                crops[name].append(torch.cat([_window(p, sample.start // s, -(-sample.steps // s), padded // s)
                                               for p, s in zip(parts, strides, strict=True)]))
         return TeacherOutputs(**{name: torch.stack(rows).to(batch.feats.device) for name, rows in crops.items()})
 
