@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from libs.core.errors import UserError
 from libs.core.schema import Config, TestConfig
 from libs.datasets.batch import Batch
 from libs.datasets.corruptions import CorruptedDataset
@@ -72,6 +73,7 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
 
     The model is set to evaluation mode and back.  `progress(videos done, of how many)` and `collect(samples, outputs)` are called
     per batch.  `world`: the processes that share the work; each calls this and returns the detections of all videos.
+    Raises UserError for unusable features, and for a video for which the network's outputs are not finite.
     """
     announce_fallback(device)
     external = external_scores(config, getattr(dataset, "label_ids", None), [v.id for v in dataset.videos])
@@ -84,6 +86,7 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
         with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
+                _check_finite(outputs, samples, dataset)
                 if collect is not None:
                     collect(samples, outputs)
                 parts.append(detections_of_batch(outputs, config.test_cfg, [Timeline.of(s) for s in samples]))
@@ -132,6 +135,21 @@ def external_scores(config: Config, label_ids: Mapping[str, int] | None, videos:
 
 def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
     return model(batch.feats, batch.mask)
+
+
+def _check_finite(outputs: LevelOutputs, samples: Sequence[Sample], dataset: VideoDataset) -> None:
+    """UserError naming the videos of a batch with NaN or infinite outputs, which decoding would drop without a word.
+
+    GPU: the host waits once, before the decoding for which it would wait anyway.
+    """
+    finite_BP = torch.isfinite(outputs.logits).all(2) & torch.isfinite(outputs.offsets).all(2)
+    bad = [sample for sample, finite in zip(samples, finite_BP.all(1).tolist(), strict=True) if not finite]
+    if bad:
+        largest = float(dataset.features(bad[0]).abs().max())
+        videos = ", ".join(repr(sample.video_id) for sample in bad)
+        raise UserError(f"video {videos}: the network's outputs are NaN or infinite; the features of {bad[0].video_id!r} reach "
+                        f"{largest:.3g}: if those of training do not, extract them again, else the weights are at fault: use "
+                        "those of another epoch, or test_cfg.weights: raw")
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:

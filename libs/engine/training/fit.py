@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import steps
@@ -58,6 +59,8 @@ def train(run: TrainingRun) -> Scores | None:
                 evaluation = evaluate(run, run.val_set)
             except _StopEvaluation:
                 run.saver.stop()
+            except UserError as error:
+                run.saver.evaluation_failed(error)
         trainer.end_epoch()
         if run.val_set is not None and evaluation is not None:
             scores, detections = evaluation

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import NoReturn
 
-from libs.core.errors import Stopped, note
+from libs.core.errors import Stopped, UserError, note
 from libs.engine.runs.checkpoint import INTERRUPTED, checkpoint_name, epochs_of
 from libs.engine.runs.run_folder import SilentRun
 from libs.engine.runtime.stop_signals import Action, Interruption
@@ -50,6 +51,13 @@ class Saver:
         why = self.interruption.reason or "another process"
         raise Stopped(f"stopped by {why} after iteration {self.trainer.iteration}, saved {path};"
                       " the same command with --resume auto goes on from there")
+
+    def evaluation_failed(self, error: UserError) -> NoReturn:
+        """Save the steps before an evaluation that failed, and raise the error again."""
+        if self.trainer.world.size > 1:  # the others wait for this process in the evaluation: no saving together
+            raise error
+        path = self._save(INTERRUPTED)
+        raise UserError(f"{error}. The training up to this evaluation is saved in {path}: go on with --resume auto") from error
 
     def _action(self) -> Action:
         """The largest action of any process."""

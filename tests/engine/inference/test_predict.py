@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import data_config, show_every_term, write_data
 
+from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.predict import _one_ahead, merged, predict, score
 from libs.modeling.model import build_model
@@ -89,6 +90,25 @@ def test_the_model_is_left_as_it_was(data, tmp_path):
     second = predict(model.eval(), dataset, config, CPU)
     assert not model.training
     assert first.score.tolist() == second.score.tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("outputs", ["logits", "offsets"])
+def test_outputs_that_are_not_finite_name_the_video(data, tmp_path, outputs, batch_size):
+    """One NaN in one of the videos, as huge features cause it: such a video would count as one without detections."""
+    model, dataset, config = setup(data, tmp_path, "validation", test_cfg={"batch_size": batch_size})
+    steps = dataset.lengths().tolist()[1]
+
+    def broken(feats, mask):
+        out = type(model).forward(model, feats, mask)
+        values = getattr(out, outputs).clone()
+        values[mask.sum(1) == steps, 3, 1] = float("nan") if outputs == "logits" else float("-inf")
+        return out._replace(**{outputs: values})
+    model.forward = broken
+    reach = f"{dataset.features(dataset.sample(1)).abs().max():.3g}"
+    with pytest.raises(UserError, match=rf"^video 'v1': .*NaN or infinite; .*'v1' reach {reach}: .*extract") as found:
+        predict(model, dataset, config, CPU)
+    assert "v0" not in str(found.value)
 
 
 def test_a_perfect_prediction_scores_100(data, tmp_path):

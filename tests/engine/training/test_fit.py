@@ -175,6 +175,20 @@ def test_choosing_by_the_test_split_is_warned_about_once(data, tmp_path, capsys)
     assert capsys.readouterr().err.count("warning: val_split is the test split") == 1
 
 
+def test_an_evaluation_that_fails_loses_no_training(data, tmp_path):
+    """A validation video x 1e30: its outputs are NaN.  The epoch before the evaluation is kept, and goes on once it is mended."""
+    config, folder = data_config(data, tmp_path, opt={"epochs": 2}), tmp_path / "run"
+    whole = np.load(data.features / "v1.npy")
+    np.save(data.features / "v1.npy", whole * np.float32(1e30))
+    with pytest.raises(UserError, match=r"'v1': .*NaN or infinite.*reach .*e\+30.*saved in .*interrupted.pth.tar.*--resume auto"):
+        fit(config, folder, CPU, FitOptions(eval_every=2))
+    assert load_checkpoint(folder / "interrupted.pth.tar").training["iteration"] == 6
+    np.save(data.features / "v1.npy", whole)
+    assert fit(config, folder, CPU, FitOptions(eval_every=2, resume="auto")) is not None
+    steps = [r["iteration"] for r in records(folder) if "final_loss" in r]
+    assert steps == list(range(1, 10))
+
+
 def test_evaluation_during_training_uses_the_weights_asked_for(data, tmp_path):
     found = {}
     for kind in ("ema", "raw"):
