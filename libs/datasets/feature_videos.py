@@ -27,7 +27,7 @@ from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.transforms import resize
-from libs.utils.files.csv_files import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 from libs.utils.files.io import read_json
 
 
@@ -327,7 +327,14 @@ def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, fl
                          remedy=lambda _: expected)
         if table.empty:
             raise UserError(f"{path}: {expected}")
-        entries: Any = {row["video_id"]: {key: cell or None for key, cell in row.items()} for _, row in numbered_rows(table)}
+        entries: Any = {}
+        first: dict[str, int] = {}
+        for line, row in numbered_rows(table):
+            vid, entry = row["video_id"], {key: cell or None for key, cell in row.items()}
+            if entries.setdefault(vid, entry) != entry:
+                raise UserError(f"{path}: line {line}: video {vid!r} has other values than in line {first[vid]}; remove "
+                                "one of the two")
+            first.setdefault(vid, line)
     elif path.suffix.lower() == ".json":
         content = read_json(path, "JSON of fps and durations")
         entries = content.get("database") if isinstance(content, dict) else None
@@ -344,8 +351,8 @@ def _positive(where: str, value: Any) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+        number = to_number(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise UserError(f"{where}: {value!r} is not a positive number; correct it")

@@ -132,6 +132,7 @@ BAD = {
     "a row too short": ("a.csv", CSV + "a,1,2\n", [], ["line 3", "3 cells"]),
     "no label": ("a.csv", CSV + "a,1,2,\n", [], ["line 3", "no label"]),
     "a time as text": ("a.csv", CSV + "a,soon,2,jump\n", [], ["line 3", "'soon'"]),
+    "digits with an underscore": ("a.csv", CSV + "a,1_0,20,jump\n", [], ["line 3: start", "'1_0'"]),
     "a decimal comma": ("a.csv", "video;start;end;label\na;1,5;2;jump\n", [], ["'1,5'", "decimal point"]),
     "mixed clocks": ("a.csv", CSV + "a,0:01,0:02,jump\n", [], ["line 3", "mixes"]),
     "a reversed segment": ("a.csv", CSV + "a,3,2,jump\n", [], ["line 3", "[3, 2]"]),

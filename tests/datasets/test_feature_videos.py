@@ -158,6 +158,12 @@ def test_video_info(tmp_path):
     assert read_video_info(tmp_path / "b.csv") == {"x": (30.0, None)}
     (tmp_path / "c.csv").write_text("video_id,fps\nx,fast\n")
     refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "video x", "fps", "'fast'")
+    (tmp_path / "c.csv").write_text("video_id,fps\nx,1_0\n")
+    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "video x", "fps", "'1_0'")
+    (tmp_path / "c.csv").write_text("video_id,fps\nx,30\ny,30\nx,30\n")
+    assert read_video_info(tmp_path / "c.csv") == {"x": (30.0, None), "y": (30.0, None)}
+    (tmp_path / "c.csv").write_text("video_id,fps\nx,30\ny,30\nx,25\n")
+    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "line 4", "'x'", "line 2", "remove")
     (tmp_path / "d.csv").write_text("name,fps\nx,30\n")
     refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "video_id,fps,duration")
     (tmp_path / "d.csv").write_text("video_id,fps\n")
@@ -166,6 +172,8 @@ def test_video_info(tmp_path):
     refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "line 2", "3 cells")
     (tmp_path / "e.json").write_text('{"database": {"x": {"fps": 0}}}')
     refused(lambda: read_video_info(tmp_path / "e.json"), "e.json", "video x", "fps", "0")
+    (tmp_path / "e.json").write_text('{"database": {"x": {"fps": 1' + 400 * "0" + "}}}")
+    refused(lambda: read_video_info(tmp_path / "e.json"), "e.json", "video x", "fps")
     (tmp_path / "f.json").write_text("[]")
     refused(lambda: read_video_info(tmp_path / "f.json"), "f.json", "database")
     refused(lambda: read_video_info(tmp_path / "g.xml"), "g.xml", "'.xml'")

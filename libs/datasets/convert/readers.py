@@ -20,6 +20,7 @@ from xml.parsers import expat
 from libs.core.errors import UserError, note
 from libs.core.files import read_text
 from libs.datasets.convert.rows import ConvertOptions, Row, clock_or_number, csv_rows, positive_number, video_name
+from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import parse_json
 
 FORMATS = ("csv", "eaf", "labelstudio", "fiftyone")
@@ -134,7 +135,7 @@ def _slot(where: str, slots: dict[str | None, str | None], name: str | None) -> 
     if value is None:
         raise UserError(f"{where}: time slot {name!r} has no time; align the annotation in ELAN and save again")
     try:
-        return float(value)
+        return to_number(value)
     except ValueError as error:
         raise UserError(f"{where}: time slot {name!r} is at {value!r}; expected a number") from error
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from libs.core.errors import UserError, note
 from libs.datasets.features.store import FeatureStore
-from libs.utils.files.csv_files import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 
 UNITS = ("s", "ms", "frames")
 LONGEST_S = 86400.0  # a day: a segment that ends later is not in seconds
@@ -148,7 +148,7 @@ def clock_or_number(text: str, where: str) -> tuple[float, bool]:
         hours, minutes, seconds = match.groups()
         return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds), True
     try:
-        return float(text), False
+        return to_number(text), False
     except ValueError as error:
         hint = "; write a decimal point" if re.fullmatch(r"\d+,\d+", text) else ""
         raise UserError(f"{where}: {text!r} is not a time; expected a number or h:mm:ss.mmm{hint}") from error

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from libs.core.errors import UserError, nearest
+from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json, write_json_atomic
 
 
@@ -111,7 +112,7 @@ class Document:
 def number(where: str, value: Any) -> float:
     """A finite float from a JSON number or a cell of a table; UserError naming `where` otherwise."""
     try:
-        result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)  # Python reads 1_0 as 10
+        result = to_number(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):

@@ -28,7 +28,7 @@ from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_bytes
 from libs.core.names import id_problem
 from libs.utils.evaluation.columns import as_columns, as_integers, check_finite, check_segments
-from libs.utils.files.csv_files import read_csv
+from libs.utils.files.csv_files import read_csv, to_number
 from libs.utils.files.io import parse_json, read_json, write_atomic, write_json_atomic
 from libs.utils.files.untrusted_pickle import read_plain_pickle
 
@@ -232,8 +232,8 @@ def _read_json(path: Path) -> _Columns:
             try:
                 if not isinstance(entry["segment"], list):
                     raise TypeError("segment is no list")
-                start, end = map(_number, entry["segment"])
-                score, label = _number(entry["score"]), entry["label"]
+                start, end = map(to_number, entry["segment"])
+                score, label = to_number(entry["score"]), entry["label"]
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(f'{path}: results.{shown(video)[1:-1]}[{i}] is {shown(entry, 160)}; expected {{"segment": '
                                 '[start, end] in seconds, "label": name or id, "score": number}') from error
@@ -243,13 +243,6 @@ def _read_json(path: Path) -> _Columns:
             columns.label.append(label)
             columns.score.append(score)
     return columns
-
-
-def _number(value: Any) -> float:
-    """A number, or a number in quotes, as a float; ValueError or TypeError for anything else (true, 1_000)."""
-    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -281,7 +274,7 @@ def _numbers(path: Path, name: str, cells: pandas.Series) -> list[float]:
     numbers = []
     for line, cell in cells.items():
         try:
-            numbers.append(_number(cell))
+            numbers.append(to_number(cell))
         except ValueError as error:
             raise UserError(f"{path}: line {line}: {name} is {shown(cell)}; expected {','.join(COLUMNS)} with times in "
                             "seconds") from error
@@ -326,7 +319,7 @@ def _label_id(source: str, i: int, label: Any, label_ids: Mapping[str, int] | No
     number: Any = label if type(label) is int else None
     if isinstance(label, (str, float)):
         try:
-            number = _number(label)
+            number = to_number(label)
         except ValueError:
             number = None
     if number is not None and abs(number) < 2**53 and number % 1 == 0:

@@ -24,6 +24,7 @@ from libs.core.files import read_text
 from libs.utils.evaluation.matching import Groups, best_first, overlapping_pairs, pick_in_order
 from libs.utils.evaluation.metrics import Scores, checked_tious, class_indices, codes_of, warn_about_unused
 from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.files.csv_files import to_number
 
 AMBIGUOUS = "Ambiguous"
 CLASS_LIST = "detclasslist.txt"
@@ -157,7 +158,7 @@ def _segment_lines(path: Path) -> list[tuple[str, float, float]]:
     for number, line in _lines(path, "THUMOS14 annotation file"):
         parts = line.split()
         try:
-            video, start, end = parts[0], float(parts[1]), float(parts[2])
+            video, start, end = parts[0], to_number(parts[1]), to_number(parts[2])
             legal = len(parts) == 3 and math.isfinite(start) and math.isfinite(end) and start <= end
         except (IndexError, ValueError):
             legal = False

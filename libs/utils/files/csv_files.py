@@ -10,7 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,6 +66,13 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
         raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); expected a {what}") from error
     values = np.array(cells, dtype=object).reshape(len(lines), len(header))
     return pandas.DataFrame(values, index=lines, columns=header)[columns]
+
+
+def to_number(value: Any) -> float:
+    """A number, or the text of one, as a float; ValueError or TypeError for anything else (true, 1_000)."""
+    if isinstance(value, bool) or (isinstance(value, str) and "_" in value):  # Python reads 1_0 as 10
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 def numbered_rows(table: pandas.DataFrame) -> Iterator[tuple[int, dict[str, str]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from libs.core.errors import UserError
-from libs.utils.files.csv_files import numbered_rows, read_csv
+from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 
 
 def read(tmp_path: Path, content: str, **options):
@@ -20,6 +20,13 @@ def test_cells_stay_as_they_are_written(tmp_path):
     assert list(numbered_rows(table)) == [(2, {"id": "NA", "label": "None"}), (4, {"id": " 007 ", "label": "1e5"}),
                                  (6, {"id": "true", "label": "a\nb"}), (7, {"id": "", "label": "nan"})]
     assert all(type(cell) is str for column in table for cell in table[column])
+
+
+def test_numbers():
+    assert [to_number(value) for value in (" 1.5 ", "1e3", 7)] == [1.5, 1000.0, 7.0]
+    for wrong in ("1_0", "", "1,5", "ten", True):
+        with pytest.raises(ValueError):
+            to_number(wrong)
 
 
 def test_no_rows(tmp_path):
