@@ -144,7 +144,7 @@ def load_candidates(path: str | os.PathLike) -> CandidateSet:
     same = {len(arrays[n]) for n in ("segments", "labels", "levels")} == {rows} and int(arrays["counts"].sum()) == rows
     if not same or len({len(arrays[n]) for n in ("video_ids", "counts", "grids", "durations")}) != 1:
         raise UserError(f"{path}: its columns have different lengths; write it again with eval.py --save-candidates")
-    for name in ("segments", "scores", "grids", "durations"):
+    for name in ("segments", "scores", "durations"):  # Grid checks itself
         values = arrays[name]
         if bad := values.size - int(np.isfinite(values).sum() if values.dtype.kind in "fiu" else 0):
             raise UserError(f"{path}: {bad} of {values.size} {name} are not finite numbers; write it again with eval.py "

@@ -96,13 +96,13 @@ def test_damaged_files(saved, tmp_path):
     with np.load(path) as archive:
         arrays = dict(archive)
     np.savez(tmp_path / "c.npz", **{**arrays, "levels": arrays["levels"][1:]})
-    for name, column in (("e.npz", "scores"), ("f.npz", "segments"), ("g.npz", "grids")):
+    for name, column in (("e.npz", "scores"), ("f.npz", "segments"), ("g.npz", "durations")):
         spoilt = arrays[column].copy()
         spoilt[2] = np.nan
         np.savez(tmp_path / name, **{**arrays, column: spoilt})
     for name, told in (("e.npz", f"1 of {len(arrays['scores'])} scores are not finite"), ("f.npz", "segments are not finite"),
-                       ("g.npz", "grids are not finite"), ("a.npz", "cannot be read"), ("b.npz", "cannot be read"), ("c.npz", "different lengths"),
-                       ("d.npz", "no such candidates file")):
+                       ("g.npz", "durations are not finite"), ("a.npz", "cannot be read"), ("b.npz", "cannot be read"),
+                       ("c.npz", "different lengths"), ("d.npz", "no such candidates file")):
         with pytest.raises(UserError, match=name) as error:
             load_candidates(tmp_path / name)
         assert told in str(error.value)
