@@ -8,7 +8,8 @@
 
 Writes <checkpoint's folder>/eval/<epoch>_<weights>/: predictions.json (ActivityNet format), predictions.csv,
 eval_results.pkl (the published layout), results.json and environment.json; with --save-candidates also candidates.npz, for
-tools/sweep_nms.py.
+tools/sweep_nms.py.  With other settings than the checkpoint's own the folder's name ends in the difference, e.g.
+epoch_030_ema_max_seg_num=100.
 """
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def run_seed(args: argparse.Namespace, run: StageRun) -> dict[str, dict]:
     training = [] if run.trained else [train_command(args.config, run.name, run.overrides, args.eval_freq)]
     evaluations = [eval_command(args.config, run.last, kind, run.overrides) for kind in KINDS if not run.evaluated(kind)]
     run_commands([*training, *evaluations], log_of(run.folder), threads_per_job(args.jobs), f"seed {run.seed}")
-    results = {kind: read_results(run.last, kind) for kind in KINDS}
+    results = {kind: read_results(run.results_file(kind)) for kind in KINDS}
     print(f"seed {run.seed}: " + ", ".join(f"{kind} {100 * results[kind]['average_mAP']:.2f}" for kind in KINDS), flush=True)
     return results
 

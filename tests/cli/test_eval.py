@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +90,33 @@ def test_epoch_weights_topk_and_output(trained, capsys, tmp_path):
     assert [kept["top"].score[kept["top"].video_id == v].tolist() for v in ("v0", "v1", "v2")] == best
 
 
+def test_other_settings_have_a_folder_of_their_own(trained, capsys, tmp_path):
+    """Only the checkpoint's own settings, on any device or with any batch size, write to eval/<epoch>_<weights>."""
+    config, folder = trained
+    assert run(capsys, config, folder, "-epoch", 3, "--save-candidates")[0] == 0
+    own = folder / "eval" / "epoch_003_ema"
+    before = {p.name: p.read_bytes() for p in own.iterdir()}
+    code, out, _ = run(capsys, config, folder, "-epoch", 3, "-t", "1", "--set", "dataset.feat_stride=4")
+    assert (code, "dataset.feat_stride: 5.0 -> 4.0; test_cfg.max_seg_num: 20 -> 1" in out) == (0, True)
+    other = folder / "eval" / "epoch_003_ema_feat_stride=4.0,max_seg_num=1"
+    assert {p.name for p in other.iterdir()} == FILES
+    assert {p.name: p.read_bytes() for p in own.iterdir()} == before
+    elsewhere = tmp_path / "features"
+    elsewhere.symlink_to(config.parent / "features")
+    out = run(capsys, config, folder, "-epoch", 3, "--set", f"dataset.feat_folder={elsewhere}", "val_split=[training]")[1]
+    assert re.search(r"written to .*/eval/epoch_003_ema_[0-9a-f]{8}$", out, re.MULTILINE), "too long a difference: a hash"
+    assert {p.name: p.read_bytes() for p in own.iterdir()} == before
+    assert run(capsys, config, folder, "-epoch", 3, "--set", "test_cfg.batch_size=2", "loader.num_workers=1")[0] == 0
+    assert {p.name for p in own.iterdir()} == FILES, "candidates.npz is of an earlier evaluation"
+
+
+def test_predictions_alone_leave_no_earlier_results_beside_them(trained, capsys, tmp_path):
+    config, folder = trained
+    for argv, files in (([], FILES), (["--saveonly", "--set", "test_cfg.max_seg_num=3"], FILES - {"results.json"})):
+        assert run(capsys, config, folder, *argv, "--output", tmp_path / "o")[0] == 0
+        assert {p.name for p in (tmp_path / "o").iterdir()} == files
+
+
 def test_a_file_and_a_folder_give_the_same(trained, capsys, tmp_path):
     config, folder = trained
     for name, ckpt in (("file", folder / "epoch_002.pth.tar"), ("folder", folder)):
@@ -120,6 +148,8 @@ def test_a_published_checkpoint_is_evaluated(trained, capsys, tmp_path):
     run(capsys, config, folder, "--output", tmp_path / "ours")
     theirs = tmp_path / "eval" / "model_ema" / "predictions.csv"
     assert theirs.read_bytes() == (tmp_path / "ours" / "predictions.csv").read_bytes()
+    assert run(capsys, config, tmp_path / "model.pth.tar", "-t", "1")[0] == 0
+    assert (tmp_path / "eval" / "model_ema_max_seg_num=1" / "results.json").is_file(), "the file's settings count as its own"
 
 
 def test_missing_features_are_counted(trained, capsys, tmp_path):

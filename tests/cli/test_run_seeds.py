@@ -62,8 +62,10 @@ def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started
     (folder / "eval" / "epoch_002_raw" / "results.json").unlink()  # as after a kill
     assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
     assert [(c[0], "raw" in c) for c in started[3:]] == [("eval.py", True)]
-    run(capsys, *argv, "--set", "test_cfg.min_score=0.5")  # other results, the same weights
-    assert [c[0] for c in started[4:]] == ["eval.py", "eval.py"]
+    for _ in range(2):
+        assert run(capsys, *argv, "--set", "test_cfg.min_score=0.5")[0] == 0  # other results, the same weights
+        assert [c[0] for c in started[4:]] == ["eval.py", "eval.py"]
+    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]  # those with its own settings are still there
     (folder / "epoch_002.pth.tar").write_bytes(before[:-9])
     assert "no checkpoint there is whole" in one_error(*run(capsys, *argv)[::2])
     (folder / "epoch_002.pth.tar").unlink()

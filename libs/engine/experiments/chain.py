@@ -21,14 +21,18 @@ from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
-from libs.engine.experiments.launch import eval_command, log_of, read_results, results_file, run_commands, train_command
-from libs.engine.runs.checkpoint import changed_settings, checkpoint_name, checkpoints_of, epochs_of, is_whole, newest_checkpoint
+from libs.engine.experiments.launch import eval_command, log_of, read_results, run_commands, train_command
+from libs.engine.inference.evaluate import EVALUATED, IGNORED, RESULTS, WEIGHTS_KEY, evaluation_folder, other_settings
+from libs.engine.runs.checkpoint import (
+    changed_settings,
+    checkpoint_name,
+    checkpoints_of,
+    epochs_of,
+    is_whole,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from libs.engine.runs.run_folder import run_folder
-
-IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
-           "distill.cache_folder")  # change no number
-EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change the results of an evaluation
-WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,17 @@ class StageRun:
 
     @property
     def done(self) -> bool:
-        return self.trained and results_file(self.last, self.weights).is_file()
+        return self.trained and self.own_results.is_file()
+
+    @property
+    def own_results(self) -> Path:
+        """Results of its last epoch with its own settings."""
+        return evaluation_folder(self.last, self.weights) / RESULTS
+
+    def results_file(self, weights: str) -> Path:
+        """The file that `evaluation` with `ema` or `raw` weights writes; test_cfg and val_split may differ from those of the
+        training."""
+        return evaluation_folder(self.last, weights, other_settings(load_checkpoint(self.last), self.config)) / RESULTS
 
     @property
     def teacher_paths(self) -> tuple[str, ...]:
@@ -96,13 +110,14 @@ class StageRun:
 
     def average_mAP(self) -> float:
         """Average mAP in percent; UserError if it is not evaluated, or was evaluated with other settings."""
-        results, file = read_results(self.last, self.weights), results_file(self.last, self.weights)
-        if changed := self.other_settings(results, file):
+        file = self.own_results
+        results = read_results(file)
+        if changed := self.changed_results(results, file):
             raise UserError(f"{file}: was evaluated with other settings than {self.config.source}: {'; '.join(changed)}; remove "
                             "it to evaluate again")
         return 100 * results["average_mAP"]
 
-    def other_settings(self, results: Mapping[str, Any], file: Path) -> list[str]:
+    def changed_results(self, results: Mapping[str, Any], file: Path) -> list[str]:
         """"key: old, not new" for each setting that changes results and differs from that of `results`, read from `file`."""
         used = from_dict(results["config"], f"{file}: config", check=False) if "config" in results else self.config
         return [f"{key}: {old!r}, not {new!r}" for key, (old, new) in config_diff(used, self.config).items()
@@ -110,8 +125,9 @@ class StageRun:
 
     def evaluated(self, weights: str) -> bool:
         """Whether eval.py has evaluated its last epoch's `ema` or `raw` weights with these settings."""
-        file = results_file(self.last, weights)
-        return self.trained and file.is_file() and not self.other_settings(read_results(self.last, weights), file)
+        if not self.trained or not (file := self.results_file(weights)).is_file():
+            return False
+        return not self.changed_results(read_results(file), file)
 
     def changes(self) -> list[str]:
         """"key: old -> new" for each setting that changes numbers and differs from that of the newest checkpoint.

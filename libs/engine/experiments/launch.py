@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from libs.core.errors import EXIT_STOPPED, Stopped, Terminated, UserError
-from libs.engine.inference.evaluate import evaluation_folder
 from libs.engine.runtime.stop_signals import STARTED_BY
 from libs.utils.files.io import read_json
 from libs.utils.progress import Clock, Progress, no_progress
@@ -111,14 +110,8 @@ def run_commands(commands: Sequence[Sequence[str]], log: Path, threads: int, lab
                 raise UserError(f"{label} {how}, see {log}; it ends with:\n  {tail}")
 
 
-def results_file(checkpoint: Path, weights: str) -> Path:
-    """The file that eval.py writes the scores of a checkpoint's `ema` or `raw` weights to."""
-    return evaluation_folder(checkpoint, weights) / "results.json"
-
-
-def read_results(checkpoint: Path, weights: str) -> dict[str, Any]:
+def read_results(file: Path) -> dict[str, Any]:
     """The scores that eval.py has written, mAP from 0 to 1.  UserError if the file is missing, damaged or of another kind."""
-    file = results_file(checkpoint, weights)
     results = read_json(file, "results file of eval.py")
     score = results.get("average_mAP") if isinstance(results, dict) else None
     if not isinstance(score, (int, float)) or not math.isfinite(score):

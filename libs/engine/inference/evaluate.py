@@ -1,13 +1,16 @@
 """Evaluation of one checkpoint: load, predict, score, write."""
 from __future__ import annotations
 
+import hashlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from libs.core.config import to_dict
+from libs.core.config import load_config, to_dict
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
@@ -22,7 +25,7 @@ from libs.engine.runtime.world import ALONE, World
 from libs.modeling.model import build_model
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
-from libs.utils.files.io import remove_leftovers, write_json_atomic
+from libs.utils.files.io import remove, remove_leftovers, write_json_atomic
 from libs.utils.progress import Progress, no_progress
 
 # keys that the weights do not reveal: with another value the same weights silently give wrong results
@@ -30,9 +33,38 @@ FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset
                  "dataset.max_seq_len", "dataset.input_dim", "dataset.modalities", "dataset.force_upsampling")
 
 
-def evaluation_folder(checkpoint: Path, which: str) -> Path:
-    """The folder for the results of a checkpoint's `ema` or `raw` weights."""
-    return checkpoint.parent / "eval" / f"{checkpoint.name.removesuffix('.pth.tar')}_{which}"
+EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change the results of an evaluation
+IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
+           "distill.cache_folder")  # change no number
+WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
+RESULTS = "results.json"
+
+
+def evaluation_folder(checkpoint: Path, which: str, changed: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """The folder for the results of a checkpoint's `ema` or `raw` weights with its own settings, or with `changed` ones, as
+    `other_settings` gives them."""
+    name = f"{checkpoint.name.removesuffix('.pth.tar')}_{which}"
+    return checkpoint.parent / "eval" / (f"{name}_{_suffix(changed)}" if changed else name)
+
+
+def _suffix(changed: Mapping[str, str]) -> str:
+    """The changed settings as a part of a name, e.g. max_seg_num=100, or, if that is long or has other characters, a hash."""
+    values = [(key.rpartition(".")[2], line.rpartition(" -> ")[2]) for key, line in changed.items()]
+    text = ",".join(f"{key}={re.sub('[][() ]|,[)]', '', value)}" for key, value in values).replace("'", "")
+    if re.fullmatch(r"[\w.,=+-]{1,60}", text, re.ASCII):
+        return text
+    return hashlib.blake2b("; ".join(changed.values()).encode(), digest_size=4).hexdigest()
+
+
+def other_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
+    """Dotted key -> "key: old -> new" for each setting that changes results and is not the checkpoint's own.
+
+    A checkpoint of another program holds no settings: those of the configuration file, without --set, count as its own.
+    """
+    known = "config" in (checkpoint.training or {})
+    base = load_config(config.source) if not known and Path(config.source).is_file() else None
+    return {key: line for key, line in changed_settings(checkpoint, config, base).items()
+            if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)}
 
 
 def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
@@ -62,9 +94,10 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     load_weights(model, checkpoint, which)
     warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
-    folder = output or evaluation_folder(path, which)
-    print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}",
-          flush=True)
+    changed = other_settings(checkpoint, config)
+    folder = output or evaluation_folder(path, which, changed)
+    print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}"
+          + (f"; other settings than the checkpoint's own: {'; '.join(changed.values())}" if changed else ""), flush=True)
 
     if save_candidates and world.size > 1:
         raise UserError("--save-candidates: the candidates lie in several processes here; run eval.py without torchrun")
@@ -78,6 +111,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     seconds = time.perf_counter() - started
     names = dataset.label_names
     remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a more recent one may still be running
+    remove(folder / RESULTS, folder / CANDIDATES)  # these are not written by every evaluation
     write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
@@ -92,7 +126,7 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     if dataset.unreachable_segments:
         note(f"warning: {dataset.unreachable_segments} ground-truth segments lie in videos without features: counted as missed")
     scores = score(detections, dataset)
-    write_json_atomic(folder / "results.json", {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
+    write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
                                                 **scores.as_dict(), "config": to_dict(config)})
     print(scores.table(), flush=True)
     return scores

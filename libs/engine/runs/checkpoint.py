@@ -197,12 +197,14 @@ def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike)
     _write(path, content)
 
 
-def changed_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
-    """Dotted key -> "key: old -> new" where `config` differs from the checkpoint's configuration; {} if it holds none."""
+def changed_settings(checkpoint: Checkpoint, config: Config, base: Config | None = None) -> dict[str, str]:
+    """Dotted key -> "key: old -> new" where `config` differs from the checkpoint's configuration, or, if it holds none, from
+    `base`; {} without that."""
     values = (checkpoint.training or {}).get("config")
-    if values is None:
+    own = base if values is None else from_dict(values, f"{checkpoint.path}: training.config", check=False)
+    if own is None:
         return {}
-    changes = config_diff(from_dict(values, f"{checkpoint.path}: training.config", check=False), config)
+    changes = config_diff(own, config)
     if not config.train_cfg.head_empty_cls:  # older versions stored the classes without annotations here
         changes.pop("train_cfg.head_empty_cls", None)
     return {key: f"{key}: {old!r} -> {new!r}" for key, (old, new) in changes.items()}

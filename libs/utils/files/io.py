@@ -55,6 +55,16 @@ def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
                 path.unlink()
 
 
+def remove(*paths: Path) -> None:
+    """Remove the files that exist; UserError for one that cannot be removed."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be removed ({error.strerror or error}), and is out of date; choose another output "
+                            "folder") from error
+
+
 def write_bytes_atomic(path: str | os.PathLike, content: bytes | memoryview) -> None:
     """`write_atomic` for bytes."""
     write_atomic(path, lambda file: file.write(content))

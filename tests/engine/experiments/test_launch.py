@@ -159,8 +159,7 @@ def test_ctrl_c_asks_the_programs_to_save_and_begins_no_other(tmp_path):
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"average_mAP": "high"}', '{"average_mAP": null}', '{"average_mAP": NaN}'])
 def test_results_of_another_kind(tmp_path, content):
-    file = tmp_path / "eval" / "epoch_002_ema" / "results.json"
-    file.parent.mkdir(parents=True)
+    file = tmp_path / "results.json"
     file.write_text(content)
     with pytest.raises(UserError, match=r"results\.json: average_mAP: missing or not a number"):
-        read_results(tmp_path / "epoch_002.pth.tar", "ema")
+        read_results(file)
