@@ -131,3 +131,17 @@ def test_public_functions_say_what_they_do():
             if node.name not in OVERRIDES and not (len(node.body) == 1 and getattr(node, "decorator_list", [])):
                 bare.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert bare == []
+
+
+def test_only_one_module_asks_what_lies_at_a_path():
+    """pathlib and os.path raise, or say "nothing there", where permission is missing or a name is too long."""
+    found = []
+    for path in {*MODULES, *SCRIPTS} - {ROOT / "libs/core/files.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            name, owner = node.func.attr, ast.unparse(node.func.value)  # "info": of an entry of an archive
+            asked = name in ("exists", "is_file", "is_dir", "iterdir") and not node.args and owner != "info"
+            if asked or (owner == "os.path" and name in ("exists", "isfile", "isdir")) or f"{owner}.{name}" == "os.listdir":
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert sorted(found) == []

@@ -18,6 +18,7 @@ from golden import datasets, distill, distill_loss, metrics, model, nms, trainin
 from golden.common import Check
 
 from libs.core.errors import UserError, run_main
+from libs.core.files import entries, is_folder
 
 CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "model_": model.check_model,
@@ -72,10 +73,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="only fixtures whose name starts so")
     parser.add_argument("--verbose", action="store_true", help="every failed and informational comparison")
     args = parser.parse_args()
-    if not args.folder.is_dir():
+    if not is_folder(args.folder):
         raise UserError(f"{args.folder}: no such folder; name the folder of the fixtures")
-    files = sorted(p for p in args.folder.iterdir()
-                   if p.name.endswith((".npz", ".json", ".pth.tar")) and p.name.startswith(tuple(args.only)))
+    files = [p for p in entries(args.folder)
+             if p.name.endswith((".npz", ".json", ".pth.tar")) and p.name.startswith(tuple(args.only))]
     torch.set_num_threads(1)  # the fixtures were measured with one
     results = [run(path, args.verbose) for path in files]
     passed, failed = results.count(True), results.count(False)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from libs.core.errors import UserError, run_main
+from libs.core.files import entries, is_folder
 from libs.datasets.ground_truth import AnnotatedSplit, check_fit, read_with_ground_truth, warn_about_videos
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {out}: name the page *.html; the numbers are written beside it as .json")
     for written in (out, out.with_suffix(".json")):
-        if any(written.resolve() == Path(file).resolve() for file in (*files, args.annotations)):
+        if any(os.path.realpath(written) == os.path.realpath(file) for file in (*files, args.annotations)):
             raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
@@ -125,9 +127,9 @@ def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[
 
 def _add_media(drawn: dict[str, Any], folder: Path) -> None:
     """Add to each video of the timeline the file in `folder` of its name."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"--video-folder {folder}: no such folder")
-    files = {path.stem: path for ending in reversed(VIDEO_ENDINGS) for path in sorted(folder.glob(f"*{ending}"))}
+    files = {path.stem: path for ending in reversed(VIDEO_ENDINGS) for path in entries(folder) if path.suffix == ending}
     here = [video for video in drawn["videos"] if video["id"] in files]
     if not here:
         raise UserError(f"--video-folder {folder}: has no file named after a video, such as {drawn['videos'][0]['id']}.mp4")

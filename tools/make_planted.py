@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, run_main
+from libs.core.files import exists
 from libs.datasets.annotations import Video, load_annotations
 from libs.datasets.grid import expected_length
 from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
@@ -68,7 +69,7 @@ def read_annotations(path: str) -> tuple[dict[str, Any], dict[str, Video]]:
 
 def written_before(manifest: Path) -> set[str]:
     """Names of the feature files that an earlier run listed in its manifest."""
-    document = read_json(manifest, "manifest of planted features") if manifest.exists() else {}
+    document = read_json(manifest, "manifest of planted features") if exists(manifest) else {}
     files = document.get("files") if isinstance(document, dict) else None
     return {f"{name}.npy" for name in files} if isinstance(files, dict) else set()
 
@@ -86,7 +87,7 @@ def main() -> None:
     keep = train + further + pick(database, "test", args.test)
     if not keep:
         raise UserError(f"{args.annotations}: --train {args.train} --test {args.test} choose no video; ask for at least one")
-    if (out / ANNOTATIONS).exists() and (out / ANNOTATIONS).samefile(args.annotations) and len(keep) < len(database):
+    if exists(out / ANNOTATIONS) and (out / ANNOTATIONS).samefile(args.annotations) and len(keep) < len(database):
         raise UserError(f"--out {out}: would replace {args.annotations} by {len(keep)} of its {len(database)} videos; "
                         "choose another folder, e.g. data/planted")
     refuse_foreign(out / FEATURES, written_before(out / PLANTED), "choose another --out, e.g. data/planted")

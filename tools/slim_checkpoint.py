@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from libs.core.errors import UserError, run_main
+from libs.core.files import exists
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, slim_checkpoint
 
 
@@ -27,7 +28,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     path = find_checkpoint(args.ckpt, args.epoch)
-    if args.output.exists():
+    if exists(args.output):
         raise UserError(f"{args.output}: exists already; remove it, or choose another name")
     slim_checkpoint(load_checkpoint(path), args.weights, args.output)
     print(f"{args.output}: {args.weights} weights of {path}, {path.stat().st_size / 1e6:.2f} -> "

@@ -6,6 +6,7 @@ import math
 import os
 
 from libs.core.errors import UserError
+from libs.core.files import exists
 
 
 def above_zero(text: str) -> float:
@@ -26,5 +27,5 @@ def share(text: str) -> float:
 
 def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
     """Raise UserError if `path` exists and `overwrite` is not set."""
-    if path is not None and os.path.exists(path) and not overwrite:
+    if path is not None and exists(path) and not overwrite:
         raise UserError(f"{path}: exists already; choose another name, or add --overwrite")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import reprlib
 import signal
 import sys
@@ -19,6 +20,7 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request with all state saved; run the same command to continue
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT)  # by the system, no bug
 
 
 class UserError(Exception):
@@ -64,6 +66,9 @@ def failure(error: BaseException) -> tuple[int, str | None]:
         return EXIT_BAD_INPUT, f"error: {error}"
     if isinstance(error, BrokenPipeError):
         return 141, ""  # the reader of the pipe (head, less) has exited
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+        remedy = "check permissions and free space, or name another path"
+        return EXIT_BAD_INPUT, f"error: {error.filename}: {error.strerror}; {remedy}"
     if isinstance(error, Stopped):
         return EXIT_STOPPED, str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -84,8 +89,10 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         with _sigterm_raises():
             code = main()
-    except (UserError, Stopped, BrokenPipeError, KeyboardInterrupt, Terminated) as error:
+    except (UserError, Stopped, OSError, KeyboardInterrupt, Terminated) as error:
         code, text = failure(error)
+        if text is None:
+            raise
         if text:
             note(text)
         else:

@@ -1,11 +1,65 @@
-"""Read a file; every failure is a `UserError` that names the path and the expected kind of file."""
+"""What lies at a path, and reading files; every failure is a `UserError` that names the path."""
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from libs.core.errors import UserError
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # nothing can be there
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether anything is there.  UserError, here and in the next two, without permission to look."""
+    return _mode(path) != 0
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether it is a file; False for a name that is too long, unlike `Path.is_file`."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether it is a folder."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def entries(folder: str | os.PathLike) -> list[Path]:
+    """What a folder holds, sorted; [] where there is no folder.  UserError without permission to list it."""
+    try:
+        return sorted(Path(folder).iterdir())
+    except ValueError:  # a NUL character
+        return []
+    except OSError as error:
+        if error.errno in ABSENT:
+            return []
+        raise _refused(folder, error) from error
+
+
+def _mode(path: str | os.PathLike) -> int:
+    try:
+        return os.stat(path).st_mode
+    except ValueError:  # a NUL character
+        return 0
+    except OSError as error:
+        if error.errno in ABSENT:
+            return 0
+        raise _refused(path, error) from error
+
+
+def _refused(path: str | os.PathLike, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be reached ({error.strerror or error}); check the permissions of it and of its folders, "
+                     "or name another path")
+
+
+def system_text(path: str | os.PathLike) -> str:
+    """The text of a file of /proc or /sys; '' where there is none, or it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError, nearest
+from libs.core.files import entries, exists, is_file, is_folder
 from libs.core.schema import Config, FolderModality
 from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
 from libs.datasets.features.store import FeatureStore
@@ -44,7 +45,7 @@ class FeatureFile:
     def path(self) -> str:
         """The file, or the .h5 file and the dataset in it."""
         name = self.prefix + self.id
-        bundled = not os.path.isdir(self.folder)
+        bundled = not is_folder(self.folder)
         return f"{self.folder}[{name}]" if bundled else os.path.join(self.folder, name + self.extension)
 
 
@@ -277,14 +278,14 @@ def find_videos(paths: Sequence[str | os.PathLike], config: Config) -> list[Feat
 
 
 def _videos_of(path: Path, config: Config) -> Iterator[FeatureFile]:
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.is_file() and format_of(p.suffix))
+    if is_folder(path):
+        files = [p for p in entries(path) if is_file(p) and format_of(p.suffix)]
         if not files:
             raise UserError(f"{path}: holds no feature files ({', '.join(OPENERS)}); name the folder that does")
         for file in files:
             yield from _videos_of(file, config)
         return
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such feature file or folder; check the path")
     if format_of(path.suffix) is None:
         raise UserError(f"{path}: {path.suffix or 'no extension'!r} is not a known format of features"

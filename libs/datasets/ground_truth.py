@@ -11,11 +11,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest
+from libs.core.files import is_folder
 from libs.datasets.annotations import Annotations, load_annotations
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
@@ -55,7 +55,7 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
     predictions; class_agnostic: all labels are one class.  Raises UserError for unreadable files, and for a split that does not
     exist or cannot be told from the predictions.
     """
-    if Path(annotations).is_dir():
+    if is_folder(annotations):
         if class_scores or class_agnostic:
             raise UserError(f"{annotations}: --class-scores and --class-agnostic go with an annotation JSON; leave them out")
         return _against_folder(predictions, annotations, split, labels_from)

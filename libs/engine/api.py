@@ -19,6 +19,7 @@ from torch import Tensor
 from libs.core.config import from_dict, load_config, to_dict, with_overrides
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError, note
+from libs.core.files import is_file
 from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations
 from libs.datasets.dataset import AGNOSTIC, is_single_class
@@ -223,7 +224,7 @@ def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Seq
     beside = checkpoint.path.parent / "config.yaml"
     if config is not None:
         return with_overrides(from_dict(to_dict(config), str(checkpoint.path)), overrides)
-    if beside.is_file():
+    if is_file(beside):
         return load_config(beside, overrides)
     raise UserError(f"{checkpoint.path}: holds no configuration (another program wrote it), and there is no {beside}; name one "
                     "with --config, e.g. --config configs/thumos_i3d.yaml")
@@ -239,7 +240,7 @@ def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None =
     if is_single_class(config) and not config.test_cfg.ext_score_file:
         return {0: AGNOSTIC}
     names = own_labels(checkpoint)
-    if names is None and Path(config.dataset.json_file).is_file():
+    if names is None and is_file(config.dataset.json_file):
         ids = load_annotations(config.dataset.json_file, False, preset.unlabelled, config.unlabelled_split).label_ids
         names = {number: name for name, number in ids.items()}
     if names is None:

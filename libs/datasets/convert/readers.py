@@ -18,7 +18,7 @@ from typing import Any
 from xml.parsers import expat
 
 from libs.core.errors import UserError, note
-from libs.core.files import read_text
+from libs.core.files import entries, is_folder, read_text
 from libs.datasets.convert.rows import ConvertOptions, Row, clock_or_number, csv_rows, positive_number, video_name
 from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import parse_json
@@ -68,10 +68,12 @@ def _files(paths: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for name in paths:
         path = Path(name)
-        inside = sorted(path.glob("*.eaf")) or sorted(path.glob("labels.json")) or sorted(path.glob("samples.json"))
-        if path.is_dir() and not inside:
+        found = entries(path)
+        inside = ([p for p in found if p.suffix == ".eaf"] or [p for p in found if p.name == "labels.json"]
+                  or [p for p in found if p.name == "samples.json"])
+        if is_folder(path) and not inside:
             raise UserError(f"{path}: holds no .eaf, labels.json or samples.json; name the exported file itself")
-        files += inside if path.is_dir() else [path]
+        files += inside if is_folder(path) else [path]
     return files
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from libs.core.errors import UserError
+from libs.core.files import system_text
 
 SHARE = 0.9  # of the available memory; the network needs some too
 
@@ -68,18 +69,15 @@ def available_memory(device: torch.device) -> int:
 
 
 def _system_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    for line in system_text(meminfo).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS has no better number
 
 
 def _group_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """Bytes left below each memory limit of this process (containers); cached file pages count as free."""
-    if not groups.exists():
-        return
-    for line in groups.read_text().splitlines():
+    for line in system_text(groups).splitlines():
         _, kind, path = line.split(":", 2)
         if kind not in ("", "memory"):
             continue
@@ -87,13 +85,13 @@ def _group_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if kind else ("memory.max", "memory.current")
         own = base / path.strip("/")
         for folder in {base, own, *(p for p in own.parents if base in p.parents)}:
-            limit, used = folder / names[0], folder / names[1]
-            if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-                yield max(int(text) - int(used.read_text()) + _inactive_files(folder / "memory.stat"), 0)
+            limit, used = (system_text(folder / name).strip() for name in names)
+            if used and limit not in ("", "max"):
+                yield max(int(limit) - int(used) + _inactive_files(folder / "memory.stat"), 0)
 
 
 def _inactive_files(stat: Path) -> int:
-    found = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    found = dict(line.split() for line in system_text(stat).splitlines())
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 

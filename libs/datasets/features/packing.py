@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libs.core.errors import UserError, nearest
+from libs.core.files import exists, is_file
 from libs.core.schema import Config, FolderModality, as_tuple
 from libs.datasets.annotations import load_annotations
 from libs.datasets.features.formats import READ_ERRORS, hdf5_file
@@ -105,7 +106,7 @@ def pack_stream(stream: Stream, videos: Mapping[str, Sequence[str]], out: Path, 
     path, unfinished = stream.packed_in(out), out / f".unfinished-{stream.name}.h5"
     plan = _plan(stream, videos, dtype, skip_missing, say)
     with contextlib.ExitStack() as stack:
-        before = stack.enter_context(_opened_pack(path)) if path.exists() else {}
+        before = stack.enter_context(_opened_pack(path)) if exists(path) else {}
         others = [name for name in _names(before) if name not in plan] if before else []
         for name in others:
             _check_alike(path, name, before[name], next(iter(plan.values())))
@@ -240,14 +241,14 @@ def _converted(store: FeatureStore, planned: Planned) -> np.ndarray:
 def _source(store: FeatureStore, video: str) -> str:
     """Size and time of a video's source file: when they change, the video is packed again."""
     path = store.path(video)
-    info = os.stat(path if os.path.isfile(path) else store.folders[0])  # a dataset in an .h5 file is no file of its own
+    info = os.stat(path if is_file(path) else store.folders[0])  # a dataset in an .h5 file is no file of its own
     return f"{info.st_size} bytes, {info.st_mtime_ns} ns"
 
 
 @contextlib.contextmanager
 def _opened_pack(path: Path) -> Iterator[Any]:
     """A finished pack; UserError when the file does not exist or is not a pack."""
-    if not path.exists():
+    if not exists(path):
         raise UserError(f"{path}: no such packed file; run the command without --verify")
     try:
         file = hdf5_file(str(path))
@@ -265,7 +266,7 @@ def _open_unfinished(path: Path) -> Iterator[Any]:
     import h5py  # late, as in libs.datasets.features.formats
 
     try:
-        if path.exists():
+        if exists(path):
             with h5py.File(path, "r+", locking="best-effort") as file:
                 _names(file)
     except BlockingIOError as error:
@@ -280,7 +281,7 @@ def _open_unfinished(path: Path) -> Iterator[Any]:
 
 def _check_space(out: Path, plan: Mapping[str, Planned], unfinished: Path) -> None:
     needed = sum(p.shape[0] * p.shape[1] * p.dtype.itemsize for p in plan.values())
-    needed -= unfinished.stat().st_size if unfinished.exists() else 0
+    needed -= unfinished.stat().st_size if exists(unfinished) else 0
     free = shutil.disk_usage(out).free
     if needed > free:
         raise UserError(f"{out}: the pack needs {needed / 2**30:.2f} GiB, but {free / 2**30:.2f} GiB are free; choose another "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from libs.core.errors import UserError
+from libs.core.files import is_file
 from libs.utils.files.io import read_json
 
 FILE_NAME = "provenance.json"
@@ -29,7 +30,7 @@ def read_provenance(folder: str | os.PathLike) -> Provenance | None:
     Raises UserError unless the file is JSON with a stride and num_frames above 0.
     """
     path = Path(folder) / FILE_NAME
-    if not path.is_file():
+    if not is_file(path):
         return None
     content = read_json(path, "provenance file")
     content = content if isinstance(content, dict) else {}

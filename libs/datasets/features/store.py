@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError
+from libs.core.files import exists, is_file, is_folder
 from libs.datasets.features.formats import (
     HDF5_EXTENSIONS,
     MAX_VECTORS,
@@ -94,7 +95,7 @@ class FeatureStore:
                 with _reported(root, self.keys):
                     found = self.prefix + video_id in self._bundle(root)
             else:
-                found = os.path.isfile(self.path(video_id, i))
+                found = is_file(self.path(video_id, i))
             if not found:
                 return self.path(video_id, i)
         return None
@@ -208,10 +209,10 @@ class FeatureStore:
 
 
 def _is_bundle(folder: str, keys: Keys) -> bool:
-    if os.path.isdir(folder):
+    if is_folder(folder):
         _refuse_old_pack(folder, keys)
         return False
-    if not os.path.exists(folder):
+    if not exists(folder):
         raise UserError(f"{folder}: no such feature folder; check {keys.section}.{keys.folder}")
     if os.path.splitext(folder)[1].lower() not in HDF5_EXTENSIONS:
         raise UserError(f"{folder}: is a file; {keys.section}.{keys.folder} names a folder or one "
@@ -222,7 +223,7 @@ def _is_bundle(folder: str, keys: Keys) -> bool:
 def _refuse_old_pack(folder: str, keys: Keys) -> None:
     """UserError for a folder that an older tools/pack_features.py wrote: index.json and the .h5 files that it describes."""
     index = os.path.join(folder, "index.json")
-    if os.path.isfile(index):
+    if is_file(index):
         with open(index, "rb") as file:
             if b'"packed features' in file.read(100):
                 raise UserError(f"{index}: packed by an older version; pack again with tools/pack_features.py, and set "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, nearest
+from libs.core.files import entries
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.grid import expected_length
 from libs.datasets.prepare.document import Document, entries_of, number
@@ -68,7 +69,7 @@ def cut_features(document: Document, sets: Mapping[str, str], out: str | os.Path
         raise UserError(f"{missing[0]}: no such feature file ({len(missing)} are missing); download the features of all videos, "
                         "or correct the folder or --ext")
     for name in folders:
-        ours = {path.name for path in (out / name).glob("*.npy") if path.stem in document.videos}
+        ours = {path.name for path in entries(out / name) if path.suffix == ".npy" and path.stem in document.videos}
         refuse_foreign(out / name, ours, "move them away or choose another output folder")
     widths: dict[str, int] = {}
     rows, off_by = 0, 0.0

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from libs.core.errors import UserError
+from libs.core.files import is_folder
 from libs.datasets.prepare.document import Document, positive, whole
 from libs.utils.files.csv_files import numbered_rows, read_csv
 
@@ -43,7 +44,7 @@ def convert_epic(folder: str | os.PathLike) -> dict[str, Document]:
     duration.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; name the one with {TABLES['training']}, the official annotation tables")
     verbs = _class_names(folder / "EPIC_100_verb_classes.csv", VERBS)
     nouns = _class_names(folder / "EPIC_100_noun_classes.csv", NOUNS)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from libs.core.errors import UserError, nearest
-from libs.core.files import read_text
+from libs.core.files import entries, is_file, read_text
 from libs.datasets.annotations import load_annotations
 from libs.datasets.prepare.document import Document, whole
 
@@ -26,8 +26,8 @@ def convert_multithumos(folder: str | os.PathLike, thumos_json: str | os.PathLik
     UserError for a missing or damaged file, and unless there are 65 classes.
     """
     folder = Path(folder)
-    texts = {path.stem: path for place in (folder, folder / "annotations") if place.is_dir()
-             for path in sorted(place.glob("*.txt")) if path.name not in (CLASS_LIST, "README.txt")}
+    texts = {path.stem: path for place in (folder, folder / "annotations")
+             for path in entries(place) if path.suffix == ".txt" and path.name not in (CLASS_LIST, "README.txt")}
     if len(texts) != CLASSES:
         some = f" ({', '.join(list(texts)[:3])}, ...)" if texts else ""
         raise UserError(f"{folder}: holds {len(texts)} class files <Class>.txt{some}, MultiTHUMOS has {CLASSES}; name the "
@@ -60,7 +60,7 @@ def convert_multithumos(folder: str | os.PathLike, thumos_json: str | os.PathLik
 
 
 def _label_ids(folder: Path, names: list[str]) -> dict[str, int]:
-    path = next((p for p in (folder / CLASS_LIST, folder.parent / CLASS_LIST) if p.is_file()), None)
+    path = next((p for p in (folder / CLASS_LIST, folder.parent / CLASS_LIST) if is_file(p)), None)
     if path is None:
         return {name: i for i, name in enumerate(names)}
     ids: dict[str, int] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from libs.core.errors import UserError
+from libs.core.files import entries, exists, is_file
 from libs.core.problems import Problems
 from libs.datasets.annotations import load_annotations, read_database
 from libs.datasets.grid import expected_length
@@ -75,21 +76,21 @@ def unpack_thumos(archive: str | os.PathLike, out: str | os.PathLike, say: Calla
             target = _target(member)
             if target is None:
                 continue
-            if (folder / target).exists():
+            if exists(folder / target):
                 raise UserError(f"{archive}: holds {Path(target).name} twice (again as {member.name}); not the expected archive")
             copy(member, folder / target)
             count, size = count + target.startswith(FEATURES), size + member.size
             if size - reported >= REPORT_EVERY:
                 reported = size
                 say(f"unpacked: {count} feature files, {size / 2**30:.2f} GiB")
-        if not (folder / ANNOTATIONS).exists() or not count:
+        if not exists(folder / ANNOTATIONS) or not count:
             raise UserError(f"{archive}: holds {'no ' if not count else ''}{FEATURES}/*.npy and "
-                            f"{'' if (folder / ANNOTATIONS).exists() else 'no '}{ANNOTATIONS}; not the expected archive")
+                            f"{'' if exists(folder / ANNOTATIONS) else 'no '}{ANNOTATIONS}; not the expected archive")
         try:
             read_database(str(folder / ANNOTATIONS))
         except UserError as error:
             raise UserError(str(error).replace(str(folder / ANNOTATIONS), f"{archive}: {ANNOTATIONS}")) from error
-        refuse_foreign(out / FEATURES, {p.name for p in (folder / FEATURES).iterdir()}, "move them away or choose another --out")
+        refuse_foreign(out / FEATURES, {p.name for p in entries(folder / FEATURES)}, "move them away or choose another --out")
     say(f"unpacked: {count} feature files, {size / 2**30:.2f} GiB, into {out}")
     return count
 
@@ -137,7 +138,7 @@ def _target(member: Member) -> str | None:
 
 def _shape(path: Path) -> tuple[int, int] | str:
     """(T, C) of a feature file, or a description of the problem."""
-    if not path.is_file():
+    if not is_file(path):
         return f"no feature file {path.name}"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # also fails when the file is shorter than its header says

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from libs.core.errors import UserError
+from libs.core.files import entries, is_folder
 from libs.core.problems import Problems
 from libs.datasets.features.formats import HDF5_EXTENSIONS, READ_ERRORS, format_of, hdf5_file
 from libs.datasets.features.store import FeatureStore
@@ -55,8 +56,8 @@ def feature_names(folder: str) -> list[str]:
     Raises UserError where there is no such folder, or the file cannot be read.
     """
     try:
-        if os.path.isdir(folder):
-            return sorted(name for name in os.listdir(folder) if format_of(name) and not name.startswith("."))
+        if is_folder(folder):
+            return [p.name for p in entries(folder) if format_of(p.name) and not p.name.startswith(".")]
         if os.path.splitext(folder)[1].lower() in HDF5_EXTENSIONS:
             with hdf5_file(folder) as file:
                 return sorted(file)
@@ -69,7 +70,7 @@ def feature_names(folder: str) -> list[str]:
 def guess_layout(folder: str, ids: Collection[str]) -> Layout:
     """The prefix and extension with which most ids have a file; ('', '.npy') where nothing fits."""
     votes: Counter[Layout] = Counter()
-    bundle = not os.path.isdir(folder)
+    bundle = not is_folder(folder)
     names = feature_names(folder)
     exact, strangers = set(ids), []
     for name in names:
@@ -114,7 +115,7 @@ def survey_features(store: FeatureStore, ids: Iterable[str], problems: Problems,
 
 def check_orphans(folder: str, layout: Layout, ids: Collection[str], problems: Problems) -> None:
     """Warn once of the feature files of a folder that belong to no annotated video."""
-    extension = "" if not os.path.isdir(folder) else layout.extension
+    extension = "" if not is_folder(folder) else layout.extension
     expected = {f"{layout.prefix}{vid}{extension}" for vid in ids}
     orphans = [name for name in feature_names(folder) if name not in expected]
     if orphans:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from libs.core.errors import UserError, note
+from libs.core.files import entries, exists
 from libs.core.schema import Config
 from libs.datasets.synthetic.planted import LATENT, World, ar1, generator, make_world, overlap, read_out, unit
 from libs.utils.files.io import write_json_atomic
@@ -69,7 +70,7 @@ def ensure_demo(folder: str | os.PathLike, spec: DemoSpec = DemoSpec()) -> None:
     folder = Path(folder)
     if is_current(folder, spec):
         return
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+    if entries(folder) and not exists(folder / MANIFEST):
         raise UserError(f"{folder}: holds files that are not the demo's, so the demo is not generated there; "
                         "use `dataset_name: generic` for your own data, or name an empty folder in dataset.json_file")
     try:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from libs.core.errors import UserError, note
+from libs.core.files import exists, is_file
 from libs.datasets.features.provenance import FILE_NAME
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames, video_library
 from libs.datasets.video.flow import BOUND, FARNEBACK, flow_library, flow_method, with_flow
@@ -264,7 +265,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     done = _done(folder / FILE_NAME, head, overwrite)
     failed: list[str] = []
     todo = [(name, path) for name, path in names.items()
-            if not ((folder / f"{name}.npy").is_file() and os.path.exists(path)
+            if not (is_file(folder / f"{name}.npy") and exists(path)
                     and done.get(name, {}).get("bytes") == os.path.getsize(path))]
     with tqdm(total=_frames(path for _, path in todo), unit="frame", desc="frames", leave=False, dynamic_ncols=True) as bar:
         for name, path in todo:
@@ -294,7 +295,7 @@ def _frames(paths: Iterable[str]) -> int | None:
 
 def _done(path: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Entries of videos that an earlier run with the same settings finished."""
-    if overwrite or not path.exists():
+    if overwrite or not exists(path):
         return {}
     before = read_json(path, "provenance file")
     if not isinstance(before, dict) or not isinstance(before.get("videos"), dict):

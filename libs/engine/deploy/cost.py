@@ -30,6 +30,7 @@ from libs.core.checks import check_relations
 from libs.core.config import from_dict, to_dict
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
+from libs.core.files import system_text
 from libs.core.schema import Config
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import matmul_precision
@@ -231,9 +232,7 @@ def _own_flops(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
 
 def _resident_peak() -> int:
     """Peak resident memory of this process, bytes."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    for line in lines:
+    for line in system_text("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):  # on Linux, ru_maxrss of a child includes its parent's memory
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

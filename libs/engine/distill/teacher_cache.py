@@ -24,6 +24,7 @@ from torch import Tensor
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
+from libs.core.files import is_file
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
 from libs.datasets.dataset import TalDataset
@@ -85,7 +86,7 @@ class CachedTeachers:
         made = 0
         for cached in self.cached:
             for rank, ranks in shares:
-                missing = {v for v in video_ids if not cached.file(v).is_file()}
+                missing = {v for v in video_ids if not is_file(cached.file(v))}
                 world.barrier()  # nobody writes before all have listed what is missing
                 if missing:
                     made += self._compute(cached, missing, device, rank, ranks)

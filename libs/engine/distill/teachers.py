@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from libs.core.checks import teacher_names
 from libs.core.config import load_config
 from libs.core.errors import UserError, nearest
+from libs.core.files import is_file
 from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import load_annotations
 from libs.datasets.batch import Batch
@@ -140,7 +140,7 @@ def _check_gate(student: Config, teacher: Config, where: str) -> None:
 def _check_classes(student: Config, teacher: Config, where: str) -> None:
     """Class names must have the same ids; compared if teacher and student have different annotation files and both exist."""
     own, other = student.dataset.json_file, teacher.dataset.json_file
-    if own == other or not Path(other).is_file() or not Path(own).is_file():
+    if own == other or not is_file(other) or not is_file(own):
         return
     here, there = (load_annotations(config.dataset.json_file, False, get_preset(config.dataset_name).unlabelled,
                                     config.unlabelled_split).label_ids for config in (student, teacher))

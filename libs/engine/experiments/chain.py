@@ -19,6 +19,7 @@ from typing import Any
 from libs.core.checks import teacher_names
 from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
+from libs.core.files import entries, is_file, is_folder
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
 from libs.engine.experiments.launch import eval_command, log_of, read_results, run_commands, train_command
@@ -72,7 +73,7 @@ class StageRun:
 
     @property
     def done(self) -> bool:
-        return self.trained and self.own_results.is_file()
+        return self.trained and is_file(self.own_results)
 
     @property
     def own_results(self) -> Path:
@@ -125,7 +126,7 @@ class StageRun:
 
     def evaluated(self, weights: str) -> bool:
         """Whether eval.py has evaluated its last epoch's `ema` or `raw` weights with these settings."""
-        if not self.trained or not (file := self.results_file(weights)).is_file():
+        if not self.trained or not is_file(file := self.results_file(weights)):
             return False
         return not self.changed_results(read_results(file), file)
 
@@ -200,7 +201,7 @@ class Chain:
                 if run.begun and label in planned and not planned[label].trained:
                     raise UserError(f"{run.folder}: has checkpoints, but its teacher {self.runs[label].folder} is not trained: "
                                     f"it learned from another one; remove {run.folder}, or bring that teacher's folder back")
-            elif not run.trained and not Path(path).is_file() and not epochs_of(path):
+            elif not run.trained and not is_file(path) and not epochs_of(path):
                 raise UserError(f"{run.config.source}: distill.teachers: {name}: checkpoint: {path}: no such checkpoint, and no "
                                 f"stage of {self.folder} makes it (their runs are {self.output_folder}/<stage>_{run.name}); "
                                 f"train it first, or write the run of a stage, e.g. {self.output_folder}/{self.stages[0]}_{RUN}")
@@ -220,9 +221,9 @@ def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, ove
     if Path(output).name != output:
         raise UserError(f"--output {output}: is a part of the names of folders, <stage>_{Path(output).name}0 and so on; leave / "
                         "out, and set output_folder to write elsewhere")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; name one that holds a YAML file per stage, e.g. configs/distill/hapt")
-    paths = sorted(p for p in folder.glob("*.yaml") if not p.name.startswith("_"))
+    paths = [p for p in entries(folder) if p.suffix == ".yaml" and not p.name.startswith("_")]
     if not paths:
         raise UserError(f"{folder}: holds no stage (*.yaml whose name does not begin with _)")
     runs: dict[str, StageRun] = {}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from libs.core.config import from_dict, to_dict
 from libs.core.errors import UserError
+from libs.core.files import is_file
 from libs.core.schema import Config, TestConfig
 from libs.datasets.grid import Grid
 from libs.datasets.sample import Sample
@@ -129,7 +130,7 @@ class CandidateSet:
 def load_candidates(path: str | os.PathLike) -> CandidateSet:
     """Read a file of `eval.py --save-candidates`; UserError if it is missing, damaged or another file."""
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: no such candidates file; write one with eval.py --save-candidates")
     try:
         with np.load(path, allow_pickle=False) as archive:

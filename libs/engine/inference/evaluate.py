@@ -12,6 +12,7 @@ import torch
 
 from libs.core.config import load_config, to_dict
 from libs.core.errors import UserError, note
+from libs.core.files import is_file
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
@@ -62,7 +63,7 @@ def other_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
     A checkpoint of another program holds no settings: those of the configuration file, without --set, count as its own.
     """
     known = "config" in (checkpoint.training or {})
-    base = load_config(config.source) if not known and Path(config.source).is_file() else None
+    base = load_config(config.source) if not known and is_file(config.source) else None
     return {key: line for key, line in changed_settings(checkpoint, config, base).items()
             if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)}
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from libs.core.config import config_diff, from_dict
 from libs.core.errors import UserError, note, shown
+from libs.core.files import entries, is_file, is_folder
 from libs.core.schema import Config
 from libs.engine.runs.checkpoint_mismatch import explain_difference
 from libs.utils.files.io import write_atomic
@@ -96,7 +97,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises UserError, or DamagedCheckpoint if the file is not as it was written.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: no such checkpoint; name a .pth.tar file or a folder that holds epoch_*.pth.tar")
     try:
         with open(path, "rb") as file:
@@ -213,13 +214,13 @@ def changed_settings(checkpoint: Checkpoint, config: Config, base: Config | None
 def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
     """The checkpoint file of a path: the path itself, or the last (or the given) epoch of a folder.  UserError if none."""
     path = Path(path)
-    if not path.is_dir():
+    if not is_folder(path):
         if epoch is not None:
             raise UserError(f"{path}: -epoch {epoch} needs the folder of a run, not a file; leave -epoch out or name the folder")
         return path
     if epoch is not None:
         file = path / checkpoint_name(epoch)
-        if not file.is_file():
+        if not is_file(file):
             have = ", ".join(str(e) for e, _ in epochs_of(path)) or "none"
             raise UserError(f"{file}: no such checkpoint; epochs in that folder: {have}")
         return file
@@ -231,14 +232,14 @@ def find_checkpoint(path: str | os.PathLike, epoch: int | None = None) -> Path:
 
 def epochs_of(folder: str | os.PathLike) -> list[tuple[int, Path]]:
     """(epoch, file) of every checkpoint in a folder, by epoch."""
-    found = [(int(m.group(1)), p) for p in Path(folder).glob("epoch_*.pth.tar") if (m := PATTERN.match(p.name))]
+    found = [(int(m.group(1)), p) for p in entries(folder) if (m := PATTERN.match(p.name))]
     return sorted(found)
 
 
 def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
     """Every checkpoint that `--resume auto` considers, damaged or not: those of epochs, by epoch, then interrupted.pth.tar."""
     middle = Path(folder) / INTERRUPTED
-    return [path for _, path in epochs_of(folder)] + ([middle] if middle.is_file() else [])
+    return [path for _, path in epochs_of(folder)] + ([middle] if is_file(middle) else [])
 
 
 def is_whole(path: Path) -> bool:
@@ -274,7 +275,7 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
             return None
 
     middle = Path(folder) / INTERRUPTED
-    best = read(middle) if middle.is_file() else None
+    best = read(middle) if is_file(middle) else None
     for epoch, path in reversed(epochs_of(folder)):
         if best is not None and best.epoch >= epoch:  # interrupted.pth.tar was saved after that epoch
             break

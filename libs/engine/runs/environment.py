@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from libs.core.errors import UserError, note
+from libs.core.files import exists, system_text
 from libs.core.schema import Config
 from libs.engine.runtime.machine import this_machine
 from libs.utils.files.io import read_json, write_json_atomic
@@ -89,7 +90,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def _starts(path: Path) -> list[Mapping[str, Any]]:
-    if not path.exists():
+    if not exists(path):
         return []
     try:
         content = read_json(path, "record of the environment")
@@ -108,8 +109,7 @@ def _version(package: str) -> str | None:
 
 def _driver() -> str | None:
     """Version of the NVIDIA driver, None without one."""
-    about = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module\D*([\d.]+)", about.read_text(encoding="utf-8")) if about.exists() else None
+    found = re.search(r"Kernel Module\D*([\d.]+)", system_text("/proc/driver/nvidia/version"))
     return found.group(1) if found else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from libs.core.errors import UserError, note
+from libs.core.files import is_folder
 
 fcntl: ModuleType | None
 try:
@@ -35,7 +36,7 @@ class FolderLock:
 
         Waits up to WAIT_S for another process.  UserError if that still holds the lock, or the folder cannot be written.
         """
-        if self._handle is not None or fcntl is None or not (create or self.path.parent.is_dir()):
+        if self._handle is not None or fcntl is None or not (create or is_folder(self.path.parent)):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from libs.core.config import dump_text, dump_yaml
 from libs.core.errors import UserError, note
+from libs.core.files import exists
 from libs.core.schema import Config
 from libs.engine.runs.checkpoint import checkpoints_of, epochs_of
 from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
@@ -154,7 +155,7 @@ class Run(SilentRun):
 
 def _cut_metrics(path: Path, logged: int, evaluated: int) -> None:
     """Remove records beyond these steps and half-written ones, left by a killed run, from metrics.jsonl."""
-    if not path.exists():
+    if not exists(path):
         return
     whole = path.read_bytes()
     kept, damaged = [], 0

@@ -5,10 +5,11 @@ import contextlib
 import ctypes
 import os
 import platform
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from libs.core.files import system_text
 
 
 class Machine(NamedTuple):
@@ -50,7 +51,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    lines = system_text("/proc/cpuinfo").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from libs.core.errors import UserError, note
+from libs.core.files import is_file
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import close, training_loader
@@ -105,7 +106,7 @@ def _checkpoint_to_resume(folder: Path, options: FitOptions, world: World) -> Ch
     path = world.broadcast(found.path if found is not None else None)
     if world.is_main or path is None:
         return found
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: process {world.rank} does not see this checkpoint; processes on several machines need a shared "
                         "output_folder")
     return load_checkpoint(path)

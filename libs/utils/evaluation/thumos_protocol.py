@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from libs.core.errors import UserError, nearest
-from libs.core.files import read_text
+from libs.core.files import entries, exists, is_folder, read_text
 from libs.utils.evaluation.matching import Groups, best_first, overlapping_pairs, pick_in_order
 from libs.utils.evaluation.metrics import Scores, checked_tious, class_indices, codes_of, warn_about_unused
 from libs.utils.evaluation.predictions import Detections, GroundTruth
@@ -98,9 +98,9 @@ def load_thumos14_folder(folder: str | Path, subset: str | None = None) -> Thumo
     Raises UserError with the file and the line for malformed lines, classes that the class list lacks, and missing files.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: is not a folder; name the one with the official <Class>_test.txt files")
-    found = [(match[1], match[2], path) for path in sorted(folder.iterdir())
+    found = [(match[1], match[2], path) for path in entries(folder)
              if (match := re.fullmatch(r"(\w+)_(test|val)\.txt", path.name))]
     subsets = sorted({suffix for _, suffix, _ in found})
     if not subsets:
@@ -139,7 +139,7 @@ def _touching(segments: np.ndarray, name_rank: np.ndarray, codes: Mapping[str, i
 
 def _class_list(folder: Path, files: Mapping[str, Path]) -> dict[str, int]:
     classes = [name for name in files if name != AMBIGUOUS]
-    if not (folder / CLASS_LIST).exists():
+    if not exists(folder / CLASS_LIST):
         return {name: i for i, name in enumerate(sorted(classes), start=1)}
     label_ids: dict[str, int] = {}
     for number, line in _lines(folder / CLASS_LIST, "class list"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.core.errors import UserError, nearest
+from libs.core.files import is_folder
 from libs.utils.evaluation.predictions import Detections, write_predictions
 from libs.utils.evaluation.subtitles import eaf_text, srt_text, vtt_text
 from libs.utils.files.io import check_writable, write_text_atomic
@@ -39,10 +40,10 @@ def plan_output(path: str | os.PathLike, fmt: str | None, videos: Sequence[str])
     if fmt is not None and fmt not in FORMATS:
         raise UserError(f"format {fmt!r} is not known{nearest(fmt, FORMATS)}; use {', '.join(FORMATS)}")
     ending = next((kind for kind in (*TABLES, *PER_VIDEO) if path.name.lower().endswith(kind)), None)
-    if path.is_dir() or (fmt is not None and f".{fmt}" != ending):
+    if is_folder(path) or (fmt is not None and f".{fmt}" != ending):
         if fmt is None:
             raise UserError(f"{path}: is a folder; say what to write there: --format {'|'.join(FORMATS)}")
-        if ending is not None and not path.is_dir():
+        if ending is not None and not is_folder(path):
             raise UserError(f"{path}: ends in {ending}, but the format is {fmt}; leave one of them out, or name a folder")
         kind = f".{fmt}"
         files = tuple(path / f"{_file_name(v)}{kind}" for v in videos) if kind in PER_VIDEO else (path / f"{NAME}{kind}",)

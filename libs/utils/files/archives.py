@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from libs.core.errors import UserError
+from libs.core.files import exists, is_file, is_folder
 
 MAX_MEMBER_BYTES = 2 << 30
 MAX_TOTAL_BYTES = 64 << 30
@@ -58,9 +59,9 @@ def members(path: str | os.PathLike) -> Iterator[Member]:
     and more data than the limits above.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         found = _folder(path)
-    elif not path.exists():
+    elif not exists(path):
         raise UserError(f"{path}: no such file or folder; check the path")
     elif _is(zipfile.is_zipfile, path):
         found = _zip(path)
@@ -157,7 +158,7 @@ def _folder(root: Path) -> Iterator[Member]:
         files = [] if looped else files
         for file in sorted(files):
             full = Path(folder, file)
-            if full.is_file():
+            if is_file(full):
                 yield Member(root, full.relative_to(root).as_posix(), full.stat().st_size, _opener(full))
 
 

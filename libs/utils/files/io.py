@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from libs.core.errors import UserError, shown
-from libs.core.files import read_text
+from libs.core.files import is_folder, read_text
 
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
 TEMPORARY = ".tmp"  # suffix of files being written; their names start with a dot
@@ -83,7 +83,7 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
 def check_writable(path: str | os.PathLike) -> None:
     """Raise the UserError of `write_atomic` before long work, if `path` cannot be written; creates its folder."""
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise UserError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

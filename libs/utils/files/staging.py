@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from libs.core.errors import UserError
+from libs.core.files import entries, exists, is_folder
 
 
 class Overtaken(Exception):
@@ -28,7 +29,7 @@ def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Ite
     `out` cannot be written.
     """
     out = Path(out)
-    missing = [p for p in (out, *out.parents) if not p.exists()]
+    missing = [p for p in (out, *out.parents) if not exists(p)]
     work = None
     try:
         with _writing(out):
@@ -54,9 +55,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     Raises UserError if it cannot be written, Overtaken if another process has created `folder` meanwhile.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise UserError(f"{folder}: is a file, but a folder is to be written there; move it away or choose another folder")
-    work, outdated = None, folder.exists()
+    work, outdated = None, exists(folder)
     try:
         with _writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             try:
                 os.rename(new, folder)
             except OSError as error:
-                if folder.exists():
+                if exists(folder):
                     raise Overtaken(str(folder)) from error
                 raise
     finally:
@@ -79,9 +80,9 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 def refuse_foreign(folder: Path, ours: set[str], remedy: str) -> None:
     """Raise UserError if `folder`, which would be replaced, holds entries that are not in `ours`."""
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise UserError(f"{folder}: is a file, but a folder is to be written there; {remedy}")
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in ours) if folder.is_dir() else []
+    foreign = [p.name for p in entries(folder) if p.name not in ours]
     if foreign:
         raise UserError(f"{folder}: would be replaced, but it holds {len(foreign)} files of another origin "
                         f"({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}); {remedy}")

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from libs.core.files import is_file
+
 ABI, BINS = 2, 256  # TAL_ABI and TAL_BINS of csrc/nms_common.h
 METHODS = {"vanilla": 0, "linear": 1, "gaussian": 2}
 FOLDER = Path(__file__).parents[1] / "csrc"
@@ -30,7 +32,7 @@ POINTER, INT, LONG, FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctype
 
 def _open(path: Path, abi: str) -> ctypes.CDLL:
     """The library at `path`; OSError with a one-line reason if it is absent, cannot be loaded or has another version."""
-    if not path.is_file():
+    if not is_file(path):
         raise OSError(f"{path.name} is not built")
     library = ctypes.CDLL(str(path))
     version = getattr(library, abi, None)

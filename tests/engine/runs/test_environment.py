@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import tiny_config
 
+from libs.core.files import system_text
 from libs.engine.runs import environment as module
 from libs.engine.runs.environment import environment, git_state, record_start
 
@@ -86,10 +87,7 @@ def test_commit_and_changes(tmp_path, monkeypatch):
 
 
 def test_the_driver_is_read_where_there_is_one(tmp_path, monkeypatch):
-    class Here(type(Path())):
-        def __new__(cls, *_names):
-            return Path.__new__(type(Path()), tmp_path / "version")
-    monkeypatch.setattr(module, "Path", Here)
+    monkeypatch.setattr(module, "system_text", lambda _path: system_text(tmp_path / "version"))
     assert module._driver() is None
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\nGCC version: 12\n")
     assert module._driver() == "550.54.15"
