@@ -28,7 +28,7 @@ from libs.datasets.features.store import Keys
 from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
-from libs.datasets.sample import Extent, Sample, VideoDataset, measure
+from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import random_crop, trim_to_features
 from libs.utils.evaluation.predictions import GroundTruth
 
@@ -266,6 +266,9 @@ class TalDataset(VideoDataset):
         if odd:
             warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
                           f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
+        if mismatch := grid_mismatch(self._extents, self._data):
+            warnings.warn(f"{self._where}subset {', '.join(self.subset)}: {mismatch}: correct dataset.feat_stride, or set "
+                          "dataset.default_fps or the fps of the annotations", stacklevel=3)
         if is_resampled(self._data) and self._data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
                           "features", stacklevel=3)

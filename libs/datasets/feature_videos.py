@@ -26,7 +26,7 @@ from libs.datasets.features.store import FeatureStore
 from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
-from libs.datasets.sample import Extent, Sample, VideoDataset, measure
+from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import resize
 from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 from libs.utils.files.io import read_json
@@ -108,6 +108,9 @@ class FeatureVideos(VideoDataset):
         self._refuse_repeated_ids()
         self._readers: dict[tuple[str, str, str, bool], StreamReader] = {}
         self._measured = [self._measure(video, timing) for video in self.videos]
+        if mismatch := grid_mismatch([m.extent for m in self._measured], self._data):
+            warnings.warn(f"{self.videos[0].path}: {mismatch}: give the right --stride or --fps, or correct the durations",
+                          stacklevel=2)
         for reader in self._readers.values():
             reader.close()  # workers are forked later and open their own
 

@@ -6,6 +6,7 @@ centre is at (t * stride + num_frames / 2) / fps seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ import torch
 from libs.core.schema import DatasetConfig
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+SLACK_VECTORS = 2  # files may be cut or padded a little by feature extractors
+TOLERANCE = 0.05  # of the median ratio of feature lengths to expected ones
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,18 @@ def expected_length(duration_s: float, fps: float, feat_stride: float, num_frame
 def implausible_length(file_length: int, expected: int) -> bool:
     """True if a file of `file_length` vectors cannot belong to a video that should have `expected` of them.
 
-    Files may be cut or padded a little by feature extractors: only less than half, or more than double, counts, and a
-    difference of two vectors is always fine.
+    Only less than half, or more than double, counts, and a difference of SLACK_VECTORS is always fine.
     """
-    return abs(file_length - expected) > 2 and not expected <= 2 * file_length <= 4 * expected
+    return abs(file_length - expected) > SLACK_VECTORS and not expected <= 2 * file_length <= 4 * expected
+
+
+def length_ratio(file_lengths: Sequence[int], expected: Sequence[int]) -> float | None:
+    """The median ratio of file lengths to `expected_length`s if it is off by more than TOLERANCE: the stride or the fps is wrong.
+
+    None where they fit, and without videos.  A difference of SLACK_VECTORS counts as none.
+    """
+    found, wanted = np.asarray(file_lengths, np.float64), np.asarray(expected, np.float64)
+    if len(found) == 0:
+        return None
+    ratio = float(np.median(np.where(np.abs(found - wanted) <= SLACK_VECTORS, 1.0, found / wanted)))
+    return ratio if abs(ratio - 1) > TOLERANCE else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 from libs.core.schema import DatasetConfig
-from libs.datasets.grid import Grid, expected_length, implausible_length, is_resampled, plan_grid
+from libs.datasets.grid import Grid, expected_length, implausible_length, is_resampled, length_ratio, plan_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +46,15 @@ class Sample:
 class Extent:
     """Length of one video in its feature file and on its grid.
 
-    file_length: feature vectors stored; length: grid steps; mismatch: the message for a file that cannot belong to a video of
-    that duration, else ''.
+    file_length: feature vectors stored; length: grid steps; expected: vectors that a video of that duration should have, None
+    where it is not known or the features are resampled; mismatch: the message for a file that cannot belong to a video of that
+    duration, else ''.
     """
 
     file_length: int
     grid: Grid
     length: int
+    expected: int | None = None
     mismatch: str = ""
 
 
@@ -67,12 +69,36 @@ def measure(path: str, file_length: int, fps: float, duration_s: float, data: Da
     if is_resampled(data) and length > data.max_seq_len:
         raise UserError(f"{path}: has {length} feature vectors, but feat_stride <= 0 takes at most dataset.max_seq_len = "
                         f"{data.max_seq_len}; {remedy}")
-    mismatch = ""
+    expected, mismatch = None, ""
     if data.feat_stride > 0 and np.isfinite(duration_s):
         expected = expected_length(duration_s, fps, data.feat_stride, data.num_frames)
         if implausible_length(file_length, expected):
             mismatch = (f"{path}: has {file_length} feature vectors, but {duration_s:g} s at {fps:g} fps give about {expected}")
-    return Extent(file_length, grid, length, mismatch)
+    return Extent(file_length, grid, length, None if is_resampled(data) else expected, mismatch)
+
+
+def grid_mismatch(extents: Sequence[Extent], data: DatasetConfig) -> str:
+    """What is off, with the likely true values, if most videos have another length than fps and stride give; '' if they fit.
+
+    The videos have one stride; where their fps differ, the fps named is their median.
+    """
+    timed = [(e.file_length, e.expected, e.grid) for e in extents if e.expected is not None]
+    ratio = length_ratio([length for length, _, _ in timed], [expected for _, expected, _ in timed])
+    if ratio is None:
+        return ""
+    # half a step less: on average the last vector ends half a stride before the video does
+    factor = float(np.median([(length - 0.5) / (expected - 0.5) for length, expected, _ in timed]))
+    stride = timed[0][2].stride / data.downsample_rate
+    fps = float(np.median([grid.fps for _, _, grid in timed]))
+    return (f"{len(timed)} videos have {ratio:.3g} times as many feature vectors (median) as their durations give at {fps:g} "
+            f"fps, feat_stride {stride:g} and num_frames {timed[0][2].num_frames:g}, so times are off; feat_stride "
+            f"{_likely(stride / factor)} would fit, or {_likely(fps * factor)} fps")
+
+
+def _likely(value: float) -> str:
+    """A stride or an fps as text; a whole number if one is within 2 %."""
+    whole = round(value)
+    return f"{whole}" if abs(value - whole) <= 0.02 * value else f"{value:.3g}"
 
 
 class Named(Protocol):

@@ -272,10 +272,34 @@ def test_lengths_that_cannot_belong_to_the_duration(make, steps):
 
 
 @pytest.mark.parametrize("steps", [74, 37, 19])
-def test_slightly_wrong_lengths_are_fine(make, steps):
+def test_slightly_wrong_lengths_of_one_video_are_fine(make, steps):
+    others = {"a": annotated("training", 100), "c": annotated("training", 64)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(make(database={"b": annotated("training", steps, (1.0, 2.0, 2))})) == 1
+        assert len(make(database={**others, "b": annotated("training", steps, (1.0, 2.0, 2))})) == 3
+
+
+@pytest.mark.parametrize(("keys", "told"), [
+    ({"feat_stride": 4}, ["feat_stride 4", "feat_stride 5 would fit"]),
+    ({"feat_stride": 8}, ["feat_stride 8", "feat_stride 5 would fit"]),
+    ({"default_fps": 30}, ["at 30 fps", "or 25 fps"]),
+    ({"feat_stride": 10, "downsample_rate": 2}, ["feat_stride 10", "feat_stride 5 would fit"])], ids=str)
+@pytest.mark.parametrize(("subset", "training"), [("training", True), ("test", False)])
+def test_a_wrong_stride_or_fps_is_one_warning_with_the_likely_value(make, keys, told, subset, training):
+    database = {**DATABASE, "d": annotated("test", 64, (0.5, 1.5, 2))}
+    np.save(Path(make().config.dataset.feat_folder) / "d.npy", np.ones((64, 6), np.float32))
+    with pytest.warns(UserWarning, match="times as many feature vectors") as caught:
+        make(subset, training, database, **keys)
+    text, = [str(w.message) for w in caught]
+    for part in (f"subset {subset}", "dataset.feat_stride", "dataset.default_fps", *told):
+        assert part in text
+
+
+@pytest.mark.parametrize("keys", [{"feat_stride": -1, "max_seq_len": 100}, {"feat_stride": 4, "force_upsampling": True}], ids=str)
+def test_resampled_features_have_no_stride_to_be_wrong(make, keys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(**keys)
 
 
 def test_frame_rates(make):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import h5py
 import numpy as np
@@ -62,6 +63,18 @@ def test_without_a_duration_a_video_lasts_to_the_end_of_its_last_window(tmp_path
     assert FeatureVideos([FeatureArray("a", feats(20))], tiny_config(), Timing(25.0, 4.0)).durations_s == {"a": 4.0}
     both = Timing(25.0, 4.0, {"a": (50.0, None), "b": (None, 4.5)})
     assert (both.of("a"), both.of("b"), both.of("c")) == ((50.0, 4.0), (25.0, 4.5), (25.0, 4.0))
+
+
+def test_a_wrong_fps_is_one_warning_with_the_likely_value(tmp_path):
+    """40 vectors of stride 5 at 25 fps last 8.2 s."""
+    arrays = [FeatureArray(name, feats(40)) for name in "ab"]
+    with pytest.warns(UserWarning, match="'a'.*at 30 fps.* or 25 fps.*--fps") as caught:
+        FeatureVideos(arrays, tiny_config(), Timing(30.0, 8.2))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureVideos(arrays, tiny_config(), Timing(25.0, 8.2))
+        FeatureVideos(arrays, tiny_config(), Timing(30.0))  # nothing to compare with
 
 
 def test_what_an_argument_means(tmp_path):

@@ -11,6 +11,7 @@ from libs.datasets.grid import (
     expected_length,
     file_window,
     implausible_length,
+    length_ratio,
     plan_grid,
     regular_grid,
 )
@@ -102,3 +103,10 @@ def test_expected_length_counts_whole_windows():
     (1, 4, True), (4, 1, True)])
 def test_implausible_length(file_length, expected, bad):
     assert implausible_length(file_length, expected) is bad
+
+
+@pytest.mark.parametrize(("lengths", "expected", "ratio"), [
+    ([], [], None), ([100, 105, 95], [100, 100, 100], None), ([106, 106, 90], [100, 100, 100], 1.06),
+    ([94, 94, 100], [100, 100, 100], 0.94), ([5, 6, 7], [3, 4, 5], None), ([5, 6, 7], [2, 3, 4], 2.0)])
+def test_the_median_length_counts_beyond_5_percent_and_two_vectors(lengths, expected, ratio):
+    assert length_ratio(lengths, expected) == ratio

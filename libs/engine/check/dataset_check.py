@@ -25,7 +25,7 @@ from libs.datasets.annotations import Annotations, Video, load_annotations
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import read_provenance
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.grid import Grid, expected_length, implausible_length, plan_grid
+from libs.datasets.grid import Grid, expected_length, implausible_length, length_ratio, plan_grid
 from libs.datasets.presets import PRESETS
 from libs.datasets.survey.checks import Splits, check_ids, check_labels, check_subsets, check_times, guess_splits
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
@@ -229,8 +229,8 @@ def _check_lengths(report: Report, grid: GridGuess) -> None:
     expected = {video.id: expected_length(video.duration_s, report.fps[video.id], grid.stride, grid.num_frames)
                 for video, _ in timed}
     ratios = np.array([fact.length / expected[video.id] for video, fact in timed])
-    usual = float(np.median(ratios)) if timed else 1.0
-    same_factor = len(timed) > 2 and abs(usual - 1) > 0.1 and np.mean(np.abs(ratios / usual - 1) < 0.1) >= 0.8
+    usual = length_ratio([fact.length for _, fact in timed], list(expected.values())) or 1.0
+    same_factor = len(timed) > 2 and usual != 1 and np.mean(np.abs(ratios / usual - 1) < 0.1) >= 0.8
     if same_factor and (fit := _guess(report, timed)) is not None:
         problems.error("stride-mismatch", report.grid_source, "dataset.feat_stride",
                        f"with feat_stride {grid.stride:g} and the fps of the videos, {len(timed)} files have {usual:.3g} "
