@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import above_zero, refuse_existing
+from libs.core.arguments import above_zero, refuse_existing, refuse_source
 from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
 from libs.engine.check.dataset_check import CheckOptions, check_dataset
@@ -22,6 +22,8 @@ from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 def main() -> int:
     args = parse()
+    for output in (args.write, args.json):
+        refuse_source(output, args.annotations, args.config)
     refuse_existing(args.write, args.overwrite)
     options = CheckOptions(args.config, args.feat_stride, args.num_frames, args.fps, args.prefix, args.ext, not args.headers_only)
     report = check_dataset(args.annotations, args.features, options)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import above_zero, refuse_existing, share
+from libs.core.arguments import above_zero, refuse_existing, refuse_source, share
 from libs.core.errors import UserError, run_main
-from libs.datasets.annotations import load_annotations
-from libs.datasets.convert.readers import FORMATS, read_source
-from libs.datasets.convert.rows import UNITS, ConvertOptions, feature_durations, read_durations, to_document
+from libs.datasets.annotations import check_database
+from libs.datasets.convert.readers import FORMATS, read_source, source_files
+from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, feature_durations, read_durations, to_document
 from libs.datasets.features.provenance import read_provenance
 from libs.datasets.survey.features import guess_layout
 from libs.utils.files.io import write_json_atomic
@@ -27,17 +27,21 @@ COLUMNS = ("video", "start", "end", "label", "subset", "duration", "fps")
 
 def main() -> None:
     args = parse()
+    refuse_source(args.output, *source_files(args.input), args.durations)
     refuse_existing(args.output, args.overwrite)
     options = ConvertOptions(args.time_unit, args.fps, dict(args.columns), args.tier, args.label_from, args.subset,
-                             args.val_share)
+                             args.val_share, args.ids, args.group)
+    if args.group and not args.val_share:
+        raise UserError(f"--group {args.group}: goes with --val-share, the share that becomes validation; add it")
     kind, rows = read_source(args.input, args.format, options)
-    lengths = read_durations(args.durations) if args.durations else {}
+    lengths = read_durations(args.durations, args.ids) if args.durations else {}
+    rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
     if args.features:
         ids = dict.fromkeys(row.video for row in rows)
         lengths = {**feature_lengths(args, list(ids)), **lengths}
     document = to_document(rows, options, lengths, ", ".join(args.input))
+    found = check_database(document["database"], ", ".join(args.input))  # warns of suspicious segments
     write_json_atomic(args.output, document)
-    found = load_annotations(args.output)  # warns of suspicious segments
     subsets = ", ".join(f"{name} {count}" for name, count in found.subset_counts().items())
     unknown = sum("duration" not in entry for entry in document["database"].values())
     print(f"{kind}: {len(found.videos)} videos ({subsets}), {sum(len(v.segments) for v in found.videos.values())} segments, "
@@ -78,7 +82,12 @@ def parse() -> argparse.Namespace:
     group.add_argument("--subset", metavar="NAME", help="subset of all videos without one (training)")
     group.add_argument("--val-share", type=share, metavar="P", help="this share of the videos becomes validation, chosen by a "
                        "hash of their ids, the rest training")
-    parser.add_argument("--durations", metavar="CSV", help="columns video,duration (s) and, if known, fps")
+    parser.add_argument("--group", metavar="NAME|REGEX", help="with --val-share: a column of the CSV, or a regular expression on "
+                        "the ids (its group 1, if any), that names the person or place; all videos of one share a subset")
+    parser.add_argument("--ids", choices=("path", "stem"), help="ids of videos: path with folders, or bare name even where "
+                        "several files share it (the bare name, and an error where files share it)")
+    parser.add_argument("--durations", metavar="CSV", help="columns video,duration (s) and, if known, fps; videos that only this "
+                        "file names become videos without actions")
     parser.add_argument("--features", metavar="FOLDER", help="take durations from the features there (--fps, --feat-stride, "
                         "--num-frames, the last two from provenance.json if it is there)")
     parser.add_argument("--feat-stride", type=above_zero, metavar="N")

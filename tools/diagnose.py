@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_folder
 from libs.datasets.ground_truth import AnnotatedSplit, check_fit, read_with_ground_truth, warn_about_videos
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"-o {out}: name the page *.html; the numbers are written beside it as .json")
     for written in (out, out.with_suffix(".json")):
-        if any(os.path.realpath(written) == os.path.realpath(file) for file in (*files, args.annotations)):
-            raise UserError(f"-o {out}: would overwrite {written}, which is read here; choose another name")
+        refuse_source(written, *files, args.annotations)
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
     found, annotated = read_with_ground_truth(files, args.annotations, args.split, args.labels_from)

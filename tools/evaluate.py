@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
+from libs.core.arguments import refuse_source
 from libs.core.errors import run_main
 from libs.datasets.ground_truth import check_time_unit, read_with_ground_truth, warn_about_videos
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
@@ -22,6 +23,7 @@ from libs.utils.files.io import write_json_atomic
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
+    refuse_source(args.json, args.predictions, args.annotations, args.labels_from, args.class_scores)
     (detections,), annotated = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
                                                        args.class_scores, args.class_agnostic)
     check_time_unit(detections, annotated, args.predictions)

@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, note, run_main
 from libs.engine.api import load_model
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
@@ -53,6 +54,7 @@ def main() -> None:
     args = parse()
     threshold = check_threshold(args.threshold, "--threshold")
     per_class = read_thresholds(args.class_thresholds) if args.class_thresholds else {}
+    refuse_source(args.output, args.ckpt, args.info, args.class_thresholds, args.config, args.labels)
     model = load_model(args.ckpt, config=args.config, labels=args.labels, weights=args.weights, epoch=args.epoch,
                        device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
     model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # reports a mistyped class before the work

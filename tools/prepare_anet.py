@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import refuse_existing
+from libs.core.arguments import refuse_existing, refuse_source
 from libs.core.errors import run_main
 from libs.datasets.prepare.anet import PREFIX, add_arguments, convert_activitynet, keep_videos_with_features
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--video-info", metavar="CSV", help="for a file without subsets: table with the columns video, subset")
     parser.add_argument("--validation-every", type=int, metavar="N", help="for a file without subsets: every N-th id validates")
     args = parser.parse_args()
+    refuse_source(args.out, args.source, args.video_info)
     refuse_existing(args.out, args.overwrite)
     document = convert_activitynet(args.source, "ActivityNet 1.3", "ActivityNet annotation file (JSON)", args.video_info,
                                    args.validation_every)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import refuse_existing
+from libs.core.arguments import refuse_existing, refuse_source
 from libs.core.errors import run_main
 from libs.datasets.prepare.anet import add_arguments, convert_activitynet, keep_videos_with_features
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("source", metavar="JSON", help="HACS_segments_v1.1.1.json")
     add_arguments(parser, "")
     args = parser.parse_args()
+    refuse_source(args.out, args.source)
     refuse_existing(args.out, args.overwrite)
     document = convert_activitynet(args.source, "HACS 1.1.1", "HACS Segments annotation file (JSON)")
     if args.features:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import refuse_existing
+from libs.core.arguments import refuse_existing, refuse_source
 from libs.core.errors import run_main
 from libs.datasets.prepare.multithumos import convert_multithumos
 from libs.datasets.prepare.thumos import ANNOTATIONS
@@ -22,6 +22,7 @@ def main() -> None:
                         help=f"thumos14.json (default: data/thumos/{ANNOTATIONS})")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args()
+    refuse_source(args.out, args.thumos)
     refuse_existing(args.out, args.overwrite)
     document = convert_multithumos(args.source, args.thumos)
     document.write(args.out)

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from libs.core.arguments import refuse_source
 from libs.core.config import load_config, with_overrides
 from libs.core.errors import UserError, note, run_main
 from libs.engine.inference.candidates import load_candidates
@@ -39,6 +40,7 @@ def main() -> None:
     args = parse()
     if args.jobs < 1 or args.top < 1:
         raise UserError("--jobs and --top: use a number from 1 on")
+    refuse_source(args.json, args.candidates, args.data)
     candidates = load_candidates(args.candidates)
     config = candidates.config
     if args.data is not None and args.data.suffix.lower() == ".json":

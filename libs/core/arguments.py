@@ -29,3 +29,11 @@ def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
     """Raise UserError if `path` exists and `overwrite` is not set."""
     if path is not None and exists(path) and not overwrite:
         raise UserError(f"{path}: exists already; choose another name, or add --overwrite")
+
+
+def refuse_source(output: str | os.PathLike | None, *sources: str | os.PathLike | None) -> None:
+    """Raise UserError if the file `output`, which would be replaced, is one of the files that are read; None: no file."""
+    if output is None or not exists(output):
+        return
+    if any(source is not None and exists(source) and os.path.samefile(output, source) for source in sources):
+        raise UserError(f"{output}: is read by this command and would be replaced; choose another name for the output")

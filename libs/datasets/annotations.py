@@ -15,7 +15,7 @@ import math
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from libs.core.problems import Problems
 from libs.utils.files.io import PairsHook, read_json
 
 DUPLICATE_TOLERANCE_S = 1e-3
+FAR_OUTSIDE = 1.5  # video lengths: segments that end later are in another unit, or mistakes
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
 MAX_SECONDS = 1e7  # 116 days; beyond, float32 does not tell seconds apart
 LIMITS = {"duration": (0.0, MAX_SECONDS), "fps": (1e-3, 1e6)}
@@ -88,13 +89,12 @@ def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabe
     (none for a file that is not JSON), and class ids always follow the sorted names, since the file's own may be contradictory.
     """
     reader = _Reader(str(path), strict, problems)
-    for vid, entry in reader.database().items():
-        reader.add_video(vid, entry, allow_unlabelled, unlabelled)
-    reader.finish()
-    if problems is None and reader.first_odd:
-        warnings.warn(f"{path}: of {reader.segments} segments {reader.outside} leave their video and {reader.empty} have zero "
-                      f"length (first: {reader.first_odd}); they are kept, dataset.strict: true refuses them", stacklevel=2)
-    return reader.annotations
+    return reader.read(reader.database(), allow_unlabelled, unlabelled)
+
+
+def check_database(database: Mapping[str, Any], source: str) -> Annotations:
+    """`load_annotations` for entries that are yet to be written; `source`: their origin, for messages."""
+    return _Reader(source, False, None).read(database, False, ())
 
 
 def read_database(path: str, pairs_hook: PairsHook | None = None) -> dict[str, Any]:
@@ -167,6 +167,16 @@ class _Reader:
         for key, first, second in repeated:
             _report_repeated(self.path, key, first, second, self.problems)
         return database
+
+    def read(self, database: Mapping[str, Any], allow_unlabelled: bool, unlabelled: Collection[str]) -> Annotations:
+        """The annotations of all entries, with one warning that counts suspicious segments."""
+        for vid, entry in database.items():
+            self.add_video(vid, entry, allow_unlabelled, unlabelled)
+        self.finish()
+        if self.problems is None and self.first_odd:
+            warnings.warn(f"{self.path}: of {self.segments} segments {self.outside} leave their video and {self.empty} have zero "
+                          f"length (first: {self.first_odd}); they are kept, dataset.strict: true refuses them", stacklevel=3)
+        return self.annotations
 
     def add_video(self, vid: str, entry: Any, allow_unlabelled: bool, unlabelled: Collection[str]) -> None:
         """Check and keep one video; its labels follow in `finish`."""

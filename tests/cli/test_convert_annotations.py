@@ -96,6 +96,14 @@ CASES = {
         {"x;y": [[1.5, 2, "jump"]], "z": [[3600, 3601.25, "jump"]]}),
     "csv in frames": ("a.tsv", "video\tstart\tend\tlabel\tfps\na\t30\t90\tjump\t30\n", ["--time-unit", "frames"], {"a": [[1, 3, "jump"]]}),
     "csv in milliseconds": ("a.csv", "video,start,end,label\na,1500,3250,jump\n", ["--time-unit", "ms"], {"a": [[1.5, 3.25, "jump"]]}),
+    "a video without actions": ("a.csv", "video,start,end,label\na,1,2,jump\nb.mp4,,,\na,,,\n", [], {"a": [[1, 2, "jump"]], "b": []}),
+    "files of one name, ids with folders": (
+        "a.csv", "video,start,end,label\nC:\\f\\s1\\rec.mp4,1,2,jump\nf/s2/rec.mp4,3,4,jump\n", ["--ids", "path"],
+        {"f/s1/rec": [[1, 2, "jump"]], "f/s2/rec": [[3, 4, "jump"]]}),
+    "files of one name, one video": ("a.csv", "video,start,end,label\nb/a.mp4,1,2,jump\nc/a.avi,3,4,jump\n", ["--ids", "stem"],
+                                     {"a": [[1, 2, "jump"], [3, 4, "jump"]]}),
+    "a bare name beside its file": ("a.csv", "video,start,end,label\na,1,2,jump\nb/a.mp4,3,4,jump\n", [],
+                                    {"a": [[1, 2, "jump"], [3, 4, "jump"]]}),
     "ids with dots": ("a.csv", "video,start,end,label\ncam1.2024,1,2,jump\n", [], {"cam1.2024": [[1, 2, "jump"]]}),
     "eaf": ("m.eaf", EAF % "", [], {"match 1": [[1.25, 3, "jump"], [4, 7.52, "throw"]]}),
     "eaf, one of two tiers": ("m.eaf", EAF % SECOND_TIER, ["--tier", "camera"], {"match 1": [[1.25, 7.52, "pan"]]}),
@@ -123,7 +131,8 @@ def test_formats(name, convert, tmp_path):
     assert all(item["label_id"] == labels.index(item["label"]) for entry in found.values() for item in entry["annotations"])
 
 
-CSV = "video,start,end,label\na,1,2,jump\n"
+HEAD = "video,start,end,label\n"
+CSV = HEAD + "a,1,2,jump\n"
 BAD = {
     "gone": (None, "", [], ["gone.csv", "no such"]),
     "an empty file": ("a.csv", "", [], ["a.csv", "is empty"]),
@@ -131,6 +140,37 @@ BAD = {
     "no such column": ("a.csv", "video,begin,end,label\na,1,2,jump\n", [], ["'start'", "--columns start=NAME"]),
     "a row too short": ("a.csv", CSV + "a,1,2\n", [], ["line 3", "3 cells"]),
     "no label": ("a.csv", CSV + "a,1,2,\n", [], ["line 3", "no label"]),
+    "no end": ("a.csv", CSV + "a,1,,\n", [], ["line 3", "no label", "leave start and end empty too"]),
+    "files of one name in two folders": ("a.csv", HEAD + "s1/rec.mp4,1,2,jump\ns2/rec.mp4,3,4,jump\n", [],
+                                         ["a.csv", "'rec' (s1/rec.mp4, s2/rec.mp4)", "--ids path", "--ids stem"]),
+    "two files of one name": ("a.csv", HEAD + "a.mp4,1,2,jump\na.avi,3,4,jump\n", [],
+                              ["'a' (a.avi, a.mp4)", "rename one", "--ids stem"]),
+    "two files of one name in a folder": ("a.csv", HEAD + "s/a.mp4,1,2,jump\ns/a.avi,3,4,jump\n", ["--ids", "path"],
+                                          ["'s/a' (s/a.avi, s/a.mp4)", "rename one"]),
+    "tasks about files of one name": ("p.json", [task(1, "/data/local-files/?d=s1/rec.mp4", timeline(1, 5, "jump")),
+                                                 task(2, "/data/local-files/?d=s2/rec.mp4")], ["--fps", "5"],
+                                      ["p.json", "'rec' (s1/rec.mp4, s2/rec.mp4)", "--ids path"]),
+    "samples of one name": ("labels.json", {"s1/rec.mp4": [{"label": "j", "timestamps": [0, 1]}], "s2/rec.mp4": None}, [],
+                            ["labels.json", "'rec' (s1/rec.mp4, s2/rec.mp4)", "--ids path"]),
+    "an id too long": ("a.csv", CSV + f"{'x' * 600},1,2,jump\n", [], ["a.csv", "600 characters", "rename"]),
+    "an id that leads out": ("a.csv", CSV + "../a.mp4,1,2,jump\n", ["--ids", "path"], ["a.csv", "'../a'", "rename"]),
+    "an fps beyond all bounds": ("a.csv", CSV, ["--fps", "1e30"], ["a.csv", "'a'", "fps: 1e+30"]),
+    "a single end too late": ("a.csv", HEAD + "".join(f"a,{i},{i + 1},jump\n" for i in range(9)) + "a,9,1000,jump\n",
+                              ["--durations", "d.csv"], ["line 11", "[9, 1000]", "20 s", "1 of 10 segments", "correct"]),
+    "most ends too late": ("a.csv", HEAD + "".join(f"a,{9 * i},{9 * i + 9},jump\n" for i in range(9)),
+                           ["--durations", "d.csv"], ["line 5", "20 s", "in another unit: add --time-unit ms or frames"]),
+    "subsets that contradict each other late": ("a.csv", "video,start,end,label,subset\na,1,2,jump,\na,1,2,jump,training\na,1,2,"
+                                                "jump,test\n", [], ["line 4", "'test'", "'training' in a.csv: line 3"]),
+    "durations that contradict each other": ("a.csv", CSV, ["--durations", "d2.csv"], ["d2.csv: line 4", "duration 9", "'a'", "line 2"]),
+    "a group without a share": ("a.csv", CSV, ["--group", "person"], ["--group person", "--val-share"]),
+    "no such group": ("a.csv", CSV, ["--group", "person", "--val-share", ".5"], ["--group person", "'a'", "column of the CSV"]),
+    "a broken expression": ("a.csv", CSV, ["--group", "(a", "--val-share", ".5"], ["--group (a", "no regular expression"]),
+    "a video without a group": ("a.csv", "video,start,end,label,who\na,1,2,jump,x\nb,1,2,jump,\n", ["--group", "who", "--val-share", ".5"],
+                                ["'b' has no who", "1 of 2 videos"]),
+    "a video of two groups": ("a.csv", "video,start,end,label,who\na,1,2,jump,x\na,1,2,jump,y\n", ["--group", "who", "--val-share", ".5"],
+                              ["line 3", "'y'", "'a'", "'x'"]),
+    "a single group": ("a.csv", HEAD + "a1,1,2,jump\na2,1,2,jump\n", ["--group", "^[a-z]", "--val-share", ".5"],
+                       ["--group", "all 2 videos", "'a'"]),
     "a time as text": ("a.csv", CSV + "a,soon,2,jump\n", [], ["line 3", "'soon'"]),
     "digits with an underscore": ("a.csv", CSV + "a,1_0,20,jump\n", [], ["line 3: start", "'1_0'"]),
     "a decimal comma": ("a.csv", "video;start;end;label\na;1,5;2;jump\n", [], ["'1,5'", "decimal point"]),
@@ -176,6 +216,8 @@ def test_bad_input(name, convert, tmp_path):
         (tmp_path / file).write_bytes(CSV.encode() + b"\xff\xfe")
     else:
         write(tmp_path, file, content)
+    write(tmp_path, "d.csv", "video,duration\na,20\n")
+    write(tmp_path, "d2.csv", "video,duration,fps\na,8,25\nb,8,25\na.mp4,9,25\n")
     code, _, err = convert(file, *argv)
     error = one_error(code, err)
     for fragment in fragments:
@@ -204,6 +246,53 @@ def test_the_validation_share_is_a_hash_split_that_new_videos_hardly_change(conv
     write(tmp_path, "a.csv", "video,start,end,label\n" + rows + "w,1,2,jump\n")
     assert len(chosen ^ {v for v, e in database(convert, "a.csv", "--val-share", "0.2", "--overwrite").items()
                          if e["subset"] == "validation"}) <= 1
+
+
+PEOPLE = [(f"P{p:02d}_{r}", f"person {p}") for p in range(10) for r in range(p % 3 + 1)]
+
+
+@pytest.mark.parametrize("group", ["who", "^P[0-9]+", "^(P[0-9]+)_"])
+def test_the_videos_of_a_group_share_a_subset(group, convert, tmp_path):
+    write(tmp_path, "a.csv", "video,start,end,label,who\n" + "".join(f"{vid},1,2,jump,{who}\n" for vid, who in PEOPLE))
+    code, _, err = convert("a.csv", "--val-share", "0.2", "--group", group)
+    assert code == 0
+    assert f"--group {group}: 2 of 10 groups are validation" in err
+    found = json.loads(Path("out.json").read_text())["database"]
+    assert all("group" not in entry for entry in found.values())
+    people = {name: {who for vid, who in PEOPLE if found[vid]["subset"] == name} for name in ("training", "validation")}
+    assert (len(people["training"]), len(people["validation"])) == (8, 2)
+    assert not people["training"] & people["validation"]
+
+
+def test_sources_are_never_replaced(convert, tmp_path):
+    for name, content, argv in (("out.json", LABELSTUDIO, ["out.json", "--fps", "25"]),
+                                ("out.json", "video,duration\na,3\n", ["a.csv", "--durations", "out.json"]),
+                                ("labels.json", TIMESTAMPS, ["."])):
+        write(tmp_path, "a.csv", CSV)
+        write(tmp_path, name, content)
+        if name != "out.json":
+            Path("out.json").unlink()
+            Path("out.json").symlink_to(name)
+        before = Path(name).read_bytes()
+        error = one_error(*convert(*argv[:1], "--overwrite", *argv[1:])[::2])
+        assert "out.json: is read by this command" in error
+        assert Path(name).read_bytes() == before
+
+
+def test_videos_that_only_the_durations_name_have_no_actions(convert, tmp_path):
+    write(tmp_path, "a.csv", CSV)
+    write(tmp_path, "d.csv", "video,duration,fps\na,8,25\nb.mp4,9,30\na.mp4,8,25\n")
+    found = database(convert, "a.csv", "--durations", "d.csv")
+    assert found["b"] == {"subset": "training", "duration": 9.0, "fps": 30.0, "annotations": []}
+    assert sorted(found) == ["a", "b"]
+
+
+def test_files_about_one_video_are_told_of_ids_with_folders(convert, tmp_path):
+    for folder in ("s1", "s2"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path, f"{folder}/rec.eaf", (EAF % "").replace("MEDIA_DESCRIPTOR", "PROPERTY"))
+    assert "--ids path" in one_error(*convert("s1/rec.eaf", "s2/rec.eaf")[::2])
+    assert sorted(database(convert, "s1/rec.eaf", "s2/rec.eaf", "--ids", "path")) == ["s1/rec", "s2/rec"]
 
 
 def test_durations_from_a_table_and_from_features(convert, tmp_path):

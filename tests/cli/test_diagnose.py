@@ -180,8 +180,8 @@ BAD = {
     "names": (None, ["--names", "a", "b"], ["--names a b: expected 1"]),
     "video folder": (None, ["--video-folder", "nowhere"], ["--video-folder nowhere: no such folder"]),
     "most drawn": (None, ["--most-drawn", "0"], ["--most-drawn 0"]),
-    "output over predictions": (None, ["-o", "found.html"], ["-o found.html", "would overwrite found.json"]),
-    "output over annotations": (None, ["-o", "./truth.HTML"], ["would overwrite truth.json"]),
+    "output over predictions": (None, ["-o", "found.html"], ["found.json", "would be replaced"]),
+    "output over annotations": (None, ["-o", "./truth.HTML"], ["truth.json", "would be replaced"]),
     "output": (None, ["-o", "r.json"], ["-o r.json", ".html"]),
 }
 

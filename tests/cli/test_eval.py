@@ -72,6 +72,9 @@ def test_tools_evaluate_agrees(trained, capsys, tmp_path):
     assert code == 0
     ours, theirs = (json.loads((tmp_path / n).read_text()) for n in ("results.json", "again.json"))
     assert ours["average_mAP"] == pytest.approx(theirs["average_mAP"], abs=1e-12)
+    error = one_error(*run_script(capsys, evaluate.main, "evaluate.py", str(tmp_path / "predictions.json"), annotations, "--json",
+                                  annotations)[::2])
+    assert f"{annotations}: is read by this command" in error
 
 
 def test_epoch_weights_topk_and_output(trained, capsys, tmp_path):

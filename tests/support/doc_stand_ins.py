@@ -104,8 +104,8 @@ def film(path: Path, seed: int) -> None:
 
 def annotation_exports(folder: Path, videos: list[str]) -> None:
     """labels.csv, elan/, lengths.csv, a Label Studio project and a FiftyOne export, all about the same videos."""
-    rows = [f"{v},{s},{s + 1.2},{label}\n" for v in videos for s, label in ((0.4, "jump"), (2.1, "throw"))]
-    (folder / "labels.csv").write_text("video,start,end,label\n" + "".join(rows))
+    rows = [f"{v},{s},{s + 1.2},{label},person {v[-1]}\n" for v in videos for s, label in ((0.4, "jump"), (2.1, "throw"))]
+    (folder / "labels.csv").write_text("video,start,end,label,person\n" + "".join(rows))
     (folder / "lengths.csv").write_text("video,duration,fps\n" + "".join(f"{v},4.0,25\n" for v in videos))
     (folder / "elan").mkdir()
     for v in videos:

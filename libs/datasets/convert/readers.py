@@ -10,6 +10,7 @@ Layouts (all read as the tools write them):
 """
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from xml.parsers import expat
 
 from libs.core.errors import UserError, note
 from libs.core.files import entries, is_folder, read_text
-from libs.datasets.convert.rows import ConvertOptions, Row, clock_or_number, csv_rows, positive_number, video_name
+from libs.datasets.convert.rows import ConvertOptions, Row, clock_or_number, csv_rows, positive_number, video_path, with_ids
 from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import parse_json
 
@@ -34,7 +35,7 @@ def read_source(paths: Sequence[str], kind: str, options: ConvertOptions) -> tup
 
     Raises UserError naming the file and the place that does not follow the format.
     """
-    files = _files(paths)
+    files = source_files(paths)
     kinds = {detect(path) if kind == "auto" else kind for path in files}
     if len(kinds) > 1:
         raise UserError(f"{', '.join(map(str, files[:3]))}: are of different formats ({', '.join(sorted(kinds))}); "
@@ -44,10 +45,11 @@ def read_source(paths: Sequence[str], kind: str, options: ConvertOptions) -> tup
     rows: list[Row] = []
     owner: dict[str, str] = {}
     for path in files:
-        new = list(reader(str(path), options))
+        new = with_ids(list(reader(str(path), options)), options.ids, str(path))
         for vid in dict.fromkeys(row.video for row in new):
             if owner.setdefault(vid, str(path)) != str(path):
-                raise UserError(f"{path}: annotates video {vid!r}, as {owner[vid]} does; merge the two, or convert one of them")
+                raise UserError(f"{path}: annotates video {vid!r}, as {owner[vid]} does; merge the two, or convert one of "
+                                "them; if they are different videos, add --ids path")
         rows += new
     return found, rows
 
@@ -64,7 +66,8 @@ def detect(path: Path) -> str:
     return "labelstudio" if isinstance(_json(str(path)), list) else "fiftyone"
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
+def source_files(paths: Sequence[str]) -> list[Path]:
+    """The files that the arguments name; of a folder, the .eaf files or those of a FiftyOne export."""
     files: list[Path] = []
     for name in paths:
         path = Path(name)
@@ -79,19 +82,27 @@ def _files(paths: Sequence[str]) -> list[Path]:
 
 def _read_csv(path: str, options: ConvertOptions) -> Iterator[Row]:
     clocks: dict[bool, str] = {}
-    for where, row in csv_rows(path, options.columns, ("video", "start", "end", "label"), ("subset", "duration", "fps")):
-        if not row["video"] or not row["label"]:
-            raise UserError(f"{where}: names no {'video' if not row['video'] else 'label'}; correct it")
+    optional = ("subset", "duration", "fps", *([options.group] if options.group else []))
+    for where, row in csv_rows(path, options.columns, ("video", "start", "end", "label"), optional):
+        duration_s = positive_number(row["duration"], f"{where}: duration", clock=True) if row.get("duration") else None
+        fps = positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None
+        video = Row(where, video_path(row["video"]), subset=row.get("subset", "").lower() or None, duration_s=duration_s,
+                    fps=fps, group=row.get(options.group or "") or None)
+        if row["video"] and not (row["start"] or row["end"] or row["label"]):
+            yield video  # without actions
+            continue
+        if not row["video"]:
+            raise UserError(f"{where}: names no video; correct it")
+        if not row["label"]:
+            raise UserError(f"{where}: names no label; correct it, or leave start and end empty too: a video without actions")
         (start, clock), (end, end_clock) = (clock_or_number(row[key], f"{where}: {key}") for key in ("start", "end"))
         clocks.setdefault(clock, where)
         clocks.setdefault(end_clock, where)
         if len(clocks) > 1:
             raise UserError(f"{where}: mixes h:mm:ss and plain numbers ({clocks[True]} and {clocks[False]}); write "
                             "all times alike")
-        yield Row(where, video_name(row["video"]), start, end, row["label"], "s" if clock else options.time_unit or "s",
-                  row.get("subset", "").lower() or None,
-                  positive_number(row["duration"], f"{where}: duration", clock=True) if row.get("duration") else None,
-                  positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None)
+        yield dataclasses.replace(video, start=start, end=end, label=row["label"],
+                                  unit="s" if clock else options.time_unit or "s")
 
 
 def _read_eaf(path: str, options: ConvertOptions) -> Iterator[Row]:
@@ -103,7 +114,7 @@ def _read_eaf(path: str, options: ConvertOptions) -> Iterator[Row]:
     if unit not in EAF_UNITS:
         raise UserError(f"{path}: TIME_UNITS {unit!r}; expected {' or '.join(EAF_UNITS)}")
     media = [url for descriptor in root.iter("MEDIA_DESCRIPTOR") if (url := descriptor.get("MEDIA_URL"))]
-    video = video_name(media[0] if media else path)
+    video = video_path(media[0] if media else path)
     slots = {slot.get("TIME_SLOT_ID"): slot.get("TIME_VALUE") for slot in root.iter("TIME_SLOT")}
     tiers = {tier.get("TIER_ID", ""): tier for tier in root.iter("TIER")}
     filled = [name for name, tier in tiers.items() if tier.find("ANNOTATION/ALIGNABLE_ANNOTATION") is not None]
@@ -227,8 +238,8 @@ def _min_results(task: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _media(where: str, data: Any) -> str:
     texts = {key: value for key, value in data.items() if isinstance(value, str)} if isinstance(data, dict) else {}
     for key in (*(k for k in LS_MEDIA if k in texts), *(k for k, v in texts.items() if "/" in v)):
-        if name := video_name(texts[key], uploaded=True):
-            return name
+        if found := video_path(texts[key], uploaded=True):
+            return found
     raise UserError(f"{where}: names no media file (looked for {', '.join(LS_MEDIA)} in its data); export the tasks with their "
                     "data")
 
@@ -267,7 +278,7 @@ def _read_fiftyone(path: str, options: ConvertOptions) -> Iterator[Row]:
         raise UserError(f"{path}: holds no video; export the dataset again")
     units: dict[str, str] = {}
     for vid, items, meta in entries:
-        video = video_name(vid)
+        video = video_path(vid)
         if items is not None and not isinstance(items, list):
             raise UserError(f"{path}: {vid!r} holds {items!r:.60}; expected a list of temporal detections")
         for i, item in enumerate(items or []):

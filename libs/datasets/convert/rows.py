@@ -7,7 +7,7 @@ A `Row` is one segment, or a video without any.  All times are converted to seco
 """
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import math
 import os
 import re
@@ -18,6 +18,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from libs.core.errors import UserError, note
+from libs.datasets.annotations import FAR_OUTSIDE
+from libs.datasets.convert.subsets import assign_subsets
 from libs.datasets.features.store import FeatureStore
 from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 
@@ -33,7 +35,8 @@ UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before 
 class Row:
     """One annotated segment in the source's own unit, or (label None) a video that has none.
 
-    where: file and place, for messages; unit: 's', 'ms' or 'frames' (frames from 0, the end excluded).
+    where: file and place, for messages; video: its id, or as readers yield it, its `video_path`; unit: 's', 'ms' or 'frames'
+    (frames from 0, the end excluded).
     """
 
     where: str
@@ -45,6 +48,7 @@ class Row:
     subset: str | None = None
     duration_s: float | None = None
     fps: float | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,46 +62,53 @@ class ConvertOptions:
     label_from: str = "value"
     subset: str | None = None
     val_share: float | None = None
+    ids: str | None = None
+    group: str | None = None
 
 
 def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[str, tuple[float, float | None]], source: str
                 ) -> dict[str, Any]:
     """The annotation document: videos by name, segments by time, label ids by sorted names.
 
-    lengths: video -> (duration s, fps or None), which takes precedence over the rows.  Subsets: the rows' own, else
-    `options.subset`, else a share `options.val_share` of the videos, chosen by a hash of their ids, is "validation" and the
-    rest "training".  Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
+    lengths: video -> (duration s, fps or None), which takes precedence over the rows.  Subsets: the rows' own, else those of
+    `assign_subsets`.  Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
     """
-    videos: dict[str, dict[str, Any]] = {}
-    labels = sorted({row.label for row in rows if row.label is not None})
-    if not labels:
+    label_ids: dict[str | None, int] = {name: i for i, name in enumerate(sorted({row.label for row in rows if row.label}))}
+    if not label_ids:
         raise UserError(f"{source}: holds no annotated segment; export it again, with the annotations")
-    first: dict[str, Row] = {}
-    for row in rows:
-        before = first.setdefault(row.video, row)
-        for key in ("subset", "duration_s", "fps"):
-            if getattr(row, key) is not None and getattr(before, key) not in (None, getattr(row, key)):
-                raise UserError(f"{row.where}: {key.removesuffix('_s')} {getattr(row, key)!r} of video {row.video!r} contradicts "
-                                f"{getattr(before, key)!r} in {before.where}; a video has one")
-        entry = videos.setdefault(row.video, {"subset": None, "duration": None, "fps": None, "annotations": []})
-        for key, value in (("subset", row.subset), ("duration", row.duration_s), ("fps", row.fps)):
-            entry[key] = value if entry[key] is None else entry[key]
+    videos = _videos(rows)
     for vid, entry in videos.items():
         duration, fps = lengths.get(vid, (None, None))
         entry["duration"] = duration or entry["duration"]
         entry["fps"] = fps or entry["fps"] or options.fps
-    for row in rows:
-        if row.label is not None:
-            entry = videos[row.video]
-            segment = _seconds(row, entry["fps"], entry["duration"])
-            entry["annotations"].append({"segment": segment, "label": row.label, "label_id": labels.index(row.label)})
-    _assign_subsets(videos, options)
+    segments = [(row, _seconds(row, videos[row.video]["fps"])) for row in rows if row.label is not None]
+    _refuse_late_ends(segments, videos)
+    for row, times in segments:
+        videos[row.video]["annotations"].append({"segment": times, "label": row.label, "label_id": label_ids[row.label]})
+    assign_subsets(videos, options.val_share, options.group, options.subset or "training")
     for entry in videos.values():
         entry["annotations"].sort(key=lambda item: (item["segment"], item["label"]))
     return {"database": {vid: {key: value for key, value in videos[vid].items() if value is not None} for vid in sorted(videos)}}
 
 
-def _seconds(row: Row, fps: float | None, duration_s: float | None) -> list[float]:
+def _videos(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Video -> entry of the document, without annotations; UserError for rows that contradict each other."""
+    videos: dict[str, dict[str, Any]] = {}
+    told: dict[tuple[str, str], str] = {}  # where each value is from
+    for row in rows:
+        entry = videos.setdefault(row.video, {"subset": None, "duration": None, "fps": None, "group": None, "annotations": []})
+        for key, value in (("subset", row.subset), ("duration", row.duration_s), ("fps", row.fps), ("group", row.group)):
+            if value is None:
+                continue
+            where = told.setdefault((row.video, key), row.where)
+            if entry[key] not in (None, value):
+                raise UserError(f"{row.where}: {key} {value!r} of video {row.video!r} contradicts {entry[key]!r} in {where}; "
+                                "a video has one: correct one of the two")
+            entry[key] = value
+    return videos
+
+
+def _seconds(row: Row, fps: float | None) -> list[float]:
     """[start, end] of a row in seconds, to the microsecond."""
     if row.unit == "frames" and not fps:
         raise UserError(f"{row.where}: times are frame numbers, but the fps of video {row.video!r} is not known; add --fps, or a "
@@ -110,24 +121,28 @@ def _seconds(row: Row, fps: float | None, duration_s: float | None) -> list[floa
     if end <= start or start < 0:
         raise UserError(f"{row.where}: {shown} {'starts before 0' if start < 0 else 'does not end after it starts'}; correct or "
                         "remove it")
-    limit = 1.5 * duration_s if duration_s else LONGEST_S
-    if end > limit:
-        video = f"a video of {duration_s:g} s" if duration_s else "a video of unknown length"
-        raise UserError(f"{row.where}: {shown} ends at {end:g} s, in {video}; the times are in another unit: add --time-unit "
-                        f"{' or '.join(unit for unit in UNITS if unit != row.unit)}")
     return [round(start, 6), round(end, 6)]
 
 
-def _assign_subsets(videos: dict[str, dict[str, Any]], options: ConvertOptions) -> None:
-    without = [vid for vid, entry in videos.items() if entry["subset"] is None]
-    order = sorted(without, key=lambda vid: hashlib.blake2b(vid.encode(), digest_size=8).digest())
-    chosen = set(order[:round((options.val_share or 0) * len(order))])
-    for vid in without:
-        videos[vid]["subset"] = "validation" if vid in chosen else options.subset or "training"
+def _refuse_late_ends(segments: Sequence[tuple[Row, list[float]]], videos: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError for segments that end far behind their video: a few are mistakes, most of them are in another unit."""
+    lengths = {vid: entry["duration"] for vid, entry in videos.items()}
+    late = [(row, end) for row, (_, end) in segments
+            if end > (FAR_OUTSIDE * lengths[row.video] if lengths[row.video] else LONGEST_S)]
+    if not late:
+        return
+    row, end = late[0]
+    length = f"{lengths[row.video]:g} s" if lengths[row.video] else "unknown length"
+    found = f"{row.where}: [{row.start:g}, {row.end:g}] ends at {end:g} s, in a video of {length}"
+    remedy = f"add --time-unit {' or '.join(unit for unit in UNITS if unit != row.unit)}"
+    if 2 * len(late) < len(segments):
+        raise UserError(f"{found}; {len(late)} of {len(segments)} segments end so late: correct them or the durations (or, if "
+                        f"all times are in another unit, {remedy})")
+    raise UserError(f"{found}; the times are in another unit: {remedy}")
 
 
-def video_name(text: str, uploaded: bool = False) -> str:
-    """Video id from an id, file name, path or URL: the bare name without the extension of a media file.
+def video_path(text: str, uploaded: bool = False) -> str:
+    """The path that a source gives a video as an id, file name, path or URL: no drive, host or leading slash; '' for none.
 
     uploaded: also without the prefix that Label Studio gives to uploads.
     """
@@ -136,9 +151,36 @@ def video_name(text: str, uploaded: bool = False) -> str:
         parts = urlsplit(text)
         local = parse_qs(parts.query).get("d", [""])[0]  # Label Studio: /data/local-files/?d=folder/name.mp4
         text = unquote(local or parts.path)
-    path = PurePosixPath(text.replace("\\", "/"))
-    name = path.stem if path.suffix.lower() in MEDIA else path.name
-    return UPLOAD_PREFIX.sub("", name, count=1) if uploaded else name
+    path = PurePosixPath(re.sub("^[A-Za-z]:(?=/)", "", text.replace("\\", "/")).lstrip("/"))
+    if not path.name:
+        return ""
+    return str(path.with_name(UPLOAD_PREFIX.sub("", path.name, count=1)) if uploaded else path)
+
+
+def video_id(path: str, ids: str | None) -> str:
+    """The id of a video: its path (`ids` "path") or the bare name, both without the extension of a media file."""
+    whole = PurePosixPath(path)
+    name = whole.stem if whole.suffix.lower() in MEDIA else whole.name
+    return str(whole.parent / name) if ids == "path" else name
+
+
+def with_ids(rows: Sequence[Row], ids: str | None, source: str) -> list[Row]:
+    """The rows of one source with the ids of their videos in place of the paths.
+
+    Raises UserError for paths of several folders or media files that get one id, unless `ids` is "stem".
+    """
+    paths: dict[str, set[PurePosixPath]] = {}
+    for row in rows:
+        paths.setdefault(video_id(row.video, ids), set()).add(PurePosixPath(row.video))
+    folders = {vid: len({path.parent for path in found} - {PurePosixPath()}) > 1 for vid, found in paths.items()}
+    clashes = [vid for vid, found in paths.items()
+               if folders[vid] or len({path.suffix.lower() for path in found} & set(MEDIA)) > 1]
+    if clashes and ids != "stem":
+        listed = ", ".join(f"{vid!r} ({', '.join(sorted(map(str, paths[vid])))})" for vid in clashes[:3])
+        advice = "add --ids path to keep the folders in the ids" if folders[clashes[0]] else "rename one of the files"
+        raise UserError(f"{source}: {len(clashes)} video ids would stand for several files: {listed}"
+                        f"{', ...' if len(clashes) > 3 else ''}; {advice}, or add --ids stem if they are one video each")
+    return [dataclasses.replace(row, video=video_id(row.video, ids)) for row in rows]
 
 
 def clock_or_number(text: str, where: str) -> tuple[float, bool]:
@@ -169,14 +211,15 @@ def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequen
         yield f"{path}: line {line}", {field: row[name] for field, name in names.items() if name in row}
 
 
-def read_durations(path: str | os.PathLike) -> dict[str, tuple[float, float | None]]:
-    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, optionally, fps."""
-    found: dict[str, tuple[float, float | None]] = {}
-    for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",)):
-        seconds = positive_number(row["duration"], f"{where}: duration", clock=True)
-        fps = positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None
-        found[video_name(row["video"])] = seconds, fps
-    return found
+def read_durations(path: str | os.PathLike, ids: str | None = None) -> dict[str, tuple[float, float | None]]:
+    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, optionally, fps; ids: see `video_id`.
+
+    Raises UserError for rows about one video that contradict each other.
+    """
+    rows = [Row(where, video_path(row["video"]), duration_s=positive_number(row["duration"], f"{where}: duration", clock=True),
+                fps=positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None)
+            for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",))]
+    return {vid: (entry["duration"], entry["fps"]) for vid, entry in _videos(with_ids(rows, ids, str(path))).items()}
 
 
 def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: str, fps: float, stride: float, num_frames: float

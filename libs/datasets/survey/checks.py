@@ -14,11 +14,10 @@ import numpy as np
 
 from libs.core.errors import nearest
 from libs.core.problems import Problems
-from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
+from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, FAR_OUTSIDE, Annotations, Video
 
 TRAIN_NAMES = ("training", "train")
 VAL_NAMES = ("validation", "val", "valid", "testing", "test")
-FAR_OUTSIDE = 1.5  # video lengths: a segment that ends later is in another unit
 SLACK_S, SLACK_SHARE = 0.5, 0.01  # of the video's length: how late a last segment may end when durations are rounded
 RARE = 2  # training segments: a class with so few cannot be learned
 

@@ -132,6 +132,16 @@ def test_exit_code_and_json(tmp_path, capsys, monkeypatch):
     assert out.count("error: missing-features: ") == 12
 
 
+def test_the_annotations_are_not_replaced(tmp_path, capsys, monkeypatch):
+    Case(tmp_path).save()
+    monkeypatch.chdir(tmp_path)
+    before = Path("my.json").read_bytes()
+    for argv in (["--json", "./my.json"], ["--write", "my.json", "--overwrite"]):
+        error = one_error(*run_script(capsys, script.main, "check_dataset.py", "my.json", "features", *argv)[::2])
+        assert "my.json: is read by this command" in error
+        assert Path("my.json").read_bytes() == before
+
+
 def test_names_with_prefix_and_suffix_and_one_h5_file(tmp_path):
     h5py = pytest.importorskip("h5py")
     case = Case(tmp_path)
