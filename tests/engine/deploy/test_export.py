@@ -89,7 +89,7 @@ def test_the_example_finds_what_prediction_finds(graph, monkeypatch):
     assert "numpy" in sys.modules
     text = (ROOT / "examples" / "onnx_inference.py").read_text()
     imported = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
-    assert imported == {"json", "sys", "numpy", "onnxruntime"}
+    assert imported == {"argparse", "json", "numpy", "onnxruntime"}
 
 
 def test_the_file_says_what_it_expects(graph):
