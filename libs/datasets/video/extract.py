@@ -254,7 +254,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     """Write folder/<name>.npy for every video without one; returns (made, skipped, one line per video that failed).
 
     The provenance file is written after each video, so the videos that it lists are complete.  Raises UserError for two videos of
-    one name and, unless `overwrite`, for features of other settings in the folder; NetworkError for a network that fails.
+    one name and, unless `overwrite`, for features there of other settings or of another video of one name; NetworkError for a
+    network that fails.
     """
     names: dict[str, str] = {}
     for path in videos:
@@ -263,6 +264,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     folder = Path(folder)
     head = describe(settings, streams)
     done = _done(folder / FILE_NAME, head, overwrite)
+    for name, path in names.items():
+        _refuse_another_video(path, folder / f"{name}.npy", done.get(name))
     failed: list[str] = []
     todo = [(name, path) for name, path in names.items()
             if not (is_file(folder / f"{name}.npy") and exists(path)
@@ -282,6 +285,17 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
             done[name] = entry
             write_json_atomic(folder / FILE_NAME, {**head, "libraries": libraries(streams), "videos": done})
     return len(todo) - len(failed), len(names) - len(todo), failed
+
+
+def _refuse_another_video(path: str, features: Path, entry: dict[str, Any] | None) -> None:
+    """UserError if the feature file is there and of another video; one of equal size whose path is gone has been moved."""
+    if entry is None or not is_file(features) or not exists(path) or entry.get("source") == path:
+        return
+    source = str(entry.get("source"))
+    same = os.path.samefile(source, path) if exists(source) else entry.get("bytes") == os.path.getsize(path)
+    if not same:
+        raise UserError(f"{path}: {features} holds the features of another video of this name, {source}; rename one of the "
+                        "videos, choose another folder, or remove that file to replace it")
 
 
 def _frames(paths: Iterable[str]) -> int | None:

@@ -198,6 +198,26 @@ def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys,
     assert np.load("out/a.npy").shape == (17, 11)
 
 
+def test_another_video_of_the_name_is_refused_in_a_second_command(folder, capsys):
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    argv = ["--rgb-model", "rgb.pt", *COMMON]
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        make_video(folder / f"{name}/x.mkv", codec="ffv1", frames=20 if name == "one" else 30)
+    assert run(capsys, "one/x.mkv", *argv)[0] == 0
+    before = Path("out/x.npy").read_bytes()
+    error = one_error(*run(capsys, "a.mp4", "two/x.mkv", *argv)[::2])
+    for fragment in ("two/x.mkv: out/x.npy", "another video", "one/x.mkv", "choose another folder"):
+        assert fragment in error
+    assert (Path("out/x.npy").read_bytes(), Path("out/a.npy").exists()) == (before, False)
+    assert "1 were there already" in run(capsys, str(folder / "one/x.mkv"), *argv)[1]  # the same file by another path
+    (folder / "one").rename(folder / "moved")
+    assert "1 were there already" in run(capsys, "moved/x.mkv", *argv)[1]
+    assert "one/x.mkv" in one_error(*run(capsys, "two/x.mkv", *argv)[::2])
+    Path("out/x.npy").unlink()
+    assert "1 videos done" in run(capsys, "two/x.mkv", *argv)[1]
+
+
 def audio(folder: Path) -> None:
     with av.open(str(folder / "bad.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)
