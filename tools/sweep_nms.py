@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Tune decoding and NMS without the network, on candidates that eval.py saved.
 
-    python eval.py configs/hapt.yaml ckpt/hapt_first --save-candidates
-    python tools/sweep_nms.py ckpt/hapt_first/eval/epoch_050_ema/candidates.npz configs/hapt.yaml
+    python eval.py ckpt/hapt_first --save-candidates
+    python tools/sweep_nms.py ckpt/hapt_first
     python tools/sweep_nms.py candidates.npz --grid nms_sigma=0.3,0.4,0.5 max_seg_num=100,200 --at 0.5 --json sweep.json
 
-The second argument is a configuration, whose test_cfg is the baseline, or an annotation JSON; by default both are those of the
-evaluation.  The mAP of the baseline is exactly that of eval.py.
+The first argument is the file, or the folder of an evaluation or of a run (its last epoch).  A second one is a configuration,
+whose test_cfg is the baseline, or an annotation JSON; by default both are those of the evaluation.  The mAP of the baseline is
+exactly that of eval.py.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from libs.core.arguments import refuse_source
 from libs.core.config import load_config, with_overrides
 from libs.core.errors import UserError, note, run_main
-from libs.engine.inference.candidates import load_candidates
+from libs.engine.inference.candidates import find_candidates, load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, parse_grid, set_line, settings_of, table
 from libs.utils.files.io import check_writable, write_json_atomic
 from libs.utils.progress import bar
@@ -25,7 +26,8 @@ from libs.utils.progress import bar
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("candidates", type=Path, metavar="CANDIDATES", help="candidates.npz of eval.py --save-candidates")
+    parser.add_argument("candidates", type=Path, metavar="CANDIDATES",
+                        help="candidates.npz of eval.py --save-candidates, or the folder of an evaluation or a run")
     parser.add_argument("data", nargs="?", type=Path, metavar="CONFIG|ANNOTATIONS", help="YAML configuration or annotation JSON")
     parser.add_argument("--grid", nargs="+", default=None, metavar="KEY=V,V", help="keys of test_cfg and the values to try, all "
                         "combinations (default: soft and hard NMS, their sigma or threshold, and voting)")
@@ -40,8 +42,9 @@ def main() -> None:
     args = parse()
     if args.jobs < 1 or args.top < 1:
         raise UserError("--jobs and --top: use a number from 1 on")
-    refuse_source(args.json, args.candidates, args.data)
-    candidates = load_candidates(args.candidates)
+    path = find_candidates(args.candidates)
+    refuse_source(args.json, path, args.data)
+    candidates = load_candidates(path)
     config = candidates.config
     if args.data is not None and args.data.suffix.lower() == ".json":
         config = with_overrides(config, [f"dataset.json_file={args.data}"])
@@ -53,7 +56,7 @@ def main() -> None:
     settings = settings_of(config, USUAL if args.grid is None else parse_grid(args.grid))
     trials = sweep.run(settings, args.jobs, bar(len(settings), "settings", 10))
     split, best = ", ".join(config.val_split), max(trials, key=lambda t: t.value)
-    print(f"{args.candidates}: {len(candidates.video_ids)} videos of {split}, {len(settings)} settings; mAP in percent, chosen "
+    print(f"{candidates.path}: {len(candidates.video_ids)} videos of {split}, {len(settings)} settings; mAP in percent, chosen "
           + ("by the average" if args.at is None else f"at tIoU {args.at:g}"))
     print(table(trials, config.test_cfg, sweep.tious, args.top))
     gain = 100 * (best.value - trials[0].value)
@@ -62,7 +65,7 @@ def main() -> None:
          + (", not that of the test split you have tuned on" if "test" in config.val_split else ""))
     if args.json:
         write_json_atomic(args.json, {
-            "candidates": str(args.candidates), "split": list(config.val_split), "tiou": sweep.tious.tolist(), "at": args.at,
+            "candidates": str(candidates.path), "split": list(config.val_split), "tiou": sweep.tious.tolist(), "at": args.at,
             "best": {"set": set_line(best.config, config.test_cfg), "gain": best.value - trials[0].value},
             "trials": [{"test_cfg": dataclasses.asdict(t.config), "mAP": list(t.mAP), "value": t.value} for t in trials]})
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from libs.core.config import from_dict, load_config, to_dict, with_overrides
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError, note
-from libs.core.files import is_file
+from libs.core.files import is_file, is_folder
 from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations
 from libs.datasets.dataset import AGNOSTIC, is_single_class
@@ -36,6 +36,7 @@ from libs.engine.runs.checkpoint import (
     own_config,
     own_labels,
 )
+from libs.engine.runs.run_folder import note_better
 from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.evaluation import thresholds
@@ -198,6 +199,8 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     Raises UserError for arguments that do not fit together.
     """
     checkpoint = load_checkpoint(find_checkpoint(path, epoch))
+    if epoch is None and is_folder(path):
+        note_better(checkpoint)
     if device == "auto" and not torch.cuda.is_available():
         device = "cpu"
     settings = with_feature_grid(config_for(checkpoint, config, overrides), checkpoint, stride, num_frames)
@@ -213,10 +216,11 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     return Localizer(model, settings, names, place, checkpoint.path, checkpoint.epoch, which)
 
 
-def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = ()) -> Config:
+def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = (),
+               remedy: str = "--config, e.g. --config configs/thumos_i3d.yaml") -> Config:
     """The configuration for a checkpoint: the file `path`, else the one it holds, else config.yaml beside it; with `overrides`.
 
-    Its `source` names the file.  Raises UserError when there is none.
+    Its `source` names the file.  Raises UserError when there is none; `remedy`: how the user names one.
     """
     if path is not None:
         return load_config(path, overrides)
@@ -227,7 +231,7 @@ def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Seq
     if is_file(beside):
         return load_config(beside, overrides)
     raise UserError(f"{checkpoint.path}: holds no configuration (another program wrote it), and there is no {beside}; name one "
-                    "with --config, e.g. --config configs/thumos_i3d.yaml")
+                    f"with {remedy}")
 
 
 def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None = None) -> dict[int, str]:

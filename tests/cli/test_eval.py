@@ -12,6 +12,7 @@ from helpers import one_error, run_script, write_config, write_data
 
 import eval as eval_script
 import train
+from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
 from libs.utils.evaluation.predictions import read_predictions
 
 FILES = {"predictions.json", "predictions.csv", "eval_results.pkl", "results.json", "environment.json"}
@@ -125,6 +126,35 @@ def test_a_file_and_a_folder_give_the_same(trained, capsys, tmp_path):
     for name, ckpt in (("file", folder / "epoch_002.pth.tar"), ("folder", folder)):
         run(capsys, config, ckpt, *(["-epoch", "2"] if name == "folder" else []), "--output", tmp_path / name)
     assert (tmp_path / "file" / "predictions.csv").read_bytes() == (tmp_path / "folder" / "predictions.csv").read_bytes()
+
+
+def test_the_configuration_is_optional(trained, capsys, tmp_path):
+    config, folder = trained
+    found = []
+    for i, argv in enumerate([[config, folder], [folder], [folder / "epoch_004.pth.tar"], [config, "-epoch", "4", folder]]):
+        code, _, err = run(capsys, *argv, "--output", tmp_path / str(i))
+        assert (code, err) == (0, "")
+        found.append((tmp_path / str(i) / "predictions.json").read_bytes())
+    assert found == found[:1] * 4
+    assert "tiny.yaml: is a configuration; name the checkpoint" in one_error(*run(capsys, config)[::2])
+    content = torch.load(folder / "epoch_004.pth.tar", weights_only=True)
+    del content["training"]
+    torch.save(content, tmp_path / "model.pth.tar")
+    error = one_error(*run(capsys, tmp_path / "model.pth.tar")[::2])
+    assert "model.pth.tar: holds no configuration" in error
+    assert "name one with CONFIG before the checkpoint" in error
+
+
+def test_a_better_checkpoint_beside_the_last_epoch_is_named(trained, capsys, tmp_path):
+    _, folder = trained
+    for last, epoch, best, told in ((4, 2, {"epoch": 2, "average_mAP": 0.625}, True), (4, 4, {"average_mAP": 0.5}, False)):
+        content = load_checkpoint(folder / f"epoch_{last:03d}.pth.tar")
+        for name, number in ((f"epoch_{last:03d}", last), ("best", epoch)):
+            save_checkpoint(tmp_path / f"{name}.pth.tar", number, content.weights, content.weights_ema, {}, {},
+                            {**content.training, "best": best})
+        err = run(capsys, tmp_path, "--saveonly")[2]
+        assert ("best.pth.tar (epoch 2) was the best" in err, "mAP 62.50 on validation" in err) == (told, told)
+        assert run(capsys, tmp_path / "epoch_004.pth.tar", "--saveonly")[2] == "", "a file was asked for"
 
 
 def test_saveonly_computes_no_scores(trained, capsys, tmp_path):

@@ -109,14 +109,17 @@ def check(words: list[str]) -> None:
 
 def parse(script: str, words: list[str]) -> argparse.Namespace | None:
     """What the script's own parser makes of the words (None: it has none and takes plain arguments)."""
-    original = argparse.ArgumentParser.parse_args
+    original = {name: getattr(argparse.ArgumentParser, name) for name in ("parse_args", "parse_intermixed_args")}
 
-    def parse_and_stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
-        raise Parsed(original(self, args, namespace))
+    def stops(parser: Any) -> Any:
+        def parse_and_stop(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
+            raise Parsed(parser(self, args, namespace))
+        return parse_and_stop
     if "argparse" not in (ROOT / script).read_text() and not script.startswith("benchmarks/"):
         return None
     errors = io.StringIO()
-    argparse.ArgumentParser.parse_args = parse_and_stop
+    for name, parser in original.items():
+        setattr(argparse.ArgumentParser, name, stops(parser))
     try:
         with program_line(script, words), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -125,7 +128,8 @@ def parse(script: str, words: list[str]) -> argparse.Namespace | None:
     except SystemExit as end:
         raise AssertionError(f"{script} {' '.join(words)}: exit {end.code}: {errors.getvalue()}") from None
     finally:
-        argparse.ArgumentParser.parse_args = original
+        for name, parser in original.items():
+            setattr(argparse.ArgumentParser, name, parser)
     raise AssertionError(f"{script}: reads no command line")
 
 

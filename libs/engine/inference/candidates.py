@@ -24,11 +24,12 @@ from torch import Tensor
 
 from libs.core.config import from_dict, to_dict
 from libs.core.errors import UserError
-from libs.core.files import is_file
+from libs.core.files import is_file, is_folder
 from libs.core.schema import Config, TestConfig
 from libs.datasets.grid import Grid
 from libs.datasets.sample import Sample
 from libs.engine.inference.predict import Timeline, fused, suppress
+from libs.engine.runs.checkpoint import find_checkpoint
 from libs.modeling.decode import decode_batch
 from libs.modeling.model import LevelOutputs
 from libs.utils.evaluation.predictions import Detections
@@ -125,6 +126,25 @@ class CandidateSet:
         """The detections of `predict` with `config`; external: the scores of its ext_score_file."""
         found = suppress(self.select(config), config, self.videos)
         return fused(found, external, dataclasses.replace(self.config, test_cfg=config))
+
+
+def find_candidates(path: str | os.PathLike) -> Path:
+    """The candidates file of a path: the path itself, or the one in an evaluation's folder, or of the last epoch of a run's.
+
+    UserError if a folder holds none, or the last epoch has several.
+    """
+    path = Path(path)
+    if not is_folder(path):
+        return path
+    if is_file(path / CANDIDATES):
+        return path / CANDIDATES
+    name = find_checkpoint(path).name.removesuffix(".pth.tar")
+    found = sorted((path / "eval").glob(f"{name}_*/{CANDIDATES}"))
+    if not found:
+        raise UserError(f"{path}: its last epoch, {name}, has no {CANDIDATES}; write it with eval.py {path} --save-candidates")
+    if len(found) > 1:
+        raise UserError(f"{path}: its last epoch, {name}, has {len(found)}: {', '.join(map(str, found))}; name one of them")
+    return found[0]
 
 
 def load_candidates(path: str | os.PathLike) -> CandidateSet:

@@ -17,7 +17,7 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, changed_settings, find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runs.checkpoint import Checkpoint, changed_settings, load_weights
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
 from libs.engine.runtime.determinism import strict_determinism
@@ -76,21 +76,19 @@ def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
              "those of the trained network")
 
 
-def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: int | None = None, save_only: bool = False,
+def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.device, save_only: bool = False,
                         output: Path | None = None, deterministic: bool = False,
                         progress: Callable[[int], Progress] = lambda total: no_progress,
                         save_candidates: bool = False, world: World = ALONE) -> Scores | None:
-    """Evaluate a checkpoint file or a run's folder on `val_split`, print the table and write the files named in eval.py.
+    """Evaluate a checkpoint on `val_split`, print the table and write the files named in eval.py.
 
     `world`: the processes that share the work; each calls this, process 0 writes the files and returns the scores.
     `progress(total)` makes the callback of the inference loop; `deterministic`: as in libs/engine/runtime/determinism.py.
     `save_candidates`: also write the candidates before NMS to candidates.npz, for tools/sweep_nms.py.
     Returns the scores, or None with `save_only`.  Raises UserError for every input that does not fit.
     """
-    which = config.test_cfg.weights
+    path, which = checkpoint.path, config.test_cfg.weights
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
-    path = find_checkpoint(ckpt, epoch)
-    checkpoint = load_checkpoint(path)
     model = build_model(config)
     load_weights(model, checkpoint, which)
     warn_of_drift(config, checkpoint)
@@ -112,8 +110,8 @@ def evaluate_checkpoint(config: Config, ckpt: str, device: torch.device, epoch: 
     seconds = time.perf_counter() - started
     names = dataset.label_names
     remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a more recent one may still be running
-    remove(folder / RESULTS, folder / CANDIDATES)  # these are not written by every evaluation
     write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
+    remove(folder / RESULTS, folder / CANDIDATES)  # these are not written by every evaluation
     write_predictions_json(folder / "predictions.json", detections, names)
     write_predictions_csv(folder / "predictions.csv", detections, names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)

@@ -34,6 +34,7 @@ from libs.utils.files.torch_files import load_plain
 
 PREFIX = "module."
 FORMAT_VERSION = 1
+BEST = "best.pth.tar"  # of the evaluations during training
 INTERRUPTED = "interrupted.pth.tar"  # saved in the middle of an epoch
 PATTERN = re.compile(r"epoch_(\d{3,})\.pth\.tar$")
 WEIGHTS = {"ema": "state_dict_ema", "raw": "state_dict"}

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from libs.core.config import dump_text, dump_yaml
+from libs.core.config import dump_text, dump_yaml, from_dict
 from libs.core.errors import UserError, note
 from libs.core.files import exists
 from libs.core.schema import Config
-from libs.engine.runs.checkpoint import checkpoints_of, epochs_of
+from libs.engine.runs.checkpoint import BEST, Checkpoint, checkpoints_of, epochs_of, is_whole, load_checkpoint
 from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
 
 CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
@@ -27,6 +27,22 @@ CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "va
 def run_folder(config: Config, name: str) -> Path:
     """<output_folder>/<config file's name>_<name>."""
     return Path(config.output_folder) / f"{Path(config.source).stem}_{name}"
+
+
+def note_better(last: Checkpoint) -> None:
+    """A note if best.pth.tar, beside a run's last epoch, was better in the evaluations during training."""
+    path = last.path.with_name(BEST)
+    if not is_whole(path):
+        return
+    best = load_checkpoint(path)
+    training = best.training or {}
+    value = training["best"].get("average_mAP") if isinstance(training.get("best"), dict) else None
+    if not isinstance(value, float) or "config" not in training or best.epoch == last.epoch:
+        return
+    split = ", ".join(from_dict(training["config"], f"{path}: training.config", check=False).val_split)
+    note(f"note: {last.path}: epoch {last.epoch} is the last one; {BEST} (epoch {best.epoch}) was the best of the evaluations "
+         f"during training, average mAP {100 * value:.2f} on {split}, by which it was chosen; name "
+         f"{path} to use it")
 
 
 class SilentRun:

@@ -5,13 +5,13 @@ import numpy as np
 
 from libs.core.errors import note
 from libs.datasets.dataset import TalDataset
+from libs.engine.runs.checkpoint import BEST
 from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.plotting import pixels, video_timeline
 
-BEST = "best.pth.tar"
 SHOWN_VIDEOS = 3  # in TensorBoard
 
 

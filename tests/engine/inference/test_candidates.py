@@ -15,7 +15,7 @@ import eval as eval_script
 from libs.core.config import with_overrides
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.engine.inference.candidates import CANDIDATES, CandidateCollector, load_candidates
+from libs.engine.inference.candidates import CANDIDATES, CandidateCollector, find_candidates, load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, changes, parse_grid, set_line, settings_of, table
 from libs.engine.inference.predict import Timeline, predict, score
 from libs.engine.runs.checkpoint import save_checkpoint
@@ -189,6 +189,22 @@ def test_the_script_starts_from_evals_mAP_and_its_best_line_is_right(evaluated, 
         argv = [str(config), str(tmp), "--output", str(tmp / "again"), *(["--set", *overrides] if overrides else [])]
         assert run_script(capsys, eval_script.main, "eval.py", *argv)[0] == 0
         assert json.loads((tmp / "again" / "results.json").read_text())["average_mAP"] == best["value"]
+
+
+def test_a_folder_means_the_candidates_of_its_last_epoch(tmp_path):
+    for name in ("epoch_001.pth.tar", "epoch_002.pth.tar"):
+        (tmp_path / name).touch()
+    own = tmp_path / "eval" / "epoch_002_raw" / CANDIDATES
+    for file in (own, tmp_path / "eval" / "epoch_001_ema" / CANDIDATES, tmp_path / "eval" / "epoch_002_ema" / "results.json"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert find_candidates(tmp_path) == find_candidates(own.parent) == find_candidates(own) == own
+    (tmp_path / "eval" / "epoch_002_ema" / CANDIDATES).touch()
+    with pytest.raises(UserError, match=r"epoch_002, has 2: .*epoch_002_ema/.*, .*epoch_002_raw/.*; name one"):
+        find_candidates(tmp_path)
+    (tmp_path / "epoch_003.pth.tar").touch()
+    with pytest.raises(UserError, match=r"its last epoch, epoch_003, has no candidates.npz; .*eval.py .* --save-candidates"):
+        find_candidates(tmp_path)
 
 
 def test_the_table_lists_the_best_first(evaluated):

@@ -15,7 +15,7 @@ from libs.core.errors import UserError
 from libs.engine.deploy.pipeline import measure_pipeline
 from libs.engine.experiments.robustness import Settings, load_subjects, measure
 from libs.engine.inference.evaluate import evaluate_checkpoint
-from libs.engine.runs.checkpoint import save_checkpoint
+from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
 from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.engine.training.fit import FitOptions, fit
 from libs.modeling.model import build_model
@@ -64,7 +64,7 @@ def test_evaluation_timing_and_robustness(data, tmp_path, seen, precision):
     config = two_stream(data, tmp_path, test_cfg={"precision": precision})
     state = show_every_term(build_model(config)).state_dict()
     save_checkpoint(tmp_path / "epoch_001.pth.tar", 1, state, state, {}, {}, {"config": to_dict(config)})
-    for work in (lambda: evaluate_checkpoint(config, str(tmp_path), CPU),
+    for work in (lambda: evaluate_checkpoint(config, load_checkpoint(tmp_path / "epoch_001.pth.tar"), CPU),
                  lambda: measure_pipeline(config, str(tmp_path), rounds=1),
                  lambda: measure(config, load_subjects(config, [("a", str(tmp_path))]), Settings(("noise",), (1,)), CPU)):
         before = flags()
