@@ -17,7 +17,15 @@ from libs.core.arguments import above_zero, refuse_existing, refuse_source, shar
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import check_database
 from libs.datasets.convert.readers import FORMATS, read_source, source_files
-from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, feature_durations, read_durations, to_document
+from libs.datasets.convert.rows import (
+    UNITS,
+    ConvertOptions,
+    Row,
+    feature_durations,
+    read_durations,
+    to_document,
+    with_merged_labels,
+)
 from libs.datasets.features.provenance import read_provenance
 from libs.datasets.survey.features import guess_layout
 from libs.utils.files.io import write_json_atomic
@@ -34,6 +42,7 @@ def main() -> None:
     if args.group and not args.val_share:
         raise UserError(f"--group {args.group}: goes with --val-share, the share that becomes validation; add it")
     kind, rows = read_source(args.input, args.format, options)
+    rows = with_merged_labels(rows) if args.merge_labels else rows
     lengths = read_durations(args.durations, args.ids) if args.durations else {}
     rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
     if args.features:
@@ -78,6 +87,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tier", nargs="+", default=[], metavar="NAME", help="ELAN: tiers to read")
     parser.add_argument("--label-from", choices=("value", "tier"), default="value",
                         help="ELAN: labels are the annotations' values (default), or the names of their tiers")
+    parser.add_argument("--merge-labels", action="store_true", help="write one spelling of labels that differ in case, spaces, "
+                        "hyphens or Unicode composition only")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--subset", metavar="NAME", help="subset of all videos without one (training)")
     group.add_argument("--val-share", type=share, metavar="P", help="this share of the videos becomes validation, chosen by a "

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_source(written, *files, args.annotations)
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
-    found, annotated = read_with_ground_truth(files, args.annotations, args.split, args.labels_from)
+    found, annotated = read_with_ground_truth(files, args.annotations, args.split, args.labels_from,
+                                              merge_labels=args.merge_labels)
     subjects = []
     for path, name, detections in zip(files, names, found, strict=True):
         if args.unique_rank_scores:
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", metavar="NAME", help="subset of the annotations (default: that of the predicted videos)")
     parser.add_argument("--labels-from", metavar="JSON", help="with a THUMOS14 folder: the annotation JSON whose class ids the "
                         "predictions use")
+    parser.add_argument("--merge-labels", action="store_true", help="labels of the annotations that differ in spelling only are "
+                        "one class, as in tools/evaluate.py")
     parser.add_argument("--buckets", choices=BUCKETS, default="quantiles", help="of length, coverage and number of instances: "
                         "five of equal number of segments (quantiles), or the bounds for a dataset in docs/diagnosis.md")
     parser.add_argument("--video-folder", metavar="DIR", help="where <video id>.mp4 (.webm, .mkv, ...) are, played in step "

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     refuse_source(args.json, args.predictions, args.annotations, args.labels_from, args.class_scores)
     (detections,), annotated = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
-                                                       args.class_scores, args.class_agnostic)
+                                                       args.class_scores, args.class_agnostic, args.merge_labels)
     check_time_unit(detections, annotated, args.predictions)
     warn_about_videos(detections, annotated)
     if args.unique_rank_scores:
@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     classes.add_argument("--class-scores", metavar="FILE", help="drop the predicted labels and fuse the segments with these "
                          "class scores per video (.json, .npy, .pkl; annotation JSON only)")
     classes.add_argument("--class-agnostic", action="store_true", help="treat all labels as one class (annotation JSON only)")
+    parser.add_argument("--merge-labels", action="store_true", help="labels of the annotations that differ in case, spaces, "
+                        "hyphens or Unicode composition only are one class (annotation JSON only)")
     parser.add_argument("--count-ambiguous", action="store_true",
                         help="thumos14 protocol: count detections on Ambiguous segments as false positives")
     parser.add_argument("--unique-rank-scores", action="store_true",

@@ -58,7 +58,7 @@ class DatasetConfig:
     crop_ratio: tuple[float, float] | None = key(None, "random training crop, [low, high] share of the length", above=0, high=1)
     force_upsampling: bool = key(False, "resize features to max_seq_len steps (ActivityNet)")
     missing: Literal["error", "skip"] = key("error", "(ours) a video without features: stop with the list, or leave it out with a warning")
-    strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length")
+    strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length, and labels that differ in spelling only (case, spaces, hyphens, Unicode composition)")
     tiou_thresholds: tuple[float, ...] | None = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
     modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
     crop_align: int = key(1, "(ours) training crops start at multiples of this many feature vectors; cached teacher outputs need the coarsest level's stride", low=1)

@@ -15,19 +15,19 @@ import math
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest, shown
-from libs.core.names import id_problem
+from libs.core.names import id_problem, similar_labels, spelled
 from libs.core.problems import Problems
+from libs.core.time_units import refuse_other_unit
 from libs.utils.files.io import PairsHook, read_json
 
 DUPLICATE_TOLERANCE_S = 1e-3
-FAR_OUTSIDE = 1.5  # video lengths: segments that end later are in another unit, or mistakes
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
 MAX_SECONDS = 1e7  # 116 days; beyond, float32 does not tell seconds apart
 LIMITS = {"duration": (0.0, MAX_SECONDS), "fps": (1e-3, 1e6)}
@@ -57,6 +57,7 @@ class Annotations:
     """A whole annotation file.
 
     path: of the file; videos: those of all subsets by id, in file order; label_ids: class name -> id, over all videos.
+    merged: id of a class that counts as another -> id of that one (`merge_labels` of `load_annotations`).
     For checks: file_ids: class name -> label_id in the file, {} where it has none; entries: per video, the number in its
     `annotations` of each segment; spellings: lower-case subset -> videos per spelling, subset '' for videos without one.
     """
@@ -64,6 +65,7 @@ class Annotations:
     path: str
     videos: dict[str, Video] = field(default_factory=dict)
     label_ids: dict[str, int] = field(default_factory=dict)
+    merged: dict[int, int] = field(default_factory=dict)
     file_ids: dict[str, int] = field(default_factory=dict)
     entries: dict[str, list[int]] = field(default_factory=dict)
     spellings: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -76,19 +78,27 @@ class Annotations:
         """Videos of some subsets (lower case), in file order."""
         return [video for video in self.videos.values() if video.subset in names]
 
+    def label_counts(self, videos: Iterable[Video]) -> Counter[str]:
+        """Class name -> segments in these videos."""
+        names = {number: name for name, number in self.label_ids.items()}
+        return Counter(names[label] for video in videos for label in video.labels.tolist())
+
 
 def load_annotations(path: str | os.PathLike, strict: bool = False, allow_unlabelled: bool = False,
-                     unlabelled: Collection[str] = (), problems: Problems | None = None) -> Annotations:
+                     unlabelled: Collection[str] = (), problems: Problems | None = None, merge_labels: bool = False
+                     ) -> Annotations:
     """Read and check an annotation file.
 
     Segments outside their video and segments of zero length are kept, with one warning that counts them; `strict` refuses them.
+    Labels that differ in spelling only are kept as classes of their own, with one warning; `strict` refuses them, `merge_labels`
+    gives their segments the id of the most frequent spelling.
     `allow_unlabelled` accepts videos without an `annotations` key, `unlabelled` accepts them in the subsets that it names.
-    Raises UserError naming the file, the video, the entry, the value and the remedy.
+    Raises UserError naming the file, the video, the entry, the value and the remedy, and for times in another unit.
 
     With `problems`, nothing is raised and no warning given: every mistake becomes a problem, the readable entries are returned
     (none for a file that is not JSON), and class ids always follow the sorted names, since the file's own may be contradictory.
     """
-    reader = _Reader(str(path), strict, problems)
+    reader = _Reader(str(path), strict, problems, merge_labels)
     return reader.read(reader.database(), allow_unlabelled, unlabelled)
 
 
@@ -135,8 +145,8 @@ class _Reader:
     at: place in the file, for messages ("video 'a', annotations[0]").
     """
 
-    def __init__(self, path: str, strict: bool, problems: Problems | None) -> None:
-        self.path, self.strict, self.problems = path, strict, problems
+    def __init__(self, path: str, strict: bool, problems: Problems | None, merge_labels: bool = False) -> None:
+        self.path, self.strict, self.problems, self.merge_labels = path, strict, problems, merge_labels
         self.annotations = Annotations(path)
         self.segments = self.outside = self.empty = 0
         self.first_odd = ""
@@ -173,10 +183,35 @@ class _Reader:
         for vid, entry in database.items():
             self.add_video(vid, entry, allow_unlabelled, unlabelled)
         self.finish()
+        if self.problems is None:
+            timed = [video for video in self.annotations.videos.values() if math.isfinite(video.duration_s)]
+            refuse_other_unit(self.path, {v.id: v.segments for v in timed}, {v.id: v.duration_s for v in timed},
+                              {v.id: v.fps for v in timed if v.fps is not None})
+            self._settle_similar_labels()
         if self.problems is None and self.first_odd:
             warnings.warn(f"{self.path}: of {self.segments} segments {self.outside} leave their video and {self.empty} have zero "
                           f"length (first: {self.first_odd}); they are kept, dataset.strict: true refuses them", stacklevel=3)
         return self.annotations
+
+    def _settle_similar_labels(self) -> None:
+        """Merge labels that differ in spelling only, warn of them, or (`strict`) raise UserError."""
+        videos, ids = self.annotations.videos, self.annotations.label_ids
+        counts = self.annotations.label_counts(videos.values())
+        groups = similar_labels(counts)
+        if self.merge_labels:
+            merged = {ids[name]: ids[group[0]] for group in groups for name in group[1:]}
+            self.annotations.merged.update(merged)
+            for vid, video in videos.items():
+                labels = [merged.get(label, label) for label in video.labels.tolist()]
+                videos[vid] = dataclasses.replace(video, labels=_frozen(labels, np.int64))
+        elif groups:
+            some = "; ".join(spelled(group, counts) for group in groups[:5]) + ("; ..." if len(groups) > 5 else "")
+            message = (f"{self.path}: labels {some}: differ in case, spaces, hyphens or Unicode composition only, but count as "
+                       "several classes; write one spelling")
+            if self.strict:
+                raise UserError(f"{message}, or set dataset.strict: false to keep them apart")
+            warnings.warn(f"{message} (--merge-labels of tools/convert_annotations.py and tools/evaluate.py counts them as one, "
+                          "dataset.strict: true refuses them)", stacklevel=4)
 
     def add_video(self, vid: str, entry: Any, allow_unlabelled: bool, unlabelled: Collection[str]) -> None:
         """Check and keep one video; its labels follow in `finish`."""

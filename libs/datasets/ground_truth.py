@@ -47,32 +47,37 @@ class AnnotatedSplit:
 
 def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations: str | os.PathLike, split: str | None = None,
                            labels_from: str | os.PathLike | None = None, class_scores: str | os.PathLike | None = None,
-                           class_agnostic: bool = False) -> tuple[list[Detections], AnnotatedSplit]:
+                           class_agnostic: bool = False, merge_labels: bool = False) -> tuple[list[Detections], AnnotatedSplit]:
     """Read predictions files and the split that they belong to, of an annotation JSON or a THUMOS14 folder.
 
     split: its name; None: the one that has the videos of the first file.  labels_from: with a folder, the annotation JSON whose
     class ids the predictions use.  With a JSON, class_scores: a file of scores per video that replace the labels of the
-    predictions; class_agnostic: all labels are one class.  Raises UserError for unreadable files, and for a split that does not
+    predictions; class_agnostic: all labels are one class; merge_labels: labels that differ in spelling only are one class, in
+    both files.  Raises UserError for unreadable files, and for a split that does not
     exist or cannot be told from the predictions.
     """
     if is_folder(annotations):
-        if class_scores or class_agnostic:
-            raise UserError(f"{annotations}: --class-scores and --class-agnostic go with an annotation JSON; leave them out")
+        if class_scores or class_agnostic or merge_labels:
+            raise UserError(f"{annotations}: --class-scores, --class-agnostic and --merge-labels go with an annotation JSON; "
+                            "leave them out")
         return _against_folder(predictions, annotations, split, labels_from)
     if labels_from:
         raise UserError(f"{annotations}: --labels-from goes with a THUMOS14 folder only; leave it out")
-    document = load_annotations(annotations)
+    document = load_annotations(annotations, merge_labels=merge_labels)
     found = [read_predictions(path, document.label_ids, bool(class_scores) or class_agnostic) for path in predictions]
     if class_scores:
         videos_found = np.unique(np.concatenate([detections.video_id for detections in found])).tolist()
         scores = load_external_scores(class_scores, document.label_ids, videos_found)
         found = [fuse_external_scores(detections, scores, source=str(class_scores), keep_unscored=False) for detections in found]
+    if document.merged and not class_agnostic:
+        found = [_with_merged_labels(detections, document.merged) for detections in found]
     split = _split_of(document, found[0], str(predictions[0]), split)
     videos = document.of_subset((split,))
     ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), str(annotations))
     if class_agnostic:
         ground_truth = dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
-    label_ids = {"any class": 0} if class_agnostic else document.label_ids
+    label_ids = {name: number for name, number in document.label_ids.items() if number not in document.merged}
+    label_ids = {"any class": 0} if class_agnostic else label_ids
     ids = frozenset(video.id for video in videos)
     return found, AnnotatedSplit(
         str(annotations), split, ground_truth, None, ids, label_ids, durations_s={v.id: v.duration_s for v in videos},
@@ -134,6 +139,11 @@ def check_time_unit(detections: Detections, annotated: AnnotatedSplit, source: s
     if detections.t_end.max() <= 1 and middle > 2:
         raise UserError(f"{source}: all {len(late)} segments end within the first second, but half of those to find end after "
                         f"{middle:g} s; times must be seconds, these look like shares of the duration: multiply them by it")
+
+
+def _with_merged_labels(detections: Detections, merged: Mapping[int, int]) -> Detections:
+    labels = np.array([merged.get(label, label) for label in detections.label.tolist()], np.int64)
+    return dataclasses.replace(detections, label=labels)
 
 
 def _split_of(document: Annotations, detections: Detections, source: str, split: str | None) -> str:

@@ -318,3 +318,13 @@ def test_the_ground_truth_of_several_annotators_is_taken_with_a_warning(convert,
     assert code == 0
     assert "1 tasks have several annotations" in err
     assert json.loads(Path("out.json").read_text())["database"]["a"]["annotations"][0]["segment"] == [0, 2]
+
+
+def test_labels_that_differ_in_spelling_only_are_merged_on_request(convert, tmp_path, recwarn):
+    table = write(tmp_path, "l.csv", "video,start,end,label\na,1,2,jump\na,3,4,Jump\nb,1,2,jump\nb,5,6,run\n")
+    code, out, err = convert(table)
+    assert (code, "3 classes" in out) == (0, True), err
+    assert "'jump' (2 segments), 'Jump' (1)" in err + "".join(str(w.message) for w in recwarn)
+    code, out, err = convert(table, "--merge-labels", "--overwrite")
+    assert (code, "2 classes: jump, run" in out) == (0, True), err
+    assert "merged: 'jump' (2 segments), 'Jump' (1) are now 'jump'" in err

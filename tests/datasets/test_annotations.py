@@ -159,3 +159,73 @@ def test_duplicates_need_both_ends_and_the_label():
     got = without_duplicates(Video("v", "training", 10.0, 25.0, segments, labels))
     assert got.segments.tolist() == [[1, 2], [1, 2], [1, 2.01], [1.0015, 2.0], [5, 6]]
     assert got.labels.tolist() == [0, 1, 0, 0, 0]
+
+
+SPELLINGS = {
+    "case": ("Jump", "jump", ["'Jump' (2 segments), 'jump' (1)"]),
+    "spaces": ("long jump", " long  jump", ["'long jump' (2 segments), ' long  jump' (1)"]),
+    "hyphens": ("long jump", "long_Jump", ["'long jump' (2 segments), 'long_Jump' (1)"]),
+    "Unicode": ("caf\u00e9", "cafe\u0301", ["'caf\u00e9' (2 segments), 'cafe\\u0301' (1)", "Unicode"]),
+}
+
+
+def two_spellings(often, once):
+    return {"v1": video(entry(label=often), entry((2, 3), once, 1)), "v2": video(entry(label=often), entry((4, 5), "run", 2))}
+
+
+@pytest.mark.parametrize("case", SPELLINGS)
+def test_labels_that_differ_in_spelling_only_are_named_with_their_numbers_or_refused(load, case):
+    often, once, fragments = SPELLINGS[case]
+    with pytest.warns(UserWarning, match="--merge-labels.*dataset.strict: true") as record:
+        got = load(two_spellings(often, once))
+    assert got.label_ids == {often: 0, once: 1, "run": 2}
+    assert len(record) == 1
+    with pytest.raises(UserError, match=r"a\.json.*dataset.strict: false") as error:
+        load(two_spellings(often, once), strict=True)
+    for fragment in fragments:
+        assert fragment in str(record[0].message)
+        assert fragment in str(error.value)
+
+
+def test_merged_labels_have_the_id_of_the_most_frequent_spelling(load):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = load(two_spellings("jump", "Jump "), merge_labels=True)
+    assert got.merged == {1: 0}
+    assert [v.labels.tolist() for v in got.videos.values()] == [[0, 0], [0, 2]]
+
+
+def test_labels_that_are_not_alike_do_not_warn(load):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load({"v1": video(entry(label="1"), entry(label="-1", label_id=1), entry(label="move x", label_id=2),
+                          entry(label="move y", label_id=3))})
+
+
+UNITS = {
+    "milliseconds": (1000, ["10 of 10 segments lie outside", "milliseconds", "divide by 1000"]),
+    "frames": (25, ["10 of 10 segments lie outside", "frames", "divide by the fps"]),
+    "shares": (1 / 90, ["all 10 segments", "shares of the duration", "multiply by the duration"]),
+    "minutes": (1 / 60, ["all 10 segments", "minutes", "multiply by 60"]),
+    "nothing known": (1e5, ["10 of 10 segments lie outside", "correct them, or the durations"]),
+}
+
+
+@pytest.mark.parametrize("fps", [25, None])
+@pytest.mark.parametrize("unit", UNITS)
+def test_times_in_another_unit_are_an_error_that_names_it(load, unit, fps):
+    factor, fragments = UNITS[unit]
+    database = {f"v{i}": video(entry((20 * factor, 50 * factor)), entry((60 * factor, 88 * factor)), duration=90.0, fps=fps)
+                for i in range(5)}
+    with pytest.raises(UserError) as error:
+        load(database)
+    for fragment in ["a.json", "to 90 s", *fragments]:
+        assert fragment in str(error.value)
+
+
+def test_a_few_segments_outside_or_early_are_no_other_unit(load):
+    with pytest.warns(UserWarning, match="of 4 segments 2 leave"):
+        load({"v1": video(entry(), entry((4, 300)), entry((200, 250)), entry((5, 6)))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load({f"v{i}": video(entry((0.1, 0.9)), duration=90.0) for i in range(4)})

@@ -85,3 +85,19 @@ def test_unknown_videos_may_be_allowed_but_units_are_checked_all_the_same(truth)
     check_fit(detections([*GOOD, ("x", 1, 2, .5)]), truth, "p.json", allow_unknown=True)
     with pytest.raises(UserError, match="milliseconds"):
         check_time_unit(detections([("v", 30000, 40000, .5), ("x", 1, 2, .5), ("v", 30000, 40000, .5)]), truth, "p.json")
+
+
+def test_merged_labels_count_as_one_class_in_both_files(tmp_path):
+    items = [{"segment": [1.0, 2.0], "label": label} for label in ("jump", "jump", "Jump ", "a")]
+    path, predictions = tmp_path / "a.json", tmp_path / "p.json"
+    path.write_text(json.dumps({"database": {"v": {"subset": "test", "duration": 9.0, "annotations": items}}}))
+    predictions.write_text(json.dumps({"results": {"v": [
+        {"segment": [1, 2], "label": label, "score": .5} for label in ("Jump ", "jump", "a")]}}))
+    with pytest.warns(UserWarning, match="'jump' .2 segments., 'Jump ' .1."):
+        apart = read_with_ground_truth([predictions], path)
+    assert apart[1].label_ids == {"Jump ": 0, "a": 1, "jump": 2}
+    (found,), truth = read_with_ground_truth([predictions], path, merge_labels=True)
+    assert (found.label.tolist(), truth.ground_truth.label.tolist()) == ([2, 2, 1], [2, 2, 2, 1])
+    assert truth.label_ids == {"a": 1, "jump": 2}
+    (found,), truth = read_with_ground_truth([predictions], path, merge_labels=True, class_agnostic=True)
+    assert (set(found.label.tolist()), set(truth.ground_truth.label.tolist())) == ({0}, {0})

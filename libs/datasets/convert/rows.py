@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -18,7 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from libs.core.errors import UserError, note
-from libs.datasets.annotations import FAR_OUTSIDE
+from libs.core.names import similar_labels, spelled
+from libs.core.time_units import FAR_OUTSIDE
 from libs.datasets.convert.subsets import assign_subsets
 from libs.datasets.features.store import FeatureStore
 from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
@@ -106,6 +108,19 @@ def _videos(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
                                 "a video has one: correct one of the two")
             entry[key] = value
     return videos
+
+
+def with_merged_labels(rows: Sequence[Row]) -> list[Row]:
+    """The rows with one spelling, the most frequent, for labels that differ in case, spaces, hyphens or Unicode composition only.
+
+    Prints a line per label that is merged.
+    """
+    counts = Counter(row.label for row in rows if row.label is not None)
+    spelling: dict[str | None, str] = {}
+    for labels in similar_labels(counts):
+        note(f"merged: {spelled(labels, counts)} are now {labels[0]!r}")
+        spelling |= dict.fromkeys(labels, labels[0])
+    return [dataclasses.replace(row, label=spelling.get(row.label, row.label)) for row in rows]
 
 
 def _seconds(row: Row, fps: float | None) -> list[float]:

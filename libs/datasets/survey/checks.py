@@ -5,16 +5,17 @@ Features are not read here: `spans_s` gives the length of each video in seconds,
 from __future__ import annotations
 
 import itertools
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from libs.core.errors import nearest
+from libs.core.names import folded, folded_label, similar_labels, spelled, visible
 from libs.core.problems import Problems
-from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, FAR_OUTSIDE, Annotations, Video
+from libs.core.time_units import REMEDIES, other_units
+from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
 
 TRAIN_NAMES = ("training", "train")
 VAL_NAMES = ("validation", "val", "valid", "testing", "test")
@@ -41,20 +42,21 @@ def guess_splits(annotations: Annotations) -> Splits:
 
 
 def check_ids(annotations: Annotations, problems: Problems) -> None:
-    """Video ids that are not bare file names, or that differ in case or spaces only."""
+    """Video ids that are not bare file names, or that differ in case, spaces or Unicode composition only."""
     path = annotations.path
     for vid in annotations.videos:
         if vid != vid.strip() or "/" in vid or "\\" in vid:
             problems.warning("video-id", path, f"video {vid!r}", "has spaces at an end or a path separator in its name",
                              "the feature file is looked for under exactly this name: use the bare name")
-    folded: dict[str, list[Video]] = defaultdict(list)
+    alike: dict[str, list[Video]] = defaultdict(list)
     for video in annotations.videos.values():
-        folded[video.id.strip().casefold()].append(video)
-    for same in folded.values():
+        alike[folded(video.id)].append(video)
+    for same in alike.values():
         if len(same) > 1:
             subsets = sorted({video.subset for video in same})
-            problems.warning("similar-video-ids", path, f"videos {', '.join(repr(video.id) for video in same)}",
-                             f"differ in case or spaces only (subset {', '.join(subsets)})", "if they are one video, merge them")
+            problems.warning("similar-video-ids", path, f"videos {', '.join(visible(video.id) for video in same)}",
+                             f"differ in case, spaces or Unicode composition only (subset {', '.join(subsets)})",
+                             "if they are one video, merge them")
 
 
 def check_subsets(annotations: Annotations, splits: Splits, problems: Problems) -> None:
@@ -83,41 +85,21 @@ def check_subsets(annotations: Annotations, splits: Splits, problems: Problems) 
 
 def check_times(annotations: Annotations, spans_s: Mapping[str, float], problems: Problems) -> None:
     """Times in another unit, outside the video, of zero length, repeated, or overlapping within a class."""
-    path, units = annotations.path, _units(annotations, spans_s)
+    path = annotations.path
+    ends = {video.id: float(video.segments.max()) for video in annotations.videos.values() if len(video.segments)}
+    units = other_units(ends, spans_s, {video.id: video.fps for video in annotations.videos.values() if video.fps})
     for video in annotations.videos.values():
         if len(video.segments) == 0:
             continue
         place = f"video {video.id!r}"
         if video.id in units:
-            unit, remedy = units[video.id]
+            unit = units[video.id]
             problems.error(f"unit-{unit.replace(' ', '-')}", path, place,
                            f"its {len(video.segments)} segments reach to {video.segments.max():g}, the video to "
-                           f"{spans_s[video.id]:g} s: the times look like {unit}", remedy)
+                           f"{spans_s[video.id]:g} s: the times look like {unit}", f"{REMEDIES[unit]}: segments are in seconds")
         elif video.id in spans_s:
             _check_ends(annotations, video, spans_s[video.id], problems)
         _check_pairs(annotations, video, problems)
-
-
-def _units(annotations: Annotations, spans_s: Mapping[str, float]) -> dict[str, tuple[str, str]]:
-    """Videos whose times are not seconds -> (unit, remedy)."""
-    annotated = [video for video in annotations.videos.values() if len(video.segments) and video.id in spans_s]
-    ends = {video.id: float(video.segments.max()) for video in annotated}
-    if len(annotated) > 2 and max(ends.values(), default=0) <= 1 and min(spans_s[video.id] for video in annotated) > 3:
-        return {video.id: ("shares of the duration", "multiply by the duration: segments are in seconds") for video in annotated}
-    found = {}
-    for video in annotated:
-        end, span = ends[video.id], spans_s[video.id]
-        if end <= FAR_OUTSIDE * span:
-            continue
-        if video.fps and end <= 1.02 * span * video.fps:
-            found[video.id] = "frames"
-        elif end <= 1020 * span:
-            found[video.id] = "milliseconds"
-    votes = Counter(found.values())
-    if votes["milliseconds"] > votes["frames"]:  # early segments in milliseconds may fit the number of frames, never the reverse
-        found = dict.fromkeys(found, "milliseconds")
-    remedies = {"frames": "divide by the fps: segments are in seconds", "milliseconds": "divide by 1000: segments are in seconds"}
-    return {vid: (unit, remedies[unit]) for vid, unit in found.items()}
 
 
 def _check_ends(annotations: Annotations, video: Video, span_s: float, problems: Problems) -> None:
@@ -165,19 +147,14 @@ def _check_pairs(annotations: Annotations, video: Video, problems: Problems) -> 
 
 def check_labels(annotations: Annotations, splits: Splits, problems: Problems) -> None:
     """Names that differ in spelling only, gaps between ids, classes without training or validation segments."""
-    path, totals = annotations.path, _per_class(annotations, list(annotations.videos.values()))
-    folded: dict[str, list[str]] = defaultdict(list)
-    for name in annotations.label_ids:
-        folded[re.sub(r"[\s_-]+", " ", name.strip()).casefold()].append(name)
-    for same in folded.values():
-        if len(same) > 1:
-            problems.error("label-spelling", path, f"labels {', '.join(map(repr, same))}", "differ in case, spaces or "
-                           f"hyphens only ({', '.join(str(totals[name]) for name in same)} segments), but count as "
-                           f"{len(same)} classes", "give them one name")
-    shapes = list(folded)
+    path, totals = annotations.path, annotations.label_counts(annotations.videos.values())
+    for same in similar_labels(totals):
+        problems.error("label-spelling", path, f"labels {spelled(same, totals)}", "differ in case, spaces, hyphens or Unicode "
+                       f"composition only, but count as {len(same)} classes", "give them one name")
+    shapes = {folded_label(name): name for name in annotations.label_ids}
     for i, a in enumerate(shapes):
-        for b in shapes[i + 1:]:
-            pair = sorted((folded[a][0], folded[b][0]), key=lambda name: totals[name])
+        for b in list(shapes)[i + 1:]:
+            pair = sorted((shapes[a], shapes[b]), key=lambda name: totals[name])
             if _one_typo(a, b) and totals[pair[0]] <= max(RARE, 0.05 * totals[pair[1]]):
                 problems.warning("label-typo", path, f"label {pair[0]!r}", f"has {totals[pair[0]]} segments and is one "
                                  f"letter away from {pair[1]!r} ({totals[pair[1]]} segments)",
@@ -190,7 +167,7 @@ def check_labels(annotations: Annotations, splits: Splits, problems: Problems) -
         problems.warning("label-id-gap", path, "label_id", f"ids go to {last}, but {', '.join(map(str, first))} "
                          f"{'belong' if empty > 1 else 'belongs'} to no class: num_classes must be {last + 1}, with {empty} "
                          "empty", f"number the {classes} classes 0 to {classes - 1}, or leave label_id out")
-    train, val = (_per_class(annotations, annotations.of_subset(names)) for names in (splits.train, splits.val))
+    train, val = (annotations.label_counts(annotations.of_subset(names)) for names in (splits.train, splits.val))
     for name in annotations.label_ids:
         place = f"label {name!r}"
         if not train[name] and val[name]:
@@ -206,13 +183,14 @@ def check_labels(annotations: Annotations, splits: Splits, problems: Problems) -
                              "move a video with it to the validation subset")
 
 
-def _per_class(annotations: Annotations, videos: list[Video]) -> Counter[str]:
-    names = list(annotations.label_ids)
-    return Counter(names[label] for video in videos for label in video.labels.tolist())
-
-
 def _one_typo(a: str, b: str) -> bool:
-    """Whether words of 5 or more letters differ by one letter (no digit) added, removed or changed, or by two swapped ones."""
+    """Whether labels of 5 or more letters differ by one letter (no digit) added, removed or changed, or by two swapped ones.
+
+    Words of one or two letters are names of their own (move x, move y; put in, put on).
+    """
+    words, others = a.split(), b.split()
+    if len(words) == len(others) and all(max(len(x), len(y)) <= 2 for x, y in zip(words, others, strict=True) if x != y):
+        return False
     short, long = sorted((a, b), key=len)
     if len(short) < 5 or len(long) - len(short) > 1:
         return False
