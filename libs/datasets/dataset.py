@@ -22,6 +22,7 @@ import torch
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
+from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
 from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.store import Keys
@@ -47,8 +48,8 @@ class TalDataset(VideoDataset):
     `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
     `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for
     them), `preset`.
-    Raises UserError for bad annotations, bad features of the streams that are read, an empty subset, and labels that do not fit
-    num_classes.
+    Raises UserError for bad annotations, bad features of the streams that are read, an empty subset, labels that do not fit
+    num_classes, and training on videos without any segment.
     """
 
     def __init__(self, config: Config, subset: str | Iterable[str], training: bool,
@@ -78,6 +79,7 @@ class TalDataset(VideoDataset):
         if missing:
             self._report_missing(list(missing.values()))
         self._extents = [self._measured(annotations.path, video) for video in self.videos]
+        self._check_segments(annotations.path)
         self._check_memory()
         self._warn_about_lengths()
         self._kept: FeatureCache | None = None
@@ -248,6 +250,18 @@ class TalDataset(VideoDataset):
                             f"({data.num_frames:g}), the fps (dataset.default_fps or the annotation's) and the video's duration "
                             f"in {path}")
         return extent
+
+    def _check_segments(self, path: str) -> None:
+        """UserError for times in another unit, where the annotations lack durations, and for training on nothing."""
+        if not all(math.isfinite(video.duration_s) for video in self.videos):
+            ends = [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
+            spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else end for v, end in zip(self.videos, ends, strict=True)}
+            refuse_other_unit(path, {v.id: v.segments for v in self.videos}, spans,
+                              {v.id: e.grid.fps for v, e in zip(self.videos, self._extents, strict=True)})
+        labelled = (video for video in self.videos if video.id not in self.unlabelled_ids)
+        if self.training and not self.config.distill.teachers and not any(np.diff(v.segments).any() for v in labelled):
+            raise UserError(f"{path}: the {len(self.videos)} videos of {self._where}train_split ({', '.join(self.subset)}) have "
+                            "no segment to learn from; annotate them, or choose another subset")
 
     def _check_memory(self) -> None:
         """UserError for a video that must be read whole and does not fit into the available memory."""

@@ -348,3 +348,23 @@ def test_unknown_presets_list_the_known_ones():
     with pytest.raises(UserError, match=r"'thumos14' is not a known dataset \(did you mean 'thumos'\?\)") as error:
         get_preset("thumos14")
     assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_training_on_nothing_is_refused(make):
+    empty = {vid: {**entry, "annotations": []} for vid, entry in DATABASE.items()}
+    with pytest.raises(UserError, match=r"a\.json: the 3 videos of x.yaml: train_split \(training\) have no segment"):
+        make(database=empty)
+    empty["a"]["annotations"] = [{"segment": [2.0, 2.0], "label": "c0"}]
+    with pytest.warns(UserWarning, match="zero length"), pytest.raises(UserError, match="no segment to learn from"):
+        make(database=empty)
+    empty["a"]["annotations"] = [{"segment": [2.0, 3.0], "label": "c0"}]
+    assert len(make(database=empty)) == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_durations_the_features_tell_the_unit(make, training):
+    database = {vid: {**entry, "duration": None, "annotations": [
+        {**item, "segment": [1000 * t for t in item["segment"]]} for item in entry["annotations"]]}
+        for vid, entry in DATABASE.items()}
+    with pytest.raises(UserError, match=r"a\.json: 4 of 4 segments lie outside .*'a' reach to 19000, the video to 20.*milli"):
+        make(database=database, subset="training", training=training)

@@ -141,6 +141,12 @@ def dead(feats: np.ndarray) -> np.ndarray:
     return feats
 
 
+def in_frames(case: Case) -> None:
+    case.segments(TRAIN + VAL, lambda t, e: round(t * e["fps"]))
+    for entry in case.document["database"].values():
+        entry["duration"] = round(entry["duration"] * entry["fps"])
+
+
 def slow_stride(case: Case) -> None:
     for vid in TRAIN:
         case.add(vid, 1.01, 1.02)
@@ -206,6 +212,12 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "all times in frames": (lambda c: c.segments(TRAIN + VAL, lambda t, e: round(t * e["fps"])), "unit-frames", E, ["val_3", "frames"]),
     "times in milliseconds": (lambda c: c.segments(["train_1"], lambda t, e: t * 1000), "unit-milliseconds", E,
                               ["train_1", "milliseconds", "divide by 1000"]),
+    "times in minutes": (lambda c: c.segments(TRAIN + VAL, lambda t, e: t / 60), "unit-minutes", E, ["val_3", "minutes", "multiply by 60"]),
+    "times and durations in frames": (lambda c: in_frames(c), "unit-frames", E, ["my.json", "durations and the segments", "divide by the fps"]),
+    "times and durations in frames, with a configuration": (lambda c: in_frames(c) or c.configure(), "unit-frames", E,
+                                                            ["my.json", "durations and the segments", "divide by the fps"]),
+    "durations in milliseconds": (lambda c: all_videos(c, lambda c, v: c.video(v, duration=round(1000 * c.document["database"][v]["duration"]))),
+                                  "unit-milliseconds", E, ["my.json", "the durations look", "divide by 1000"]),
     "times as shares": (lambda c: c.segments(TRAIN + VAL, lambda t, e: t / e["duration"]), "unit-shares-of-the-duration", E,
                         ["shares of the duration", "multiply"]),
     "a repeated segment": (lambda c: c.add("train_0", 1.0, 2.5), "duplicate-segment", W, ["train_0", "[0] and [4]", "'jump'"]),
@@ -226,6 +238,10 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
                                           if c.document["database"][v]["annotations"][i]["label"] == "vault"],
                                "label-id-gap", W, ["ids go to 2147483647", "2, 3, 4, 5", "2147483645 empty"]),
     "a label in another case": (lambda c: relabel(c, "train_0", "Jump "), "label-spelling", E, ["'Jump '", "'jump'"]),
+    "a label with decomposed characters": (lambda c: c.item("train_0", 0, label="caf\u00e9", label_id=3) or c.item("train_0", 1, label="cafe\u0301", label_id=4),
+                                           "label-spelling", E, ["'caf\u00e9' (1 segments)", "'cafe\\u0301' (1)", "Unicode composition"]),
+    "an id with decomposed characters": (lambda c: [c.document["database"].update({v: c.document["database"]["train_0"]}) for v in ("\u00e9", "e\u0301")],
+                                         "similar-video-ids", W, ["'\u00e9', 'e\\u0301'", "Unicode"]),
     "a label with a typo": (lambda c: relabel(c, "train_0", "thrwo"), "label-typo", W, ["'thrwo'", "'throw'"]),
     "a class only in validation": (lambda c: only_in(c, "val_0", "swim", 3), "class-not-trained", W, ["'swim'", "4 validation"]),
     "a class without segments to train on": (lambda c: only_in(c, "train_0", "swim", 3) or c.video("train_0", subset="spare"),

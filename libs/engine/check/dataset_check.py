@@ -21,6 +21,7 @@ from libs.core.config import load_config
 from libs.core.errors import UserError, shown
 from libs.core.problems import Problems
 from libs.core.schema import Config, as_tuple
+from libs.core.time_units import FAR_OUTSIDE, LEAST_VIDEOS, REMEDIES, other_units
 from libs.datasets.annotations import Annotations, Video, load_annotations
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import read_provenance
@@ -33,6 +34,8 @@ from libs.engine.check.coverage import check_coverage, segments_on_grid
 from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
+SLOWEST_S = 2.0  # seconds between two feature vectors
+DURATION_UNITS = ("unit-frames", "unit-milliseconds")
 GUESSED = "guessed from durations and files"
 MAX_SHARE_CROPPED = 0.5  # a larger share of training videos longer than max_seq_len gives a warning
 
@@ -173,7 +176,7 @@ def _grid_of_data(report: Report) -> tuple[GridGuess | None, str]:
             return GridGuess(provenance.stride, provenance.num_frames, 1.0), provenance.path
     except UserError as error:
         report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
-    return _guess(report, _timed(report)), GUESSED
+    return None if _durations_in_other_unit(report, None) else _guess(report, _timed(report)), GUESSED
 
 
 def _timed(report: Report) -> list[tuple[Video, FileFacts]]:
@@ -184,7 +187,7 @@ def _timed(report: Report) -> list[tuple[Video, FileFacts]]:
 
 def _check_grid(report: Report) -> None:
     grid, problems = report.grid, report.problems
-    if grid is None and report.files:
+    if grid is None and report.files and not any(p.kind in DURATION_UNITS for p in problems.found):
         problems.warning("grid-unknown", report.annotations.path, "", "no video has a duration, an fps and features, so the "
                          "stride of the features is not known", "name it with --feat-stride and --num-frames, or use --config")
     elif grid is not None and report.grid_source == GUESSED and grid.share < 0.9:
@@ -225,6 +228,8 @@ def _check_fps(report: Report) -> None:
 
 def _check_lengths(report: Report, grid: GridGuess) -> None:
     """Compare the length of each file with duration x fps / stride; one problem if all differ by the same factor."""
+    if _durations_in_other_unit(report, grid):
+        return
     timed, problems = _timed(report), report.problems
     expected = {video.id: expected_length(video.duration_s, report.fps[video.id], grid.stride, grid.num_frames)
                 for video, _ in timed}
@@ -243,6 +248,29 @@ def _check_lengths(report: Report, grid: GridGuess) -> None:
         if off and not (same_factor and abs(ratio / usual - 1) <= 0.5):
             add = problems.error if implausible else problems.warning
             add("length-mismatch", fact.path, f"video {video.id!r}", *_length_mismatch(video, fact, fps, grid, wanted))
+
+
+def _durations_in_other_unit(report: Report, grid: GridGuess | None) -> bool:
+    """Report durations in frames or milliseconds, whole numbers that make the features too far apart; whether it is so."""
+    timed = _timed(report)
+    if len(timed) < LEAST_VIDEOS or any(video.duration_s % 1 for video, _ in timed):
+        return False
+    rate = float(np.median([report.fps[video.id] for video, _ in timed]))
+    apart = float(np.median([video.duration_s / fact.length for video, fact in timed]))
+    for unit, per_second in (("frames", rate), ("milliseconds", 1000.0)):
+        if grid is None:
+            fits = apart > SLOWEST_S and 1 / rate <= apart / per_second <= SLOWEST_S
+        else:
+            fits = per_second > FAR_OUTSIDE and abs(apart / per_second * rate / grid.stride - 1) < 0.2
+        if fits:
+            ends = {video.id: float(video.segments.max()) for video, _ in timed if len(video.segments)}
+            too = other_units(ends, {video.id: video.duration_s / per_second for video, _ in timed}, report.fps)
+            what = "the durations and the segments look" if unit in too.values() else "the durations look"
+            report.problems.error(f"unit-{unit}", report.annotations.path, "duration", f"{len(timed)} videos have one feature "
+                                  f"vector per {apart:.3g} units of their duration: {what} like {unit}",
+                                  f"{REMEDIES[unit]}: both are in seconds")
+            return True
+    return False
 
 
 def _guess(report: Report, timed: Sequence[tuple[Video, FileFacts]]) -> GridGuess | None:
