@@ -18,7 +18,7 @@ from typing import Any
 from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_folder
-from libs.datasets.ground_truth import AnnotatedSplit, check_fit, read_with_ground_truth, warn_about_videos
+from libs.datasets.ground_truth import TIES, AnnotatedSplit, check_fit, read_with_ground_truth, settle_ties, warn_about_videos
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
 from libs.utils.diagnosis.figures import write_figures
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                               merge_labels=args.merge_labels)
     subjects = []
     for path, name, detections in zip(files, names, found, strict=True):
+        detections = settle_ties(detections, path, args.ties)
         if args.unique_rank_scores:
             detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
         check_fit(detections, annotated, path, args.allow_unknown)
@@ -89,8 +90,10 @@ def _parser() -> argparse.ArgumentParser:
                         "timeline holds, best first (200); all are counted everywhere else")
     parser.add_argument("--allow-unknown", action="store_true", help="count predictions of videos that the annotations do not "
                         "have as false positives, as tools/evaluate.py does, instead of refusing them")
+    parser.add_argument("--ties", choices=TIES, default="file", help="equal scores of a class count in the order of the file's "
+                        "rows (default), or by video id, start and end (segment): the same for any order of rows")
     parser.add_argument("--unique-rank-scores", action="store_true",
-                        help="replace each score by its rank (stable, file order): for scores outside [0, 1]")
+                        help="replace each score by its rank (stable, in the order of --ties): for scores outside [0, 1]")
     return parser
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from libs.core.arguments import refuse_source
 from libs.core.errors import run_main
-from libs.datasets.ground_truth import check_time_unit, read_with_ground_truth, warn_about_videos
+from libs.datasets.ground_truth import TIES, check_time_unit, read_with_ground_truth, settle_ties, warn_about_videos
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 from libs.utils.files.io import write_json_atomic
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                                        args.class_scores, args.class_agnostic, args.merge_labels)
     check_time_unit(detections, annotated, args.predictions)
     warn_about_videos(detections, annotated)
+    detections = settle_ties(detections, args.predictions, args.ties)
     if args.unique_rank_scores:
         detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
     names = annotated.label_names()
@@ -65,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
                         "hyphens or Unicode composition only are one class (annotation JSON only)")
     parser.add_argument("--count-ambiguous", action="store_true",
                         help="thumos14 protocol: count detections on Ambiguous segments as false positives")
+    parser.add_argument("--ties", choices=TIES, default="file", help="equal scores of a class count in the order of the file's "
+                        "rows (default), or by video id, start and end (segment): the same for any order of rows")
     parser.add_argument("--unique-rank-scores", action="store_true",
-                        help="replace each score by its rank (stable, file order), so that no two are equal")
+                        help="replace each score by its rank (stable, in the order of --ties), so that no two are equal")
     parser.add_argument("--per-class", action="store_true", help="print the average precision of every class too")
     parser.add_argument("--json", metavar="OUT", help="write everything to a JSON file (rates as fractions of 1)")
     return parser

@@ -17,9 +17,13 @@ import numpy as np
 from libs.core.errors import UserError, nearest
 from libs.core.files import is_folder
 from libs.datasets.annotations import Annotations, load_annotations
+from libs.utils.evaluation.metrics import by_segment, tied_share
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
+
+TIES = ("file", "segment")
+TIED_SHARE, MANY = 0.01, 100  # a larger share of so many scores or more is worth a warning
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,19 @@ def warn_about_videos(detections: Detections, annotated: AnnotatedSplit) -> None
         some = ", ".join(predicted[strange][:5].tolist()) + (", ..." if strange.sum() > 5 else "")
         warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {annotated.split} does not have "
                       f"count as false positives ({some})", stacklevel=2)
+
+
+def settle_ties(detections: Detections, source: str, ties: str) -> Detections:
+    """Detections in the order in which equal scores count: `ties` is one of TIES.
+
+    file: unchanged, with a warning if more than 1 % of 100 scores or more are tied; segment: by video id, start, end and class.
+    """
+    if ties == "segment":
+        return by_segment(detections)
+    if len(detections) >= MANY and (share := tied_share(detections)) > TIED_SHARE:
+        warnings.warn(f"{source}: {100 * share:.1f} % of the scores are equal to another of their class: the order of the file's "
+                      "rows decides between them; --ties segment orders them by video, start and end", stacklevel=2)
+    return detections
 
 
 def check_fit(detections: Detections, annotated: AnnotatedSplit, source: str, allow_unknown: bool = False) -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import json
 
+import evaluate
 import numpy as np
 import pytest
 
 from libs.core.errors import UserError
-from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_ground_truth
+from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_ground_truth, settle_ties
 from libs.utils.evaluation.predictions import Detections
 
 
@@ -27,6 +28,30 @@ def write(path, entries):
         results.setdefault(video, []).append({"segment": [start, end], "label": "jump", "score": score})
     path.write_text(json.dumps({"results": results}))
     return path
+
+
+def test_tied_scores_are_one_line_and_have_a_rule(annotations, tmp_path, recwarn):
+    """The same detections, all of one score, in two orders of rows."""
+    entries = [("v", 30.0, 40.0, .5), *(("v", 50.0 + i, 90.0, .5) for i in range(99))]
+    scores = {}
+    for ties in ("file", "segment"):
+        for name, order in (("a.json", 1), ("b.json", -1)):
+            argv = [str(write(tmp_path / f"p_{name}", entries[::order])), str(annotations), "--ties", ties, "--json"]
+            evaluate.main([*argv, str(out := tmp_path / f"{ties}_{name}")])
+            scores[ties, name] = json.loads(out.read_text())["average_mAP"]
+    assert scores["file", "a.json"] > scores["file", "b.json"]
+    assert scores["segment", "a.json"] == scores["segment", "b.json"] == scores["file", "a.json"]
+    told = [str(w.message) for w in recwarn if "--ties" in str(w.message)]
+    assert len(told) == 2, "for --ties file alone"
+    assert all("_a.json: 100.0 % of the scores are equal" in line or "_b.json: 100.0 %" in line for line in told)
+
+
+def test_few_ties_are_no_warning(recwarn):
+    few = detections([("v", 1, 2, i / 1000) for i in range(500)] + [("v", 3, 4, .1)])  # 2 of 501
+    small = detections(GOOD)  # 2 of 4, of different videos
+    assert settle_ties(few, "p.json", "file") is few
+    assert settle_ties(small, "p.json", "file") is small
+    assert not recwarn.list
 
 
 def test_the_split_is_that_of_the_predicted_videos(annotations, tmp_path):

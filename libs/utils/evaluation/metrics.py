@@ -4,7 +4,8 @@
 
 Per class: predictions of all videos by descending score; at each tIoU a prediction takes the free ground truth of its video with
 the highest IoU >= tIoU, else it is a false positive; average precision with all-point interpolation; mean over the classes of the
-ground truth, then over the tIoUs.  Equal scores keep their input order; of equal IoUs the last ground truth comes first.
+ground truth, then over the tIoUs.  Equal scores keep their input order (`by_segment` gives one that no file changes); of equal
+IoUs the last ground truth comes first.
 Recall@kx: a ground truth counts if one of the best k * (number of ground truths) predictions of its video and class reaches the
 tIoU.
 
@@ -214,6 +215,19 @@ def unique_rank_scores(score: np.ndarray) -> np.ndarray:
     rank = np.empty(len(score), np.int64)
     rank[np.argsort(-np.asarray(score, np.float64), kind="stable")] = np.arange(len(score))
     return 1.0 - (rank + 1) / (len(score) + 1)
+
+
+def tied_share(detections: Detections) -> float:
+    """Share of the detections whose score another one of their class has: the order of the rows decides between them."""
+    order = np.lexsort((detections.score, detections.label))
+    same = (np.diff(detections.score[order]) == 0) & (np.diff(detections.label[order]) == 0)
+    tied = np.append(same, False) | np.insert(same, 0, False)
+    return float(tied.mean()) if len(detections) else 0.0
+
+
+def by_segment(detections: Detections) -> Detections:
+    """The rows by video id, start, end and class, so that equal scores no longer depend on the order of a file."""
+    return detections.take(np.lexsort((detections.label, detections.t_end, detections.t_start, detections.video_id)))
 
 
 def interpolated_ap(hit: np.ndarray, num_gt: int) -> np.ndarray:

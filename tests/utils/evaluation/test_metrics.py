@@ -16,8 +16,9 @@ from metrics_twin import cases, random_case, rows, truth
 
 from libs.core.errors import UserError
 from libs.utils.evaluation import matching
-from libs.utils.evaluation.metrics import evaluate_detections, unique_rank_scores, without_duplicates
+from libs.utils.evaluation.metrics import by_segment, evaluate_detections, tied_share, unique_rank_scores, without_duplicates
 from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TIOUS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -215,6 +216,25 @@ def test_duplicates_go_as_the_definition_says() -> None:
         kept = without_duplicates(truth(segments))
         got = list(zip(kept.video_id.tolist(), kept.t_start.tolist(), kept.t_end.tolist(), kept.label.tolist(), strict=True))
         assert got == twin.drop_duplicates(segments)
+
+
+def test_tied_scores_by_segment_do_not_depend_on_the_order_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    start, label = rng.uniform(0, 50, 300), rng.integers(0, 3, 300)
+    videos = np.array([f"v{i}" for i in rng.integers(0, 4, 300)])
+    rows = Detections.from_arrays(videos, start, start + rng.uniform(1, 9, 300), label, np.round(rng.uniform(0, 1, 300), 1))
+    segments = GroundTruth.from_arrays(videos[:40], start[:40] + .5, start[:40] + 6, label[:40])
+    assert tied_share(rows) > 0.9
+    orders = [rows, *(rows.take(rng.permutation(300)) for _ in range(3))]
+    assert len({evaluate_detections(d, segments, TIOUS[:3]).average_mAP for d in orders}) > 1
+    assert len({evaluate_detections(by_segment(d), segments, TIOUS[:3]).average_mAP for d in orders}) == 1
+    assert len({evaluate_thumos14(by_segment(d), segments, [.3]).average_mAP for d in orders}) == 1
+
+
+def test_share_of_tied_scores_is_counted_inside_classes() -> None:
+    rows = Detections.from_arrays(list("abcde"), [0] * 5, [1] * 5, [0, 0, 1, 1, 0], [.5, .7, .5, .2, .7])
+    assert tied_share(rows) == 2 / 5
+    assert tied_share(Detections.empty()) == 0
 
 
 def test_unique_rank_scores() -> None:
