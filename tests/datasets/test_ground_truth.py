@@ -32,7 +32,7 @@ def write(path, entries):
 
 def test_tied_scores_are_one_line_and_have_a_rule(annotations, tmp_path, recwarn):
     """The same detections, all of one score, in two orders of rows."""
-    entries = [("v", 30.0, 40.0, .5), *(("v", 50.0 + i, 90.0, .5) for i in range(99))]
+    entries = [("v", 30.0, 40.0, .5), *(("v", 50.0 + i / 10, 90.0, .5) for i in range(99))]
     scores = {}
     for ties in ("file", "segment"):
         for name, order in (("a.json", 1), ("b.json", -1)):
