@@ -62,9 +62,8 @@ def main() -> None:
 
 def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, tuple[float, float | None]]:
     provenance = read_provenance(args.features)
-    listed = provenance.content.get("videos") if provenance else None
-    if isinstance(listed, dict) and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
-        return {vid: (entry["duration"], entry["fps"]) for vid, entry in listed.items()}
+    if provenance and provenance.videos and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
+        return {vid: (known.duration_s, known.fps) for vid, known in provenance.videos.items() if known.duration_s}
     stride = args.feat_stride or (provenance.stride if provenance else None)
     num_frames = args.num_frames or (provenance.num_frames if provenance else None)
     if not (args.fps and stride and num_frames):

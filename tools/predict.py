@@ -3,6 +3,7 @@
 
     python tools/predict.py pretrained/demo_student.pth.tar pretrained/demo_video.npy --fps 25 --threshold 0.3
     python tools/predict.py ckpt/hapt_first data/hapt/features --fps 50 -o found.json
+    python tools/predict.py ckpt/my_first data/my/features                     (with provenance.json of tools/extract_features.py)
     python tools/predict.py ckpt/thumos_i3d_first clips/ --info clips.csv --threshold 0.2 -o subtitles --format srt
     python tools/predict.py pretrained/CHECKPOINT.pth.tar clips/ --config configs/thumos_i3d.yaml --labels thumos14.json --fps 30
 
@@ -27,9 +28,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint file, or a run's folder (its last epoch)")
     parser.add_argument("features", nargs="+", metavar="FEATURES", help="feature files (T, C), folders of them, or .h5 files")
-    parser.add_argument("--fps", type=float, help="frames per second of the videos (dataset.default_fps)")
+    parser.add_argument("--fps", type=float, help="frames per second of the videos (those of provenance.json beside the "
+                        "features, else dataset.default_fps)")
     parser.add_argument("--duration", type=float, metavar="S", help="seconds that the video lasts (end of the last feature)")
-    parser.add_argument("--info", type=Path, metavar="FILE", help="fps, duration per video: CSV video_id,fps,duration or JSON")
+    parser.add_argument("--info", type=Path, metavar="FILE", help="per video: CSV video,duration,fps, an annotation JSON, or a "
+                        "provenance.json")
     parser.add_argument("--stride", type=float, metavar="FRAMES", help="frames between two features, if not those of training")
     parser.add_argument("--num-frames", type=float, metavar="FRAMES", help="frames a feature sees, if not those of training")
     parser.add_argument("--stream", action="append", default=[], metavar="NAME=FOLDER", help="folder of a stream with own files")

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +22,14 @@ from libs.core.errors import UserError, nearest
 from libs.core.files import entries, exists, is_file, is_folder
 from libs.core.schema import Config, FolderModality
 from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
+from libs.datasets.features.provenance import VideoTiming, combined, positive, read_provenance
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import resize
-from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
-from libs.utils.files.io import read_json
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,26 @@ class FeatureArray:
 
 @dataclass(frozen=True)
 class Timing:
-    """Frames per second and duration in seconds: of all videos, or by video id, which takes precedence.
+    """What the caller says of the videos' time: of all of them, or by video id (from the file `source`), which takes precedence.
 
-    fps None: the configuration's dataset.default_fps.  duration_s None: the end of the last feature vector's window.
+    What is None comes from the provenance.json beside the features.  Without one, fps: dataset.default_fps; duration_s: the end
+    of the last feature vector's window; stride and num_frames, in frames: those of the configuration.
     """
 
     fps: float | None = None
     duration_s: float | None = None
-    by_video: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    by_video: Mapping[str, VideoTiming] = field(default_factory=dict)
+    stride: float | None = None
+    num_frames: float | None = None
+    source: str = "info"
 
-    def of(self, video_id: str) -> tuple[float | None, float | None]:
-        """(fps, duration in s) of a video, None where unknown."""
-        fps, duration = self.by_video.get(video_id, (None, None))
-        return (self.fps if fps is None else fps), (self.duration_s if duration is None else duration)
+    def of(self, video_id: str) -> VideoTiming:
+        """What is given of a video; UserError where a provenance file among them is contradicted."""
+        own = self.by_video.get(video_id, VideoTiming())
+        general = VideoTiming(self.fps, self.duration_s, self.stride, self.num_frames)
+        if own.stride is not None:  # only a provenance file says so
+            return combined(video_id, general, own, self.source)
+        return own.or_else(general)
 
 
 class _Measured(NamedTuple):
@@ -107,7 +114,7 @@ class FeatureVideos(VideoDataset):
         self._check_streams()
         self._refuse_repeated_ids()
         self._readers: dict[tuple[str, str, str, bool], StreamReader] = {}
-        self._measured = [self._measure(video, timing) for video in self.videos]
+        self._measured = self._measure_all(timing)
         if mismatch := grid_mismatch([m.extent for m in self._measured], self._data):
             warnings.warn(f"{self.videos[0].path}: {mismatch}: give the right --stride or --fps, or correct the durations",
                           stacklevel=2)
@@ -158,15 +165,45 @@ class FeatureVideos(VideoDataset):
                                 "name, so rename one file or run them apart")
             seen[video.id] = video.path
 
-    def _measure(self, video: FeatureFile | FeatureArray, timing: Timing) -> _Measured:
+    def _measure_all(self, timing: Timing) -> list[_Measured]:
+        """Lengths and grids of all videos; one warning where the features are not those of training."""
+        folders = dict.fromkeys(v.folder for v in self.videos if isinstance(v, FeatureFile))
+        recorded = {folder: read_provenance(folder) for folder in folders}
+        known = []
+        for video in self.videos:
+            beside = recorded[video.folder] if isinstance(video, FeatureFile) else None
+            given = timing.of(video.id)
+            known.append(combined(video.id, given, beside.of(video.id), beside.path) if beside else given)
+        self._refuse_unknown_fps(known, timing)
+        trained = self._data.feat_stride, self._data.num_frames
+        grids = {(times.stride or trained[0], times.num_frames or trained[1]): video.path
+                 for video, times in zip(self.videos, known, strict=True)}
+        for (stride, num_frames), path in grids.items():
+            if (stride, num_frames) != trained and trained[0] > 0:
+                warnings.warn(f"{path}: {PROVENANCE} says stride {stride:g} and num_frames {num_frames:g}, but training had "
+                              f"{trained[0]:g} and {trained[1]:g}; durations look different to the network, so expect worse "
+                              "results", stacklevel=3)
+        return [self._measure(video, times) for video, times in zip(self.videos, known, strict=True)]
+
+    def _refuse_unknown_fps(self, known: Sequence[VideoTiming], timing: Timing) -> None:
+        lacking = [v for v, times in zip(self.videos, known, strict=True) if times.fps is None]
+        if not lacking or self._data.default_fps is not None:
+            return
+        video = lacking[0]
+        which = "this video" if len(lacking) == 1 else f"{len(lacking)} of {len(self.videos)} videos (this is the first)"
+        listed = f"; --info lists {len(timing.by_video)} others{nearest(video.id, timing.by_video)}" if timing.by_video else ""
+        raise UserError(f"{video.path}: the frames per second of {which} are not known (in training they came with the "
+                        f"annotations){listed}; give --fps, or a file with one per video: --info")
+
+    def _measure(self, video: FeatureFile | FeatureArray, known: VideoTiming) -> _Measured:
         data, exact = self._data, False
-        fps, duration = timing.of(video.id)
-        fps = data.default_fps if fps is None else fps
-        if fps is None:
-            raise UserError(f"{video.path}: the frames per second of this video are not known (in training they came with the "
-                            "annotations); give --fps, or a file with one per video: --info")
-        _positive(f"{video.path}: fps", fps)
-        _positive(f"{video.path}: duration", duration)
+        if data.feat_stride > 0:
+            data = dataclasses.replace(data, feat_stride=known.stride or data.feat_stride,
+                                       num_frames=known.num_frames or data.num_frames)
+        fps, duration = data.default_fps if known.fps is None else known.fps, known.duration_s
+        assert fps is not None  # `_refuse_unknown_fps`
+        positive(f"{video.path}: fps", fps)
+        positive(f"{video.path}: duration", duration)
         if isinstance(video, FeatureArray):
             file_length = self._check_array(video)
         else:
@@ -314,50 +351,3 @@ def _bundled(path: Path) -> list[str]:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as a feature file ({reason}); write it again") from error
     return [] if NPZ_KEY in names or len(names) == 1 else names
-
-
-def read_video_info(path: str | os.PathLike) -> dict[str, tuple[float | None, float | None]]:
-    """Video id -> (fps, duration in s), None where not given.
-
-    path: a CSV with the columns video_id, fps, duration (either of the last two may be absent or empty), or a JSON
-    {"database": {id: {"fps": ..., "duration": ...}}}, whose annotations are ignored.
-
-    Raises UserError naming the file, the video and the value.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".csv":
-        expected = "expected a first line video_id,fps,duration and a line per video"
-        table = read_csv(path, required=("video_id",), optional=("fps", "duration"), what="CSV of fps and durations",
-                         remedy=lambda _: expected)
-        if table.empty:
-            raise UserError(f"{path}: {expected}")
-        entries: Any = {}
-        first: dict[str, int] = {}
-        for line, row in numbered_rows(table):
-            vid, entry = row["video_id"], {key: cell or None for key, cell in row.items()}
-            if entries.setdefault(vid, entry) != entry:
-                raise UserError(f"{path}: line {line}: video {vid!r} has other values than in line {first[vid]}; remove "
-                                "one of the two")
-            first.setdefault(vid, line)
-    elif path.suffix.lower() == ".json":
-        content = read_json(path, "JSON of fps and durations")
-        entries = content.get("database") if isinstance(content, dict) else None
-        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-            raise UserError(f'{path}: expected {{"database": {{"<video id>": {{"fps": ..., "duration": ...}}}}}}')
-    else:
-        raise UserError(f"{path}: unknown kind of file {path.suffix!r}; use .csv or .json")
-    return {vid: (_positive(f"{path}: video {vid}: fps", entry.get("fps")),
-                  _positive(f"{path}: video {vid}: duration", entry.get("duration"))) for vid, entry in entries.items()}
-
-
-def _positive(where: str, value: Any) -> float | None:
-    """A finite float above 0 from a number or text; None where it is not given."""
-    if value is None:
-        return None
-    try:
-        number = to_number(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise UserError(f"{where}: {value!r} is not a positive number; correct it")
-    return number

@@ -22,8 +22,10 @@ from libs.core.errors import UserError, note
 from libs.core.files import is_file, is_folder
 from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations
+from libs.datasets.convert.video_info import read_video_info, with_bare_names
 from libs.datasets.dataset import AGNOSTIC, is_single_class
-from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, read_video_info
+from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos
+from libs.datasets.features.provenance import VideoTiming
 from libs.datasets.labels import read_labels
 from libs.datasets.presets import get_preset
 from libs.engine.inference.predict import predict
@@ -139,7 +141,10 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Localizer:
-    """A trained network with its configuration and class names; made by `load_model`."""
+    """A trained network with its configuration and class names; made by `load_model`.
+
+    given: stride, num_frames and fps where the caller of `load_model` set them.
+    """
 
     model: LocPointTransformer
     config: Config
@@ -148,6 +153,7 @@ class Localizer:
     checkpoint: Path
     epoch: int
     weights: str
+    given: VideoTiming
 
     @property
     def no_predictions(self) -> Predictions:
@@ -171,12 +177,14 @@ class Localizer:
         """The videos in `features`, checked but not read.
 
         features: a feature file, a folder of them, an .h5 file with a dataset per video, an array or tensor (T, C), or a list of
-        these, or id -> array.  fps: frames per second (None: dataset.default_fps); duration: of each video in seconds (None: up
-        to the end of the last feature vector); info: CSV or JSON with both per video; streams, join: as `FeatureVideos`.
-        Raises UserError for arguments that do not fit together.
+        these, or id -> array.  fps: frames per second; duration: of each video in seconds; info: file with both per video, as
+        for `read_video_info`; None: as in `Timing`; streams, join: as `FeatureVideos`.
+        Raises UserError for arguments that do not fit together, or contradict the provenance.json beside the features.
         """
-        by_video = {} if info is None else read_video_info(info)
-        return FeatureVideos(_as_videos(features, self.config), self.config, Timing(fps, duration, by_video), streams, join)
+        by_video = {} if info is None else with_bare_names(read_video_info(info))
+        timing = Timing(self.given.fps if fps is None else fps, duration, by_video, self.given.stride, self.given.num_frames,
+                        "info" if info is None else str(info))
+        return FeatureVideos(_as_videos(features, self.config), self.config, timing, streams, join)
 
     def predict_videos(self, videos: FeatureVideos, batch_size: int | None = None, workers: int = 0,
                        progress: Progress = no_progress) -> Predictions:
@@ -213,7 +221,12 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     load_weights(model, checkpoint, which)
     model.requires_grad_(False).eval().to(place)
     names = label_names_for(checkpoint, settings, labels)
-    return Localizer(model, settings, names, place, checkpoint.path, checkpoint.epoch, which)
+    set_here = {text.partition("=")[0].strip() for text in overrides}
+    data = settings.dataset
+    given = VideoTiming(data.default_fps if "dataset.default_fps" in set_here else None, None,
+                        data.feat_stride if stride is not None or "dataset.feat_stride" in set_here else None,
+                        data.num_frames if num_frames is not None or "dataset.num_frames" in set_here else None)
+    return Localizer(model, settings, names, place, checkpoint.path, checkpoint.epoch, which, given)
 
 
 def config_for(checkpoint: Checkpoint, path: Path_ | None = None, overrides: Sequence[str] = (),

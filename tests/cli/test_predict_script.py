@@ -84,6 +84,31 @@ def test_thresholds_formats_and_folders(project, capsys, tmp_path):
     assert run(capsys, folder, tmp / "clips" / "v0.npy", "--fps", 25, "-o", tmp_path / "v0.eaf", "--threshold", 0.1)[0] == 0
 
 
+def test_the_provenance_beside_the_features_gives_fps_stride_and_duration(project, capsys, tmp_path):
+    """Features of 30 fps: without it, detections would run to 6.2 s of a video of 5.2 s."""
+    clips, found = tmp_path / "clips", tmp_path / "p.json"
+    clips.mkdir()
+    (clips / "v0.npy").write_bytes((project[0] / "clips" / "v0.npy").read_bytes())
+    content = {"stride": 5, "num_frames": 10, "fps": None, "videos": {"v0": {"fps": 30.0, "duration": 5.2}}}
+    (clips / "provenance.json").write_text(json.dumps(content))
+    argv = (project[2], clips, "-o", found)
+    assert run(capsys, *argv)[0] == 0
+    assert max(row["segment"][1] for row in json.loads(found.read_text())["results"]["v0"]) <= 5.2
+    elsewhere = (clips / "provenance.json").rename(tmp_path / "elsewhere.json")
+    first = found.read_bytes()
+    for places in (["--info", str(elsewhere)], ["--fps", "30", "--duration", "5.2"]):
+        assert run(capsys, *argv, *places)[0] == 0
+        assert found.read_bytes() == first
+    for typed, told in ((["--fps", "25"], ["fps 30", "fps 25"]), (["--set", "dataset.default_fps=25"], ["fps 30", "fps 25"]),
+                        (["--stride", "4"], ["stride 5", "stride 4"]), (["--set", "dataset.num_frames=4"], ["num_frames 4"])):
+        error = one_error(*run(capsys, *argv, "--info", elsewhere, *typed)[::2])
+        assert all(part in error for part in ("elsewhere.json", "'v0'", *told)), error
+        elsewhere.rename(clips / "provenance.json")
+        error = one_error(*run(capsys, *argv, *typed)[::2])
+        assert all(part in error for part in ("clips/provenance.json", "'v0'", *told)), error
+        (clips / "provenance.json").rename(elsewhere)
+
+
 @pytest.mark.parametrize(("argv", "told"), [
     (["CLIPS"], ["--fps"]),
     (["GONE", "--fps", "25"], ["GONE", "no such feature file"]),

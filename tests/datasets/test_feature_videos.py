@@ -12,8 +12,10 @@ from helpers import CHANNELS, TINY, data_config, item, merged, tiny_config, writ
 
 from libs.core.config import from_dict
 from libs.core.errors import UserError
+from libs.datasets.convert.video_info import read_video_info
 from libs.datasets.dataset import TalDataset
-from libs.datasets.feature_videos import FeatureArray, FeatureVideos, Timing, find_videos, read_video_info
+from libs.datasets.feature_videos import FeatureArray, FeatureVideos, Timing, find_videos
+from libs.datasets.features.provenance import VideoTiming
 
 RANGES = {"dataset": {"modalities": {"rgb": [0, 2], "flow": [2, 5], "depth": [5, 6]}}}
 FPS = Timing(fps=25.0)
@@ -61,8 +63,8 @@ def test_without_a_duration_a_video_lasts_to_the_end_of_its_last_window(tmp_path
     videos = FeatureVideos([FeatureArray("a", feats(20))], tiny_config(), FPS)
     assert videos.durations_s == {"a": (19 * 5 + 10) / 25}
     assert FeatureVideos([FeatureArray("a", feats(20))], tiny_config(), Timing(25.0, 4.0)).durations_s == {"a": 4.0}
-    both = Timing(25.0, 4.0, {"a": (50.0, None), "b": (None, 4.5)})
-    assert (both.of("a"), both.of("b"), both.of("c")) == ((50.0, 4.0), (25.0, 4.5), (25.0, 4.0))
+    both = Timing(25.0, 4.0, {"a": VideoTiming(50.0), "b": VideoTiming(None, 4.5)})
+    assert (both.of("a")[:2], both.of("b")[:2], both.of("c")[:2]) == ((50.0, 4.0), (25.0, 4.5), (25.0, 4.0))
 
 
 def test_a_wrong_fps_is_one_warning_with_the_likely_value(tmp_path):
@@ -75,6 +77,64 @@ def test_a_wrong_fps_is_one_warning_with_the_likely_value(tmp_path):
         warnings.simplefilter("error")
         FeatureVideos(arrays, tiny_config(), Timing(25.0, 8.2))
         FeatureVideos(arrays, tiny_config(), Timing(30.0))  # nothing to compare with
+
+
+PROVENANCE = {"stride": 4, "num_frames": 8, "fps": None,
+              "videos": {"a": {"fps": 30, "duration": 3.0}, "b": {"fps": 25.0, "duration": 3.4}}}
+
+
+def recorded(folder, **changes):
+    """Features of `a` and `b`, 20 vectors each, and the provenance.json of both."""
+    folder.mkdir(exist_ok=True)
+    for name in "ab":
+        np.save(folder / f"{name}.npy", feats(20))
+    (folder / "provenance.json").write_text(json.dumps({**PROVENANCE, **changes}))
+    return find_videos([folder], tiny_config())
+
+
+def test_times_come_from_the_provenance_beside_the_features_per_video(tmp_path):
+    with pytest.warns(UserWarning, match=r"provenance.json .*stride 4 and num_frames 8, .* 5 and 10") as caught:
+        videos = FeatureVideos(recorded(tmp_path / "x"), tiny_config(), Timing())
+    assert len(caught) == 1
+    grids = [videos.sample(i).grid for i in (0, 1)]
+    assert [(g.stride, g.num_frames, g.fps) for g in grids] == [(4, 8, 30), (4, 8, 25)]
+    assert videos.durations_s == {"a": 3.0, "b": 3.4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitting = tiny_config(dataset={"feat_stride": 4, "num_frames": 8, "default_fps": 50.0})  # the fps of training
+        found = FeatureVideos(recorded(tmp_path / "x"), fitting, Timing(25.0, by_video={"a": VideoTiming(30.0, 2.9)}))
+    assert found.durations_s == {"a": 2.9, "b": 3.4}  # a duration may differ by rounding
+
+
+@pytest.mark.parametrize(("timing", "told"), [
+    (Timing(25.0), ["'a'", "fps 30", "fps 25", "--fps"]), (Timing(duration_s=12.0), ["duration 3", "duration 12", "--duration"]),
+    (Timing(stride=8.0), ["stride 4", "stride 8", "--stride"]), (Timing(num_frames=16.0), ["num_frames 8", "num_frames 16"]),
+    (Timing(by_video={"b": VideoTiming(24.0)}), ["'b'", "fps 25", "fps 24", "--info"])], ids=str)
+def test_what_contradicts_the_provenance_is_refused(tmp_path, timing, told):
+    found = recorded(tmp_path / "x")
+    refused(lambda: FeatureVideos(found, tiny_config(), timing), "provenance.json", *told)
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"stride": "x"}, ["stride", "'x'", "remove it"]), ({"videos": {"a": {"fps": -1}}}, ["video a", "fps", "-1"]),
+    ({"videos": [1]}, ["videos", "expected"]), ({"videos": {"a": {"duration": float("nan")}}}, ["video a", "duration", "nan"])])
+def test_a_damaged_provenance_is_refused(tmp_path, changes, told):
+    found = recorded(tmp_path / "x", **changes)
+    refused(lambda: FeatureVideos(found, tiny_config(), FPS), "provenance.json", *told)
+
+
+def test_a_video_that_the_provenance_does_not_list_has_what_holds_for_all(tmp_path):
+    found = recorded(tmp_path / "x", videos={}, fps=40.0, stride=5, num_frames=10)
+    assert FeatureVideos(found, tiny_config(), Timing()).sample(1).grid.fps == 40.0
+    found = recorded(tmp_path / "x", videos={"a": {"fps": 30.0}}, stride=5, num_frames=10)
+    refused(lambda: FeatureVideos(found, tiny_config(), Timing()), "b.npy", "this video", "--fps")
+
+
+def test_unknown_fps_are_one_error_that_counts(tmp_path):
+    arrays = [FeatureArray(name, feats(20)) for name in ("clip_1", "clip_2", "clip_3")]
+    refused(lambda: FeatureVideos(arrays, tiny_config(), Timing()), "'clip_1'", "3 of 3 videos", "--fps", "--info")
+    listed = Timing(by_video={"clip_1": VideoTiming(25.0), "klip_2": VideoTiming(25.0), "clip_3": VideoTiming(25.0)})
+    refused(lambda: FeatureVideos(arrays, tiny_config(), listed), "'clip_2'", "this video", "lists 3", "--fps")
 
 
 def test_what_an_argument_means(tmp_path):
@@ -162,31 +222,3 @@ def test_paths_that_hold_no_features(tmp_path):
     refused(lambda: find_videos([tmp_path / "empty"], config), "empty", "holds no feature files", ".npz")
     refused(lambda: find_videos([tmp_path / "a.txt"], config), "a.txt", "'.txt'", ".npy")
     refused(lambda: find_videos([tmp_path / "a.h5"], config), "a.h5", "cannot be read")
-
-
-def test_video_info(tmp_path):
-    (tmp_path / "a.csv").write_text("video_id,fps,duration\nx,25,3.5\ny,,4\n")
-    assert read_video_info(tmp_path / "a.csv") == {"x": (25.0, 3.5), "y": (None, 4.0)}
-    (tmp_path / "b.csv").write_text("video_id,fps\nx,30\n")
-    assert read_video_info(tmp_path / "b.csv") == {"x": (30.0, None)}
-    (tmp_path / "c.csv").write_text("video_id,fps\nx,fast\n")
-    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "video x", "fps", "'fast'")
-    (tmp_path / "c.csv").write_text("video_id,fps\nx,1_0\n")
-    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "video x", "fps", "'1_0'")
-    (tmp_path / "c.csv").write_text("video_id,fps\nx,30\ny,30\nx,30\n")
-    assert read_video_info(tmp_path / "c.csv") == {"x": (30.0, None), "y": (30.0, None)}
-    (tmp_path / "c.csv").write_text("video_id,fps\nx,30\ny,30\nx,25\n")
-    refused(lambda: read_video_info(tmp_path / "c.csv"), "c.csv", "line 4", "'x'", "line 2", "remove")
-    (tmp_path / "d.csv").write_text("name,fps\nx,30\n")
-    refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "video_id,fps,duration")
-    (tmp_path / "d.csv").write_text("video_id,fps\n")
-    refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "video_id,fps,duration")
-    (tmp_path / "d.csv").write_text("video_id,fps\nx,30,5\n")
-    refused(lambda: read_video_info(tmp_path / "d.csv"), "d.csv", "line 2", "3 cells")
-    (tmp_path / "e.json").write_text('{"database": {"x": {"fps": 0}}}')
-    refused(lambda: read_video_info(tmp_path / "e.json"), "e.json", "video x", "fps", "0")
-    (tmp_path / "e.json").write_text('{"database": {"x": {"fps": 1' + 400 * "0" + "}}}")
-    refused(lambda: read_video_info(tmp_path / "e.json"), "e.json", "video x", "fps")
-    (tmp_path / "f.json").write_text("[]")
-    refused(lambda: read_video_info(tmp_path / "f.json"), "f.json", "database")
-    refused(lambda: read_video_info(tmp_path / "g.xml"), "g.xml", "'.xml'")

@@ -1,45 +1,106 @@
-"""provenance.json beside feature files: their network and their frames; written by tools/extract_features.py.
+"""provenance.json beside feature files: their network, frames and times; written by tools/extract_features.py.
 
 Feature vector t of a file covers frames t * stride .. t * stride + num_frames - 1 (counted at `fps`, where that is set).
+
+    recorded = read_provenance("features").of("video_1")      what was recorded of a video
+    known = combined("video_1", given, recorded, path)        with what the caller says; UserError where the two differ
 """
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from libs.core.errors import UserError
 from libs.core.files import is_file
+from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json
 
 FILE_NAME = "provenance.json"
+# field -> its name, the option that gives it, and the relative and absolute difference that is only rounding
+FIELDS = {"fps": ("fps", "--fps", 1e-4, 0.0), "duration_s": ("duration", "--duration", 0.01, 0.5),
+          "stride": ("stride", "--stride", 0.0, 0.0), "num_frames": ("num_frames", "--num-frames", 0.0, 0.0)}
+
+
+class VideoTiming(NamedTuple):
+    """What is known of a video's time, None: not known.
+
+    fps: frames per second; duration_s: seconds; stride: frames between two feature vectors; num_frames: frames per vector.
+    """
+
+    fps: float | None = None
+    duration_s: float | None = None
+    stride: float | None = None
+    num_frames: float | None = None
+
+    def or_else(self, other: VideoTiming) -> VideoTiming:
+        """These values, completed by those of `other`."""
+        return VideoTiming(*(theirs if ours is None else ours for ours, theirs in zip(self, other, strict=True)))
 
 
 class Provenance(NamedTuple):
-    """Grid of a folder of features: stride in frames, frames per vector; content: the whole file."""
+    """A provenance file: stride in frames, frames per vector, fps of all videos (None: each has its own), what it lists."""
 
     path: str
     stride: float
     num_frames: float
-    content: dict[str, Any]
+    fps: float | None
+    videos: dict[str, VideoTiming]
+
+    def of(self, video_id: str) -> VideoTiming:
+        """What the file says of a video; only what holds for all of them if it does not list this one."""
+        return self.videos.get(video_id, VideoTiming(self.fps, None, self.stride, self.num_frames))
 
 
 def read_provenance(folder: str | os.PathLike) -> Provenance | None:
-    """The provenance of a folder of features, None if it has no such file.
+    """The provenance of a folder of features, or of the folder of an .h5 file; None if there is no such file.
 
-    Raises UserError unless the file is JSON with a stride and num_frames above 0.
+    Raises UserError as `parse_provenance`.
     """
-    path = Path(folder) / FILE_NAME
-    if not is_file(path):
-        return None
-    content = read_json(path, "provenance file")
+    path = (Path(folder).parent if is_file(folder) else Path(folder)) / FILE_NAME
+    return parse_provenance(str(path), read_json(path, "provenance file")) if is_file(path) else None
+
+
+def parse_provenance(path: str, content: Any) -> Provenance:
+    """The provenance in JSON `content`; UserError unless it has a stride and num_frames above 0, and videos with usable times."""
     content = content if isinstance(content, dict) else {}
-    stride, num_frames = content.get("stride"), content.get("num_frames")
-    if not (_is_positive(stride) and _is_positive(num_frames)):
-        raise UserError(f"{path}: stride and num_frames are {stride!r} and {num_frames!r}; expected numbers of frames above 0: "
-                        "correct the file, or remove it")
-    return Provenance(str(path), float(stride), float(num_frames), content)
+    remedy = "correct the file, or remove it"
+    try:
+        stride, num_frames = (positive("", content.get(key)) for key in ("stride", "num_frames"))
+    except UserError:
+        stride = num_frames = None
+    if stride is None or num_frames is None:
+        raise UserError(f"{path}: stride and num_frames are {content.get('stride')!r} and {content.get('num_frames')!r}; "
+                        f"expected numbers of frames above 0: {remedy}")
+    entries = content.get("videos") or {}
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise UserError(f'{path}: videos: expected {{"<video id>": {{"fps": ..., "duration": ...}}}}; {remedy}')
+    fps = positive(f"{path}: fps", content.get("fps"))
+    return Provenance(path, stride, num_frames, fps, {
+        vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps")) or fps,
+                         positive(f"{path}: video {vid}: duration", entry.get("duration")), stride, num_frames)
+        for vid, entry in entries.items()})
 
 
-def _is_positive(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str) -> VideoTiming:
+    """What is given, completed by what the file `path` records; UserError, with both values, where they differ."""
+    for field, (name, option, relative, absolute) in FIELDS.items():
+        ours, theirs = getattr(given, field), getattr(recorded, field)
+        if None not in (ours, theirs) and not math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute):
+            raise UserError(f"{path}: the features of video {video_id!r} have {name} {theirs:g}, but {name} {ours:g} is given; "
+                            f"leave it out ({option}, --info or --set), or correct {FILE_NAME}")
+    return given.or_else(recorded)
+
+
+def positive(where: str, value: Any) -> float | None:
+    """A finite float above 0 from a number or text; None where it is not given."""
+    if value is None:
+        return None
+    try:
+        number = to_number(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise UserError(f"{where}: {value!r} is not a positive number; correct it")
+    return number
