@@ -152,6 +152,13 @@ def slow_stride(case: Case) -> None:
         case.add(vid, 1.01, 1.02)
 
 
+def rename(case: Case, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        (case.features / new).parent.mkdir(exist_ok=True)
+        (case.features / f"{old}.npy").rename(case.features / f"{new}.npy")
+        case.document["database"][new] = case.document["database"].pop(old)
+
+
 def provenance(case: Case, text: str) -> None:
     (case.features / "provenance.json").write_text(text)
 
@@ -184,6 +191,12 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "a split without segments": (no_segments, "empty-split", E, ["val_split: validation", "4 videos have no segment"]),
     "no annotations key": (lambda c: c.drop("train_2", "annotations"), "annotation-entry", E, ["train_2", "annotations", "missing"]),
     "an offset of text": (lambda c: c.video("train_2", offset="a"), "annotation-entry", E, ["train_2", "offset: 'a'", "leave"]),
+    "one subset to train and to validate": (lambda c: c.configure(top__val_split=["training"]), "same-subset", W,
+                                            ["my.yaml", "train_split and val_split", "training", "another subset"]),
+    "numbered people in both subsets": (lambda c: rename(c, {v: f"P{i % 7:02d}_{i}" for i, v in enumerate(TRAIN + VAL)}),
+                                        "subject-in-both", W, ["training and validation", "4 of 7 people", "'p03'", "'P03_3'", "--group"]),
+    "named people in both subsets": (lambda c: rename(c, {v: f"{('anna', 'ben', 'cem', 'dora')[i % 4]}-{i}" for i, v in enumerate(
+        TRAIN + VAL)}), "subject-in-both", W, ["4 of 4 people", "'anna'", "'anna-0'", "--group"]),
     # duration and fps
     "no duration": (lambda c: c.drop("train_0", "duration"), "duration", W, ["train_0", "no duration"]),
     "a duration of zero": (lambda c: c.video("train_0", duration=0), "duration", E, ["train_0", "0", "above 0"]),

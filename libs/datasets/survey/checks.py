@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +41,11 @@ def guess_splits(annotations: Annotations) -> Splits:
     return Splits((train or TRAIN_NAMES[0],), (usual[0] if usual else VAL_NAMES[0],))
 
 
-def check_ids(annotations: Annotations, problems: Problems) -> None:
-    """Video ids that are not bare file names, or that differ in case, spaces or Unicode composition only."""
+def check_ids(annotations: Annotations, with_features: Container[str], problems: Problems) -> None:
+    """Video ids that are not bare file names (but for `with_features`), or differ in case, spaces or Unicode composition only."""
     path = annotations.path
     for vid in annotations.videos:
-        if vid != vid.strip() or "/" in vid or "\\" in vid:
+        if vid != vid.strip() or (("/" in vid or "\\" in vid) and vid not in with_features):
             problems.warning("video-id", path, f"video {vid!r}", "has spaces at an end or a path separator in its name",
                              "the feature file is looked for under exactly this name: use the bare name")
     alike: dict[str, list[Video]] = defaultdict(list)
@@ -72,6 +72,9 @@ def check_subsets(annotations: Annotations, splits: Splits, problems: Problems) 
         elif not any(len(video.segments) for video in videos):
             problems.error("empty-split", path, place, f"its {len(videos)} videos have no segment",
                            "annotate them, or choose another subset")
+    if both := sorted(set(splits.train) & set(splits.val)):
+        problems.warning("same-subset", splits.source or path, "train_split and val_split", f"both name {', '.join(both)}: the "
+                         "mAP is measured on videos that were trained on", "name another subset in one of them")
     for name, count in annotations.spellings.items():
         odd = [spelling for spelling in count if spelling != name]
         if odd:

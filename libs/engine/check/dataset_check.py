@@ -30,6 +30,7 @@ from libs.datasets.grid import Grid, expected_length, implausible_length, length
 from libs.datasets.presets import PRESETS
 from libs.datasets.survey.checks import Splits, check_ids, check_labels, check_subsets, check_times, guess_splits
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
+from libs.datasets.survey.subjects import check_subjects
 from libs.engine.check.coverage import check_coverage, segments_on_grid
 from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
 
@@ -88,11 +89,13 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
               else guess_splits(annotations))
     report = Report(problems, annotations, splits, list(features), config)
     if annotations.videos:
-        check_ids(annotations, problems)
         check_subsets(annotations, splits, problems)
+        if config is None or config.dataset_name == "generic":  # official splits are as they are
+            check_subjects(annotations, splits, problems)
     default_fps = options.fps or (config.dataset.default_fps if config else None)
     report.fps = {video.id: fps for video in annotations.videos.values() if (fps := default_fps or video.fps)}
     layout = _read_features(report, options)
+    check_ids(annotations, report.files, problems)
     report.grid, report.grid_source = _find_grid(report, options)
     _check_grid(report)
     check_times(annotations, _spans(report), problems)

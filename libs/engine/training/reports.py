@@ -18,6 +18,9 @@ SHOWN_VIDEOS = 3  # in TensorBoard
 def announce(run: TrainingRun, resumed: bool) -> None:
     """Print a summary of the run, and write it to TensorBoard as a table."""
     trainer, config = run.trainer, run.trainer.config
+    if (both := sorted(set(config.train_split) & set(config.val_split))) and trainer.world.is_main:
+        note(f"warning: {config.source}: train_split and val_split both name {', '.join(both)}: the mAP is measured on videos "
+             "that were trained on; name another subset in one of them")
     parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
              f"{config.total_epochs} epochs", f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
     if run.teachers:

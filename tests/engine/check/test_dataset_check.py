@@ -90,7 +90,8 @@ def test_the_documentation_lists_every_kind_and_no_other():
     text = (ROOT / "docs" / "custom_dataset.md").read_text()
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE))
     source = "".join((ROOT / "libs" / p).read_text() for p in (
-        "datasets/annotations.py", "datasets/survey/checks.py", "datasets/survey/features.py", "engine/check/dataset_check.py"))
+        "datasets/annotations.py", "datasets/survey/checks.py", "datasets/survey/features.py", "datasets/survey/subjects.py",
+        "engine/check/dataset_check.py"))
     used = set(re.findall(r'(?:error|warning|caught|attempt|add)\(\s*"([a-z-]+)"', source))
     assert used <= listed, used - listed
     assert {kind for _, kind, _, _ in FAULTS.values()} <= listed

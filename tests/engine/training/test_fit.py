@@ -168,6 +168,14 @@ def test_the_best_checkpoint_is_the_first_of_the_highest_score(data, tmp_path, m
     assert "test split" not in capsys.readouterr().err
 
 
+def test_validating_on_the_training_split_is_warned_about(data, tmp_path, capsys):
+    config = data_config(data, tmp_path, val_split=["training"], opt={"warmup_epochs": 0, "epochs": 1})
+    fit(config, tmp_path / "run", CPU, FitOptions())
+    err = capsys.readouterr().err
+    assert err.count("train_split and val_split both name training") == 1
+    assert config.source in err
+
+
 def test_choosing_by_the_test_split_is_warned_about_once(data, tmp_path, capsys):
     data.edit(lambda doc: [v.update(subset="test") for v in doc["database"].values() if v["subset"] == "validation"])
     config = data_config(data, tmp_path, val_split=["test"])
