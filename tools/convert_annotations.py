@@ -17,16 +17,9 @@ from libs.core.arguments import above_zero, refuse_existing, refuse_source, shar
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import check_database
 from libs.datasets.convert.readers import FORMATS, read_source, source_files
-from libs.datasets.convert.rows import (
-    UNITS,
-    ConvertOptions,
-    Row,
-    feature_durations,
-    read_durations,
-    to_document,
-    with_merged_labels,
-)
-from libs.datasets.features.provenance import read_provenance
+from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, feature_durations, to_document, with_merged_labels
+from libs.datasets.convert.video_info import read_durations
+from libs.datasets.features.provenance import VideoTiming, read_provenance
 from libs.datasets.survey.features import guess_layout
 from libs.utils.files.io import write_json_atomic
 
@@ -46,24 +39,25 @@ def main() -> None:
     lengths = read_durations(args.durations, args.ids) if args.durations else {}
     rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
     if args.features:
-        ids = dict.fromkeys(row.video for row in rows)
-        lengths = {**feature_lengths(args, list(ids)), **lengths}
+        ids = list(dict.fromkeys(row.video for row in rows))
+        covered = feature_lengths(args, ids)
+        lengths = {vid: lengths.get(vid, VideoTiming()).or_else(covered.get(vid, VideoTiming())) for vid in ids}
     document = to_document(rows, options, lengths, ", ".join(args.input))
     found = check_database(document["database"], ", ".join(args.input))  # warns of suspicious segments
     write_json_atomic(args.output, document)
     subsets = ", ".join(f"{name} {count}" for name, count in found.subset_counts().items())
-    unknown = sum("duration" not in entry for entry in document["database"].values())
     print(f"{kind}: {len(found.videos)} videos ({subsets}), {sum(len(v.segments) for v in found.videos.values())} segments, "
           f"{len(found.label_ids)} classes: {', '.join(found.label_ids)}")
-    if unknown:
-        print(f"{unknown} videos have no duration; --durations or --features adds it")
+    for key, remedy in (("fps", "--fps (or a column fps)"), ("duration", "--durations or --features")):
+        if unknown := sum(key not in entry for entry in document["database"].values()):
+            print(f"{unknown} videos have no {key}; {remedy} adds it")
     print(f"written to {args.output}")
 
 
-def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, tuple[float, float | None]]:
+def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, VideoTiming]:
     provenance = read_provenance(args.features)
     if provenance and provenance.videos and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
-        return {vid: (known.duration_s, known.fps) for vid, known in provenance.videos.items() if known.duration_s}
+        return provenance.videos
     stride = args.feat_stride or (provenance.stride if provenance else None)
     num_frames = args.num_frames or (provenance.num_frames if provenance else None)
     if not (args.fps and stride and num_frames):
@@ -96,8 +90,8 @@ def parse() -> argparse.Namespace:
                         "the ids (its group 1, if any), that names the person or place; all videos of one share a subset")
     parser.add_argument("--ids", choices=("path", "stem"), help="ids of videos: path with folders, or bare name even where "
                         "several files share it (the bare name, and an error where files share it)")
-    parser.add_argument("--durations", metavar="CSV", help="columns video,duration (s) and, if known, fps; videos that only this "
-                        "file names become videos without actions")
+    parser.add_argument("--durations", metavar="FILE", help="columns video,duration (s),fps of a CSV, an annotation JSON or a "
+                        "provenance.json; videos that only this file names become videos without actions")
     parser.add_argument("--features", metavar="FOLDER", help="take durations from the features there (--fps, --feat-stride, "
                         "--num-frames, the last two from provenance.json if it is there)")
     parser.add_argument("--feat-stride", type=above_zero, metavar="N")

@@ -295,6 +295,20 @@ def test_files_about_one_video_are_told_of_ids_with_folders(convert, tmp_path):
     assert sorted(database(convert, "s1/rec.eaf", "s2/rec.eaf", "--ids", "path")) == ["s1/rec", "s2/rec"]
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("d.csv", "video,duration,fps\na.mp4,12.5,25\nb,,30\n"), ("d.csv", "video_id,fps,duration\na,25,12.5\nb,30,\n"),
+    ("d.json", {"database": {"a": {"duration": 12.5, "fps": 25}, "b": {"fps": 30, "annotations": [{"label": "ignored"}]}}}),
+    ("provenance.json", {"stride": 4, "num_frames": 8, "videos": {"a": {"duration": 12.5, "fps": 25}, "b": {"fps": 30}}})])
+def test_every_layout_of_video_info_is_read(convert, tmp_path, name, content):
+    write(tmp_path, "a.csv", "video,start,end,label\na,1,2,jump\nb,1,2,jump\nc,1,2,jump\n")
+    code, out, err = convert("a.csv", "--durations", write(tmp_path, name, content))
+    assert code == 0, err
+    found = json.loads(Path("out.json").read_text())["database"]
+    assert [(entry.get("duration"), entry.get("fps")) for entry in found.values()] == [(12.5, 25), (None, 30), (None, None)]
+    assert "1 videos have no fps; --fps" in out
+    assert "2 videos have no duration; --durations" in out
+
+
 def test_durations_from_a_table_and_from_features(convert, tmp_path):
     write(tmp_path, "a.csv", "video,start,end,label,subset\na,1,2,jump,Validation\nb,1,2,jump,training\n")
     write(tmp_path, "d.csv", "video,duration,fps\na.mp4,0:12.5,25\n")

@@ -22,6 +22,7 @@ from libs.core.errors import UserError, note
 from libs.core.names import similar_labels, spelled
 from libs.core.time_units import FAR_OUTSIDE
 from libs.datasets.convert.subsets import assign_subsets
+from libs.datasets.features.provenance import VideoTiming
 from libs.datasets.features.store import FeatureStore
 from libs.utils.files.csv_files import numbered_rows, read_csv, to_number
 
@@ -68,21 +69,21 @@ class ConvertOptions:
     group: str | None = None
 
 
-def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[str, tuple[float, float | None]], source: str
+def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[str, VideoTiming], source: str
                 ) -> dict[str, Any]:
     """The annotation document: videos by name, segments by time, label ids by sorted names.
 
-    lengths: video -> (duration s, fps or None), which takes precedence over the rows.  Subsets: the rows' own, else those of
+    lengths: video -> duration and fps, which take precedence over the rows.  Subsets: the rows' own, else those of
     `assign_subsets`.  Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
     """
     label_ids: dict[str | None, int] = {name: i for i, name in enumerate(sorted({row.label for row in rows if row.label}))}
     if not label_ids:
         raise UserError(f"{source}: holds no annotated segment; export it again, with the annotations")
-    videos = _videos(rows)
+    videos = entries_of(rows)
     for vid, entry in videos.items():
-        duration, fps = lengths.get(vid, (None, None))
-        entry["duration"] = duration or entry["duration"]
-        entry["fps"] = fps or entry["fps"] or options.fps
+        known = lengths.get(vid, VideoTiming())
+        entry["duration"] = known.duration_s or entry["duration"]
+        entry["fps"] = known.fps or entry["fps"] or options.fps
     segments = [(row, _seconds(row, videos[row.video]["fps"])) for row in rows if row.label is not None]
     _refuse_late_ends(segments, videos)
     for row, times in segments:
@@ -93,7 +94,7 @@ def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[s
     return {"database": {vid: {key: value for key, value in videos[vid].items() if value is not None} for vid in sorted(videos)}}
 
 
-def _videos(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+def entries_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """Video -> entry of the document, without annotations; UserError for rows that contradict each other."""
     videos: dict[str, dict[str, Any]] = {}
     told: dict[tuple[str, str], str] = {}  # where each value is from
@@ -226,29 +227,18 @@ def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequen
         yield f"{path}: line {line}", {field: row[name] for field, name in names.items() if name in row}
 
 
-def read_durations(path: str | os.PathLike, ids: str | None = None) -> dict[str, tuple[float, float | None]]:
-    """Video -> (duration s, fps or None) from a CSV with the columns video, duration and, optionally, fps; ids: see `video_id`.
-
-    Raises UserError for rows about one video that contradict each other.
-    """
-    rows = [Row(where, video_path(row["video"]), duration_s=positive_number(row["duration"], f"{where}: duration", clock=True),
-                fps=positive_number(row["fps"], f"{where}: fps") if row.get("fps") else None)
-            for where, row in csv_rows(path, {}, ("video", "duration"), ("fps",))]
-    return {vid: (entry["duration"], entry["fps"]) for vid, entry in _videos(with_ids(rows, ids, str(path))).items()}
-
-
 def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: str, fps: float, stride: float, num_frames: float
-                      ) -> dict[str, tuple[float, float | None]]:
-    """Video -> (seconds that its features cover, fps): ((T - 1) * stride + num_frames) / fps.
+                      ) -> dict[str, VideoTiming]:
+    """Video -> fps and the seconds that its features cover, ((T - 1) * stride + num_frames) / fps.
 
     One warning counts the videos without features.
     """
     store = FeatureStore(folder, prefix, extension)
-    found: dict[str, tuple[float, float | None]] = {}
+    found: dict[str, VideoTiming] = {}
     missing = []
     for vid in ids:
         if store.exists(vid):
-            found[vid] = (round(((store.length(vid) - 1) * stride + num_frames) / fps, 6), fps)
+            found[vid] = VideoTiming(fps, round(((store.length(vid) - 1) * stride + num_frames) / fps, 6))
         else:
             missing.append(vid)
     store.close()

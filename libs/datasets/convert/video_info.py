@@ -8,13 +8,15 @@ The column `video` may also be called video_id, as in older files.
 """
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from libs.core.errors import UserError
-from libs.datasets.convert.rows import MEDIA, positive_number
+from libs.datasets.convert.rows import MEDIA, Row, entries_of, positive_number, video_path, with_ids
 from libs.datasets.features.provenance import VideoTiming, parse_provenance, positive
 from libs.utils.files.csv_files import numbered_rows, read_csv
 from libs.utils.files.io import read_json
@@ -29,12 +31,19 @@ def read_video_info(path: str | os.PathLike) -> dict[str, VideoTiming]:
 
     Raises UserError naming the file, the video or line, and the value.
     """
-    ending = Path(path).suffix.lower()
-    if ending == ".json":
-        return _of_json(str(path), read_json(path, "JSON of fps and durations"))
-    if ending in TABLES:
-        return _of_table(path)
-    raise UserError(f"{path}: unknown kind of file {ending!r}; use .csv or .json")
+    found: dict[str, VideoTiming] = {}
+    known = list(_entries(path))
+    entries_of(_rows(known))  # refuses contradictions
+    for _, video, timing in known:
+        found[video] = found.get(video, VideoTiming()).or_else(timing)
+    return found
+
+
+def read_durations(path: str | os.PathLike, ids: str | None = None) -> dict[str, VideoTiming]:
+    """`read_video_info` for conversion: by video id, as `video_id` gives it for `ids`; UserError where one stands for several."""
+    rows = [dataclasses.replace(row, video=video_path(row.video)) for row in _rows(_entries(path))]
+    entries = entries_of(with_ids(rows, ids, str(path)))
+    return {vid: VideoTiming(entry["fps"], entry["duration"]) for vid, entry in entries.items()}
 
 
 def with_bare_names(videos: dict[str, VideoTiming]) -> dict[str, VideoTiming]:
@@ -43,6 +52,21 @@ def with_bare_names(videos: dict[str, VideoTiming]) -> dict[str, VideoTiming]:
             if (suffix := PurePosixPath(video).suffix) and suffix.lower() in MEDIA}
     counts = Counter(bare.values())
     return {**{name: videos[video] for video, name in bare.items() if counts[name] == 1}, **videos}
+
+
+def _entries(path: str | os.PathLike) -> Iterator[tuple[str, str, VideoTiming]]:
+    """(place, video, its times) of every entry of a file."""
+    ending = Path(path).suffix.lower()
+    if ending == ".json":
+        videos = _of_json(str(path), read_json(path, "JSON of fps and durations"))
+        return ((f"{path}: video {video}", video, timing) for video, timing in videos.items())
+    if ending in TABLES:
+        return _of_table(path)
+    raise UserError(f"{path}: unknown kind of file {ending!r}; use .csv or .json")
+
+
+def _rows(entries: Iterable[tuple[str, str, VideoTiming]]) -> list[Row]:
+    return [Row(where, video, duration_s=timing.duration_s, fps=timing.fps) for where, video, timing in entries]
 
 
 def _of_json(path: str, content: Any) -> dict[str, VideoTiming]:
@@ -56,23 +80,17 @@ def _of_json(path: str, content: Any) -> dict[str, VideoTiming]:
                              positive(f"{path}: video {vid}: duration", entry.get("duration"))) for vid, entry in entries.items()}
 
 
-def _of_table(path: str | os.PathLike) -> dict[str, VideoTiming]:
+def _of_table(path: str | os.PathLike) -> Iterator[tuple[str, str, VideoTiming]]:
     table = read_csv(path, required=("video",), optional=("duration", "fps"), what="CSV of durations and fps", delimiters=",;\t",
                      strip=True, column_name=lambda name: OLD_NAMES.get(name.strip().lower(), name.strip().lower()),
                      remedy=lambda _: LAYOUT)
     if table.empty:
         raise UserError(f"{path}: {LAYOUT}")
-    found: dict[str, VideoTiming] = {}
-    first: dict[str, int] = {}
     for line, row in numbered_rows(table):
-        video, where = row["video"], f"{path}: line {line}: video {row['video']}"
+        video, where = row["video"], f"{path}: line {line}"
         if not video:
-            raise UserError(f"{path}: line {line}: names no video; correct it")
+            raise UserError(f"{where}: names no video; correct it")
         fps, duration = row.get("fps"), row.get("duration")
-        timing = VideoTiming(positive_number(fps, f"{where}: fps") if fps else None,
-                             positive_number(duration, f"{where}: duration", clock=True) if duration else None)
-        if found.setdefault(video, timing) != timing:
-            raise UserError(f"{path}: line {line}: video {video!r} has other values than in line {first[video]}; remove one of "
-                            "the two")
-        first.setdefault(video, line)
-    return found
+        yield where, video, VideoTiming(
+            positive_number(fps, f"{where}: video {video}: fps") if fps else None,
+            positive_number(duration, f"{where}: video {video}: duration", clock=True) if duration else None)

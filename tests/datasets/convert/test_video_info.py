@@ -34,8 +34,8 @@ def test_names_of_media_files_count_without_their_ending_where_that_is_clear():
 
 
 def test_repeated_rows_must_agree(tmp_path):
-    (tmp_path / "c.csv").write_text("video,fps\nx,30\ny,30\nx,30\n")
-    assert read_video_info(tmp_path / "c.csv") == {"x": VideoTiming(30.0), "y": VideoTiming(30.0)}
+    (tmp_path / "c.csv").write_text("video,fps,duration\nx,30,\ny,30,\nx,,9\nx,30,9\n")
+    assert read_video_info(tmp_path / "c.csv") == {"x": VideoTiming(30.0, 9.0), "y": VideoTiming(30.0)}
 
 
 @pytest.mark.parametrize(("name", "text", "told"), [
@@ -43,7 +43,7 @@ def test_repeated_rows_must_agree(tmp_path):
     ("c.csv", "video,fps\nx,1_0\n", ["video x", "fps", "'1_0'"]), ("c.csv", "video,fps\nx,inf\n", ["video x", "fps", "'inf'"]),
     ("c.csv", "video,fps\nx,0:25\n", ["video x", "fps", "'0:25'"]), ("c.csv", "video,duration\nx,-1\n", ["duration", "'-1'"]),
     ("c.csv", "video,fps\n,25\n", ["line 2", "names no video"]),
-    ("c.csv", "video,fps\nx,30\ny,30\nx,25\n", ["line 4", "'x'", "line 2", "remove"]),
+    ("c.csv", "video,fps\nx,30\ny,30\nx,25\n", ["line 4", "fps 25", "'x'", "30", "line 2", "correct"]),
     ("d.csv", "name,fps\nx,30\n", ["'video'", "video,duration,fps"]), ("d.csv", "video,fps\n", ["video,duration,fps"]),
     ("d.csv", "video,fps\nx,30,5\n", ["line 2", "3 cells"]),
     ("e.json", '{"database": {"x": {"fps": 0}}}', ["video x", "fps", "0"]),
