@@ -219,6 +219,8 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "a start slightly negative": (lambda c: c.item("train_0", segment=[-0.1, 2.0]), "negative-start", W, ["[-0.1, 2]"]),
     "an end beyond the duration": (lambda c: c.item("train_0", 3, segment=[8.0, 12.0]), "segment-outside", E,
                                    ["train_0", "annotations[3]", "[8, 12]", "10.2 s"]),
+    "a single end far beyond": (lambda c: c.item("train_0", 3, segment=[8.0, 100.0]), "segment-outside", E,
+                                ["train_0", "annotations[3]", "[8, 100]", "correct the segment or the duration"]),
     "an end just beyond": (lambda c: c.item("train_0", 3, segment=[8.0, 10.4]), "segment-outside", W, ["0.2 s after"]),
     "times in frames": (lambda c: c.segments(["train_1"], lambda t, e: t * e["fps"]), "unit-frames", E,
                         ["train_1", "frames", "divide by the fps"]),

@@ -14,7 +14,7 @@ import numpy as np
 from libs.core.errors import nearest
 from libs.core.names import folded, folded_label, similar_labels, spelled, visible
 from libs.core.problems import Problems
-from libs.core.time_units import REMEDIES, other_units
+from libs.core.time_units import FAR_OUTSIDE, REMEDIES, other_units
 from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
 
 TRAIN_NAMES = ("training", "train")
@@ -89,8 +89,8 @@ def check_subsets(annotations: Annotations, splits: Splits, problems: Problems) 
 def check_times(annotations: Annotations, spans_s: Mapping[str, float], problems: Problems) -> None:
     """Times in another unit, outside the video, of zero length, repeated, or overlapping within a class."""
     path = annotations.path
-    ends = {video.id: float(video.segments.max()) for video in annotations.videos.values() if len(video.segments)}
-    units = other_units(ends, spans_s, {video.id: video.fps for video in annotations.videos.values() if video.fps})
+    units = other_units(_usual_ends(annotations, spans_s), spans_s,
+                        {video.id: video.fps for video in annotations.videos.values() if video.fps})
     for video in annotations.videos.values():
         if len(video.segments) == 0:
             continue
@@ -103,6 +103,16 @@ def check_times(annotations: Annotations, spans_s: Mapping[str, float], problems
         elif video.id in spans_s:
             _check_ends(annotations, video, spans_s[video.id], problems)
         _check_pairs(annotations, video, problems)
+
+
+def _usual_ends(annotations: Annotations, spans_s: Mapping[str, float]) -> dict[str, float]:
+    """Latest end per video, leaving out the few that lie far outside where most do not: mistakes, not another unit."""
+    ends = {video.id: video.segments[:, 1] for video in annotations.videos.values() if len(video.segments)}
+    late = {vid: times > FAR_OUTSIDE * spans_s.get(vid, np.inf) for vid, times in ends.items()}
+    single = sum(map(np.count_nonzero, late.values())) == 1 and sum(map(len, ends.values())) > 2
+    few = [vid for vid, rows in late.items() if single or 2 * np.count_nonzero(rows) < len(rows)]
+    ends |= {vid: ends[vid][~late[vid]] for vid in few}
+    return {vid: float(times.max(initial=0.0)) for vid, times in ends.items()}
 
 
 def _check_ends(annotations: Annotations, video: Video, span_s: float, problems: Problems) -> None:
