@@ -15,7 +15,7 @@ import argparse
 from libs.core.arguments import above_zero, refuse_existing, refuse_source
 from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
-from libs.engine.check.dataset_check import CheckOptions, check_dataset
+from libs.engine.check.dataset_check import CheckOptions, check_dataset, why_no_suggestion
 from libs.engine.check.report import as_dict, as_text
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
@@ -31,7 +31,7 @@ def main() -> int:
     if args.json:
         write_json_atomic(args.json, as_dict(report))
     if args.write and report.suggestion is None:
-        note(f"{args.write}: not written: no training video has segments and usable features to suggest a configuration from")
+        note(f"{args.write}: not written: {why_no_suggestion(report)}")
     elif args.write:
         write_text_atomic(args.write, report.suggestion)
         print(f"suggested configuration written to {args.write}")

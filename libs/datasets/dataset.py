@@ -242,7 +242,9 @@ class TalDataset(VideoDataset):
         data = self._data
         fps = data.default_fps if data.default_fps is not None else video.fps
         if fps is None:
-            raise UserError(f"{path}: video {video.id!r}: fps is missing; add it, or set dataset.default_fps")
+            lacking = sum(v.fps is None for v in self.videos)
+            raise UserError(f"{path}: video {video.id!r}: fps is missing ({lacking} of {len(self.videos)} videos of subset "
+                            f"{', '.join(self.subset)} lack it); set dataset.default_fps, or add it")
         extent = measure(self._reader.path(video.id), self._reader.length(video.id), fps, video.duration_s, data,
                          "raise it, or set dataset.force_upsampling: true")
         if extent.mismatch and not self.preset.trim:

@@ -304,7 +304,7 @@ def test_resampled_features_have_no_stride_to_be_wrong(make, keys):
 
 def test_frame_rates(make):
     database = {"b": annotated("training", 37, (1.0, 2.0, 2), fps=None)}
-    with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing.*dataset\.default_fps"):
+    with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing \(1 of 1 videos.*dataset\.default_fps"):
         make(database=database)
     assert make(database=database, default_fps=20.0).sample(0).grid.fps == 20.0
     assert make(default_fps=20.0).sample(1).grid.fps == 20.0  # also over the annotation's own

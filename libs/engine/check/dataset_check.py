@@ -37,6 +37,7 @@ from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
 SLOWEST_S = 2.0  # seconds between two feature vectors
 DURATION_UNITS = ("unit-frames", "unit-milliseconds")
+NAMED = 3  # videos in a message
 GUESSED = "guessed from durations and files"
 MAX_SHARE_CROPPED = 0.5  # a larger share of training videos longer than max_seq_len gives a warning
 
@@ -190,9 +191,10 @@ def _timed(report: Report) -> list[tuple[Video, FileFacts]]:
 
 def _check_grid(report: Report) -> None:
     grid, problems = report.grid, report.problems
-    if grid is None and report.files and not any(p.kind in DURATION_UNITS for p in problems.found):
-        problems.warning("grid-unknown", report.annotations.path, "", "no video has a duration, an fps and features, so the "
-                         "stride of the features is not known", "name it with --feat-stride and --num-frames, or use --config")
+    if grid is None and report.files and report.fps and not any(p.kind in DURATION_UNITS for p in problems.found):
+        problems.warning("grid-unknown", report.annotations.path, "", "no video with an fps and features has a duration, "
+                         "so the stride of the features is not known", "name it with --feat-stride and --num-frames, or use "
+                         "--config")
     elif grid is not None and report.grid_source == GUESSED and grid.share < 0.9:
         problems.warning("grid-guess", report.features[0], "", f"feat_stride {grid.stride:g} and num_frames {grid.num_frames:g} "
                          f"are guessed and explain {grid.share:.0%} of the files",
@@ -217,16 +219,38 @@ def _covered_s(length: int, fps: float, grid: GridGuess) -> float:
 
 
 def _check_fps(report: Report) -> None:
-    path, problems = report.annotations.path, report.problems
+    path, problems, videos = report.annotations.path, report.problems, report.annotations.videos.values()
     reported = {(p.kind, p.where) for p in problems.found}
-    for video in report.annotations.videos.values():
-        place = f"video {shown(video.id)}"
-        if video.id not in report.fps and ("fps", place) not in reported:
-            problems.error("fps", path, place, "has no fps", "add it, or set dataset.default_fps")
-        elif video.fps and not 1 <= video.fps <= 1000:
-            problems.warning("fps", path, place, f"an fps of {video.fps:g} is unusual", "expected frames per second")
-        if not math.isfinite(video.duration_s) and ("duration", place) not in reported:
-            problems.warning("duration", path, place, "has no duration, so nothing is checked against it", "add it, in seconds")
+    for video in videos:
+        if video.fps and not 1 <= video.fps <= 1000:
+            problems.warning("fps", path, f"video {shown(video.id)}", f"an fps of {video.fps:g} is unusual",
+                             "expected frames per second")
+    without_fps = [v.id for v in videos if v.id not in report.fps and ("fps", f"video {shown(v.id)}") not in reported]
+    without_duration = [v.id for v in videos if not math.isfinite(v.duration_s)
+                        and ("duration", f"video {shown(v.id)}") not in reported]
+    if without_fps:
+        problems.error("fps", path, "", f"{_lacking(without_fps, len(videos))} no fps",
+                       "give one for all with --fps (in training dataset.default_fps), or add each its own")
+    if without_duration:
+        problems.warning("duration", path, "", f"{_lacking(without_duration, len(videos))} no duration, so nothing is checked "
+                         "against it", "add it, in seconds (convert_annotations --durations or --features)")
+
+
+def _lacking(ids: Sequence[str], total: int) -> str:
+    """"video 'a' has" or "7 of 9 videos ('a', 'b', 'c', ...) have"."""
+    if len(ids) == 1:
+        return f"video {shown(ids[0])} has"
+    return f"{len(ids)} of {total} videos ({', '.join(map(shown, ids[:NAMED]))}{', ...' if len(ids) > NAMED else ''}) have"
+
+
+def why_no_suggestion(report: Report) -> str:
+    """Why a report suggests no configuration: what is missing, and the option that mends it."""
+    usable = [v.id for v in report.annotations.of_subset(report.splits.train) if v.id in report.files]
+    if usable and report.annotations.label_ids and not any(vid in report.fps for vid in usable):
+        return "no training video has an fps; give one for all with --fps"
+    if usable and report.annotations.label_ids and report.grid is None:
+        return "the stride of the features is not known; name it with --feat-stride and --num-frames"
+    return "no training video has segments and usable features to suggest a configuration from"
 
 
 def _check_lengths(report: Report, grid: GridGuess) -> None:

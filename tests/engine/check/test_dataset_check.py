@@ -8,7 +8,7 @@ from pathlib import Path
 import check_dataset as script
 import numpy as np
 import pytest
-from dataset_faults import FAULTS, STRIDE, WINDOW, Case
+from dataset_faults import FAULTS, STRIDE, TRAIN, VAL, WINDOW, Case
 from helpers import one_error, run_script
 
 from libs.core.config import load_config
@@ -84,6 +84,27 @@ def test_several_faults_are_all_found(tmp_path):
         FAULTS[name][0](case)
     assert {"fps", "segment", "duplicate-segment", "non-finite", "feature-without-annotation"} == {
         p.kind for p in run(case).problems.found}
+
+
+def test_missing_fps_and_durations_are_one_line_each_with_the_option_that_mends_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = Case(tmp_path)
+    for vid in TRAIN + VAL:
+        case.drop(vid, "fps")
+        case.drop(vid, "duration")
+    case.save()
+    argv = ["check_dataset.py", "my.json", "features", "--write", "configs/my.yaml"]
+    code, out, err = run_script(capsys, script.main, *argv)
+    found = [line for line in out.splitlines() if line.startswith(("error: ", "warning: "))]
+    assert (code, len(found)) == (2, 2), out
+    assert all(part in found[0] for part in ("error: fps: my.json", "14 of 14", "'train_0'", "no fps", "--fps", "default_fps"))
+    assert all(part in found[1] for part in ("warning: duration: my.json", "14 of 14", "no duration", "--durations"))
+    assert err.splitlines()[-1] == "configs/my.yaml: not written: no training video has an fps; give one for all with --fps"
+    code, out, err = run_script(capsys, script.main, *argv, "--fps", "20")
+    assert (code, "error: fps" in out, "warning: grid-unknown" in out) == (0, False, True)
+    assert "not written: the stride of the features is not known; name it with --feat-stride" in err
+    code, out, _ = run_script(capsys, script.main, *argv, "--fps", "20", "--feat-stride", "4", "--num-frames", "8")
+    assert (code, load_config("configs/my.yaml", check=False).dataset.default_fps) == (0, 20)
 
 
 def test_the_documentation_lists_every_kind_and_no_other():
