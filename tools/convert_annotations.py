@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turn annotations of other tools into the JSON that this program reads.
 
-    python tools/convert_annotations.py labels.csv -o data/my/annotations.json --val-share 0.2
+    python tools/convert_annotations.py labels.csv -o data/my/annotations.json --val-share 0.2 --group person
     python tools/convert_annotations.py elan/*.eaf -o data/my/annotations.json --tier actions
     python tools/convert_annotations.py project-1.json -o data/my/annotations.json --fps 25          (Label Studio)
     python tools/convert_annotations.py export/labels.json -o data/my/annotations.json --fps 30      (FiftyOne)

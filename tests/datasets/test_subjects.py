@@ -17,12 +17,15 @@ SUSPICIOUS = {  # every third of a person's videos validates
     "a word, with folders": [f"subj{p}/rec{i}" for p in range(5) for i in range(3)],
     "a word in the middle": [f"exp{3 * p + i:02d}_user{p:02d}" for p in range(5) for i in range(3)],
     "other endings": [f"S{p}_{'Tea' * (i + 1)}_C{i}" for p in range(5) for i in range(3)],
+    "letter and number in a folder": [f"films/s{p}/rec{i}" for p in range(5) for i in range(3)],
+    "folders": [f"films/{name}/{('tea', 'run2', 'x')[i]}" for name in PEOPLE for i in range(3)],
     "names": [f"{name}_{i}" for name in PEOPLE for i in range(3)],
     "numbers": [f"rgb-{p:02d}-{i}" for p in range(5) for i in range(3)],
 }
 SOUND = {
     "numbered videos": [f"video_{i:04d}" for i in range(30)],
     "classes": [f"{name}_{i}" for name in ("jump", "throw", "vault") for i in range(9)],
+    "folders of classes": [f"films/{name}/{i}" for name in ("jump", "throw", "vault") for i in range(9)],
     "subsets": [f"video_{('training', 'validation', 'test')[i % 3]}_{i}" for i in range(30)],
     "episodes": [f"show_S0{s}E{i:02d}" for s in (1, 2) for i in range(9)],
     "hashes": ["v_2a-Xd9", "v_2b_77q", "v_3a-Xb1", "v_3c_55z", "v_4k-Pd2", "v_4a_11k"],

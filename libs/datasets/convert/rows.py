@@ -192,7 +192,8 @@ def with_ids(rows: Sequence[Row], ids: str | None, source: str) -> list[Row]:
     clashes = [vid for vid, found in paths.items()
                if folders[vid] or len({path.suffix.lower() for path in found} & set(MEDIA)) > 1]
     if clashes and ids != "stem":
-        listed = ", ".join(f"{vid!r} ({', '.join(sorted(map(str, paths[vid])))})" for vid in clashes[:3])
+        files = {vid: sorted(map(str, paths[vid])) for vid in clashes[:3]}
+        listed = ", ".join(f"{vid!r} ({', '.join(of[:3])}{', ...' if len(of) > 3 else ''})" for vid, of in files.items())
         advice = "add --ids path to keep the folders in the ids" if folders[clashes[0]] else "rename one of the files"
         raise UserError(f"{source}: {len(clashes)} video ids would stand for several files: {listed}"
                         f"{', ...' if len(clashes) > 3 else ''}; {advice}, or add --ids stem if they are one video each")

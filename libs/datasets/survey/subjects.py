@@ -9,7 +9,7 @@ from libs.datasets.annotations import Annotations
 from libs.datasets.survey.checks import TRAIN_NAMES, VAL_NAMES, Splits
 
 WORDS = "subject|subj|sub|person|participant|patient|user|actor|player"
-MARKED = re.compile(rf"^[ps]\d+(?![a-z\d])|(?<![a-z])(?:{WORDS})[ _-]?\d+", re.IGNORECASE)
+MARKED = re.compile(rf"(?<![^/])[ps]\d+(?![a-z\d])|(?<![a-z])(?:{WORDS})[ _-]?\d+", re.IGNORECASE)
 LEAST_GROUPS = 3  # to tell names from a word that happens to vary
 
 
@@ -31,21 +31,23 @@ def check_subjects(annotations: Annotations, splits: Splits, problems: Problems)
 def _subjects(ids: Sequence[str], labels: Collection[str]) -> dict[str, str]:
     """Video id -> the person or place that it seems to name; {} where the ids do not look like that.
 
-    Either most ids have a word such as subject12 or P03_, or all ids are built alike and their first part that differs (anna of
-    anna_01) is shared by two videos and more on average, and neither a class nor a subset.
+    Either most ids have a word such as subject12 or P03_, or all are in folders, or all are built alike and have a first part
+    that differs (anna of anna_01); folders and parts have two videos and more on average, and are neither classes nor subsets.
     """
     marked = {vid: match[0].casefold() for vid in ids if (match := MARKED.search(vid))}
     if 2 * len(marked) > len(ids):
         return marked
-    parts = {vid: re.findall(r"[^\W\d_]+|\d+", vid) for vid in ids}
-    shapes = {re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "1", vid)) for vid in ids}
+    in_folders = all("/" in vid for vid in ids)
+    parts = {vid: [vid.rpartition("/")[0]] if in_folders else re.findall(r"[^\W\d_]+|\d+", vid) for vid in ids}
+    shapes = {"" if in_folders else re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "1", vid)) for vid in ids}
     columns = list(zip(*parts.values(), strict=True)) if len(shapes) == 1 else []
     first = next((i for i, column in enumerate(columns) if len(set(column)) > 1), None)
     if first is None:
         return {}
     names = {name.casefold() for name in columns[first]}
     classes = "\n".join(labels).casefold()
-    other = [name for name in names if name in (*TRAIN_NAMES, *VAL_NAMES) or (name.isalpha() and name in classes)]
+    last = [name.rpartition("/")[2] for name in names]
+    other = [name for name in last if name in (*TRAIN_NAMES, *VAL_NAMES) or (name.isalpha() and name in classes)]
     if not LEAST_GROUPS <= len(names) <= len(ids) / 2 or 2 * len(other) > len(names):
         return {}
     return {vid: found[first].casefold() for vid, found in parts.items()}
