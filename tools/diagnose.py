@@ -18,7 +18,7 @@ from typing import Any
 from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_folder
-from libs.datasets.ground_truth import TIES, AnnotatedSplit, check_fit, read_with_ground_truth, settle_ties, warn_about_videos
+from libs.datasets.ground_truth import TIES, AnnotatedSplit, check_fit, check_videos, read_with_ground_truth, settle_ties
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
 from libs.utils.diagnosis.figures import write_figures
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.unique_rank_scores:
             detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
         check_fit(detections, annotated, path, args.allow_unknown)
-        warn_about_videos(detections, annotated)
+        check_videos(detections, annotated, path)
         subjects.append(Subject(name, diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())))
     content = _content(args, files, subjects, annotated)
     drawn = timeline(subjects, annotated.videos, annotated.durations_s, args.most_drawn)

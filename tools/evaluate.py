@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from libs.core.arguments import refuse_source
 from libs.core.errors import run_main
-from libs.datasets.ground_truth import TIES, check_time_unit, read_with_ground_truth, settle_ties, warn_about_videos
+from libs.datasets.ground_truth import TIES, check_time_unit, check_videos, read_with_ground_truth, settle_ties
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
 from libs.utils.files.io import write_json_atomic
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     refuse_source(args.json, args.predictions, args.annotations, args.labels_from, args.class_scores)
     (detections,), annotated = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
                                                        args.class_scores, args.class_agnostic, args.merge_labels)
+    check_videos(detections, annotated, args.predictions)
     check_time_unit(detections, annotated, args.predictions)
-    warn_about_videos(detections, annotated)
     detections = settle_ties(detections, args.predictions, args.ties)
     if args.unique_rank_scores:
         detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))

@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from libs.core.names import folded
+
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request with all state saved; run the same command to continue
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -36,10 +38,11 @@ class Terminated(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' for the known name closest to `name`, or '' when none is close."""
+    """' (did you mean ...?)' for the known name closest to `name`, or '' when none is close; case and spaces count little."""
     if len(str(name)) > 200:  # the comparison is quadratic in the length
         return ""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    names = [str(k) for k in known]
+    match = [k for k in names if folded(k) == folded(str(name))] or difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from libs.core.errors import UserError, nearest
 from libs.core.files import is_folder
+from libs.core.names import folded, visible
+from libs.core.time_units import REMEDIES, other_units
 from libs.datasets.annotations import Annotations, load_annotations
 from libs.utils.evaluation.metrics import by_segment, tied_share
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
 
+REMEDY = "; name the annotations that belong to these predictions"
 TIES = ("file", "segment")
 TIED_SHARE, MANY = 0.01, 100  # a larger share of so many scores or more is worth a warning
 
@@ -31,7 +35,7 @@ class AnnotatedSplit:
     """One split: its segments, the videos it has, class name -> id.
 
     ambiguous: segments on which the THUMOS14 protocol ignores detections, or None; durations_s: per video, inf where unknown;
-    fps: per video, where known; elsewhere: videos of the file's other splits.
+    fps: per video, where known; elsewhere: videos of the file's other splits -> their split.
     """
 
     source: str
@@ -42,7 +46,7 @@ class AnnotatedSplit:
     label_ids: Mapping[str, int]
     durations_s: Mapping[str, float] = field(default_factory=dict)
     fps: Mapping[str, float] = field(default_factory=dict)
-    elsewhere: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def label_names(self) -> dict[int, str]:
         """Class id -> name."""
@@ -85,17 +89,58 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
     ids = frozenset(video.id for video in videos)
     return found, AnnotatedSplit(
         str(annotations), split, ground_truth, None, ids, label_ids, durations_s={v.id: v.duration_s for v in videos},
-        fps={v.id: v.fps for v in videos if v.fps is not None}, elsewhere=frozenset(document.videos) - ids)
+        fps={v.id: v.fps for v in videos if v.fps is not None},
+        elsewhere={v.id: v.subset for v in document.videos.values() if v.id not in ids})
 
 
-def warn_about_videos(detections: Detections, annotated: AnnotatedSplit) -> None:
-    """One warning that counts the predictions of videos that the split does not have: they are false positives."""
+def check_videos(detections: Detections, annotated: AnnotatedSplit, source: str) -> None:
+    """One warning that counts the videos with segments but no prediction, and the predictions of videos that the split does not
+    have, which are false positives.  UserError if it has none of the predicted videos.
+    """
     predicted, counts = np.unique(detections.video_id, return_counts=True)
-    strange = np.array([video not in annotated.videos for video in predicted.tolist()], bool)
-    if strange.any():
-        some = ", ".join(predicted[strange][:5].tolist()) + (", ..." if strange.sum() > 5 else "")
-        warnings.warn(f"{counts[strange].sum()} predictions of {strange.sum()} videos that split {annotated.split} does not have "
-                      f"count as false positives ({some})", stacklevel=2)
+    if not len(predicted):
+        return  # the evaluation says so
+    strange = [video for video in predicted.tolist() if video not in annotated.videos]
+    if len(strange) == len(predicted):
+        raise UserError(f"{source}: none of its {len(strange)} videos is in split {annotated.split} of {annotated.source}, which "
+                        f"has {len(annotated.videos)} ({_some(strange)})"
+                        f"{_likely_cause(strange, annotated.videos, annotated.elsewhere)}{REMEDY}")
+    found = []
+    annotated_videos = np.unique(annotated.ground_truth.video_id)
+    if len(missing := np.setdiff1d(annotated_videos, predicted)):
+        segments = np.isin(annotated.ground_truth.video_id, missing).sum()
+        found.append(f"no prediction for {len(missing)} of {len(annotated_videos)} videos with segments of split "
+                     f"{annotated.split}, whose {segments} segments count as missed ({_some(missing.tolist())})")
+    if strange:
+        rows = counts[np.isin(predicted, strange)].sum()
+        found.append(f"{rows} predictions of {len(strange)} videos that split {annotated.split} does not have count as false "
+                     f"positives ({_some(strange)}){_likely_cause(strange, annotated.videos, annotated.elsewhere)}")
+    if found:
+        warnings.warn(f"{source}: {'; '.join(found)}", stacklevel=2)
+
+
+def _likely_cause(strange: Sequence[str], videos: Collection[str], elsewhere: Mapping[str, str]) -> str:
+    """Why a split may lack these videos, with the remedy, for the end of a message, or ''; arguments as of `AnnotatedSplit`."""
+    splits = Counter(elsewhere[video] for video in strange if video in elsewhere)
+    if splits:
+        split, count = splits.most_common(1)[0]
+        return f"; {count} of them are of split {split}: choose it with --split {split}, or leave them out"
+    plain = {_plain(video): video for video in (*elsewhere, *videos)}
+    similar = [(video, plain[_plain(video)]) for video in strange if _plain(video) in plain]
+    if similar:
+        pairs = ", ".join(f"{visible(ours)} is {visible(theirs)} there" for ours, theirs in similar[:3])
+        return f"; {len(similar)} of them differ in case, spaces, folder or ending only ({pairs}): write the ids as there"
+    likely = nearest(strange[0], (*videos, *elsewhere))
+    return f"; {strange[0]!r}{likely}" if likely else ""
+
+
+def _plain(video: str) -> str:
+    """A video id without folder, ending (.mp4), and differences of case and spaces."""
+    return re.sub(r"\.\w{2,4}$", "", folded(re.split(r"[/\\]", video)[-1]))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def settle_ties(detections: Detections, source: str, ties: str) -> Detections:
@@ -114,12 +159,12 @@ def settle_ties(detections: Detections, source: str, ties: str) -> Detections:
 def check_fit(detections: Detections, annotated: AnnotatedSplit, source: str, allow_unknown: bool = False) -> None:
     """UserError for another time unit, a score outside [0, 1], or a video that the annotations do not have in any split unless
     `allow_unknown`."""
-    known = annotated.videos | annotated.elsewhere
-    strange = [video for video in dict.fromkeys(detections.video_id.tolist()) if video not in known]
+    predicted = dict.fromkeys(detections.video_id.tolist())
+    strange = [video for video in predicted if video not in annotated.videos and video not in annotated.elsewhere]
     if strange and not allow_unknown:
-        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise UserError(f"{source}: video {strange[0]!r}{nearest(strange[0], known)}{more}: unknown to {annotated.source}; name "
-                        "the annotations that belong to these predictions, or let --allow-unknown count them as false positives")
+        raise UserError(f"{source}: {len(strange)} of its {len(predicted)} videos are unknown to {annotated.source} "
+                        f"({_some(strange)}){_likely_cause(strange, annotated.videos, annotated.elsewhere)}{REMEDY}, or let "
+                        "--allow-unknown count them as false positives")
     check_time_unit(detections, annotated, source)
     outside = np.flatnonzero((detections.score < 0) | (detections.score > 1))
     if outside.size:
@@ -146,12 +191,14 @@ def check_time_unit(detections: Detections, annotated: AnnotatedSplit, source: s
     if late.mean() > 0.5:
         i = int(np.flatnonzero(late)[0])
         video = str(detections.video_id[i])
-        unit = "milliseconds"
-        if video in annotated.fps and np.mean(detections.t_start / annotated.fps[video] > limit) < 0.1:
-            unit = f"frames (at {annotated.fps[video]:g} per second they would fit)"
+        ends = {v: float(detections.t_end[detections.video_id == v].max()) for v in np.unique(detections.video_id).tolist()}
+        units = list(other_units(ends, length, annotated.fps).values())
+        unit = max(units, key=units.count) if units else ""
+        likely = f"these look like {unit}: {REMEDIES[unit]}" if unit else "convert them"
+        likely += f" ({annotated.fps[video]:g})" if unit == "frames" and video in annotated.fps else ""
         raise UserError(f"{source}: video {video}: the segment [{detections.t_start[i]:g}, {detections.t_end[i]:g}] starts after "
                         f"the video's end at {limit[i]:g} s, as do {late.sum()} of {len(late)} segments; times must be seconds, "
-                        f"these look like {unit}: convert them")
+                        f"{likely}")
     middle = np.median(annotated.ground_truth.t_end) if len(annotated.ground_truth) else 0.0
     if detections.t_end.max() <= 1 and middle > 2:
         raise UserError(f"{source}: all {len(late)} segments end within the first second, but half of those to find end after "
@@ -171,9 +218,13 @@ def _split_of(document: Annotations, detections: Detections, source: str, split:
         return split.lower()
     if len(subsets) == 1:
         return next(iter(subsets))
-    predicted = Counter(document.videos[video].subset for video in set(detections.video_id.tolist()) if video in document.videos)
+    videos = list(dict.fromkeys(detections.video_id.tolist()))
+    predicted = Counter(document.videos[video].subset for video in videos if video in document.videos)
+    if videos and not predicted:
+        raise UserError(f"{source}: none of its {len(videos)} videos is among the {len(document.videos)} of {document.path} "
+                        f"({', '.join(sorted(subsets))}), e.g. {videos[0]!r}{_likely_cause(videos, document.videos, {})}{REMEDY}")
     if len(predicted) != 1:
-        found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "none of its splits"
+        found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "no video"
         raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split")
     return next(iter(predicted))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from libs.core.errors import UserError
-from libs.datasets.ground_truth import check_fit, check_time_unit, read_with_ground_truth, settle_ties
+from libs.datasets.ground_truth import check_fit, check_time_unit, check_videos, read_with_ground_truth, settle_ties
 from libs.utils.evaluation.predictions import Detections
 
 
@@ -58,7 +58,7 @@ def test_the_split_is_that_of_the_predicted_videos(annotations, tmp_path):
     first, second = write(tmp_path / "p.json", [("v", 1, 2, .5)]), write(tmp_path / "q.json", [("w", 1, 2, .5), ("v", 1, 2, .5)])
     found, truth = read_with_ground_truth([first, second], annotations)
     assert [len(d) for d in found] == [1, 2]
-    assert (truth.split, truth.videos, truth.elsewhere) == ("validation", {"v", "w"}, {"t"})
+    assert (truth.split, truth.videos, truth.elsewhere) == ("validation", {"v", "w"}, {"t": "training"})
     assert (truth.durations_s["v"], truth.durations_s["w"], truth.fps) == (100.0, np.inf, {"v": 25})
     assert truth.label_names() == {0: "jump"}
     assert read_with_ground_truth([first], annotations, "TRAINING")[1].videos == {"t"}
@@ -88,14 +88,15 @@ def test_what_fits_passes(truth):
 
 
 @pytest.mark.parametrize(("entries", "message"), [
-    ([*GOOD, ("x_v", 1, 2, .5)], r"p\.json: video 'x_v'.*: unknown to .*a\.json; name the annotations"),
-    ([("nowhere", 1, 2, .5), ("v", 1, 2, .5), ("y", 1, 2, .5)], r"video 'nowhere' and 1 more: unknown to"),
+    ([*GOOD, ("x_v", 1, 2, .5)], r"p\.json: 1 of its 4 videos are unknown to .*a\.json \(x_v\); name the annotations"),
+    ([("nowhere", 1, 2, .5), ("v", 1, 2, .5), ("y", 1, 2, .5)], r"2 of its 3 videos are unknown to .* \(nowhere, y\)"),
     ([*GOOD, ("v", 1, 2, 1.2), ("v", 1, 2, -3.5)],
      r"p\.json: entry 4 \(video v\): score is 1.2 \(2 such\); scores must lie in \[0, 1\]"),
     ([("v", 1, 2, 97.0)], r"score is 97 \(1 such\).*--unique-rank-scores"),
     ([("v", 750, 1000, .5), ("v", 2300, 2400, .4), ("v", 10, 40, .5)],
      r"p\.json: video v: the segment \[750, 1000\] starts after the video's end at 100 s, as do 2 of 3 segments; times must be "
-     r"seconds, these look like frames \(at 25 per second they would fit\): convert them"),
+     r"seconds, these look like frames: divide by the fps \(25\)"),
+    ([("w", 750, 1000, .5)], r"these look like frames: divide by the fps$"),
     ([("v", 30000, 40000, .5)], r"starts after the video's end at 100 s, as do 1 of 1 segments; .* look like milliseconds"),
     ([("w", 30000, 40000, .5)], r"video w: the segment \[30000, 40000\] starts after the video's end at 120 s"),
     ([("v", .3, .4, .5), ("w", .9, 1.0, .5)], r"all 2 segments end within the first second, but half of those to find end after "
@@ -104,6 +105,34 @@ def test_what_fits_passes(truth):
 def test_what_does_not_fit_is_refused(truth, entries, message):
     with pytest.raises(UserError, match=message):
         check_fit(detections(entries), truth, "p.json")
+
+
+@pytest.mark.parametrize(("videos", "message"), [
+    (["v.mp4", "w.mp4"], r"none of its 2 videos .*2 of them differ in case.* or ending only \('v.mp4' is 'v' there, 'w.mp4' is"),
+    (["V"], "1 of them differ in case.*'V' is 'v' there"), (["v "], "differ in case, spaces.*'v ' is 'v' there"),
+    (["videos/v.mp4"], "differ in case.*'videos/v.mp4' is 'v'"),
+    (["t"], r"none of its 1 videos is in split validation .*which has 2 \(t\); 1 of them are of split training: .*--split"),
+    (["q"], r"none of its 1 videos is in split validation .*; name the annotations"),
+], ids=str)
+def test_videos_of_which_the_split_has_none_are_an_error_with_its_cause(truth, videos, message):
+    with pytest.raises(UserError, match=message):
+        check_videos(detections([(video, 1, 2, .5) for video in videos]), truth, "p.json")
+
+
+def test_no_video_of_any_split_is_an_error_with_its_cause(annotations, tmp_path):
+    with pytest.raises(UserError, match=r"none of its 1 videos is among the 3 of .*\(training, validation\).*'V.mp4' is 'v'"):
+        read_with_ground_truth([write(tmp_path / "p.json", [("V.mp4", 1, 2, .5)])], annotations)
+
+
+def test_videos_without_predictions_are_counted_in_one_line(truth, recwarn):
+    check_videos(detections([("v", 1, 2, .5), ("w", 1, 2, .5)]), truth, "p.json")
+    check_videos(Detections.empty(), truth, "p.json")  # the evaluation says so
+    assert not recwarn.list
+    check_videos(detections([("v", 1, 2, .5), ("W", 1, 2, .5)]), truth, "p.json")
+    assert len(recwarn.list) == 1
+    line = str(recwarn.list[0].message)
+    assert line.startswith("p.json: no prediction for 1 of 2 videos with segments of split validation, whose 1 segments count as")
+    assert "1 predictions of 1 videos that split validation does not have count as false positives (W); 1 of them differ" in line
 
 
 def test_unknown_videos_may_be_allowed_but_units_are_checked_all_the_same(truth):

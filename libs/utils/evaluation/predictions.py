@@ -128,7 +128,7 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
 
     label_ids: class name -> id; a label that is a class name is never taken for an id.  Entries with an unknown class name are
     left out with one warning (unknown ids are kept, and ignored by the evaluator).  ignore_labels: set all labels to 0.
-    Raises UserError with the file, the entry, the value and the remedy.
+    Raises UserError with the file, the entry, the value and the remedy, also if no label is known.
     """
     path = Path(path)
     kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
@@ -144,9 +144,12 @@ def read_predictions(path: str | os.PathLike, label_ids: Mapping[str, int] | Non
     if not unknown:
         return found
     known = labels != _UNKNOWN
-    names = ", ".join(repr(name) + nearest(name, label_ids or ()) for name in unknown[:5])
+    names = ", ".join(repr(name) + nearest(name, label_ids or ()) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+    if not known.any():
+        raise UserError(f"{path}: none of its {len(unknown)} labels is one of the {len(label_ids or ())} classes of the "
+                        f"annotations ({names}); write the labels as there, or their ids")
     warnings.warn(f"{path}: {len(found) - known.sum()} of {len(found)} predictions are ignored, since no class has their label "
-                  f"({len(unknown)} unknown: {names}{', ...' if len(unknown) > 5 else ''})", stacklevel=2)
+                  f"({len(unknown)} of {len(set(columns.label))} labels unknown: {names})", stacklevel=2)
     return found.take(known)
 
 

@@ -137,10 +137,18 @@ def test_ids_and_names_that_look_like_something_else_stay_text(tmp_path: Path, k
     assert_same(read_predictions(tmp_path / kind, {name: i for i, name in names.items()}), want)
 
 
+def test_no_known_label_at_all_is_an_error(tmp_path):
+    (tmp_path / "p.csv").write_text("video_id,t_start,t_end,label,score\nv,0,1,cricket bowling,.5\nv,0,1,DIVING,.5\n")
+    with pytest.raises(UserError, match=r"p.csv: none of its 2 labels is one of the 2 classes .*'cricket bowling' \(did you mean "
+                                        r"'Cricket  Bowling'\?\), 'DIVING' \(did you mean 'Diving'\?\)"):
+        read_predictions(tmp_path / "p.csv", {"Cricket  Bowling": 0, "Diving": 1})
+    assert read_predictions(tmp_path / "p.csv", {"Diving": 1}, ignore_labels=True).label.tolist() == [0, 0]
+
+
 def test_unknown_names_are_left_out_with_one_warning(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("score,label,video_id,t_start,t_end\n.9,jumpp,a,0,1\n.8,jump,a,0,1\n.7,12,a,0,1\n"
                                     ".6,jumpp,a,0,1\n.5,swim,a,0,1\n\n.4,-1,a,0,1\n.3,7,a,0,1\n")
-    with pytest.warns(UserWarning, match=r"3 of 7 predictions .*2 unknown: 'jumpp' \(did you mean 'jump'\?\), 'swim'") as caught:
+    with pytest.warns(UserWarning, match=r"3 of 7 predictions .*2 of 6 labels .*'jumpp' \(did .* 'jump'\?\), 'swim'") as caught:
         found = read_predictions(tmp_path / "p.csv", IDS)
     assert len(caught) == 1
     assert found.label.tolist() == [0, 12, -1, 12]  # the class called "7" has the id 12; other numbers are ids
