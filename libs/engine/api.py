@@ -34,13 +34,13 @@ from libs.engine.runs.checkpoint import (
     Checkpoint,
     find_checkpoint,
     load_checkpoint,
-    load_weights,
     own_config,
     own_labels,
 )
+from libs.engine.runs.network import load_network
 from libs.engine.runs.run_folder import note_better
 from libs.engine.runtime.precision import check_precision
-from libs.modeling.model import LocPointTransformer, build_model
+from libs.modeling.model import LocPointTransformer
 from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.evaluation.writers import plan_output, write_output
@@ -217,8 +217,7 @@ def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None
     which = weights or settings.test_cfg.weights
     if which not in WEIGHTS:
         raise UserError(f"weights: {which!r} are not known; use {' or '.join(WEIGHTS)}")
-    model = build_model(settings)
-    load_weights(model, checkpoint, which)
+    model = load_network(settings, checkpoint, which)
     model.requires_grad_(False).eval().to(place)
     names = label_names_for(checkpoint, settings, labels)
     set_here = {text.partition("=")[0].strip() for text in overrides}

@@ -23,11 +23,12 @@ from libs.datasets.padding import padding_of
 from libs.datasets.sample import Sample
 from libs.engine.deploy.cost import time_on
 from libs.engine.inference.predict import Timeline, suppress
-from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint
+from libs.engine.runs.network import load_network
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.modeling.decode import decode_batch
-from libs.modeling.model import LocPointTransformer, build_model
+from libs.modeling.model import LocPointTransformer
 from libs.utils.nms.api import implementation
 from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
@@ -95,8 +96,7 @@ def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress
     device = torch.device(resolve_device(config))
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     checkpoint = load_checkpoint(find_checkpoint(ckpt))
-    model = build_model(config)
-    load_weights(model, checkpoint, config.test_cfg.weights)
+    model = load_network(config, checkpoint, config.test_cfg.weights)
     model.eval().to(device)
     dataset = TalDataset(config, config.val_split, training=False)
     samples = [dataset.sample(i) for i in range(len(dataset))]

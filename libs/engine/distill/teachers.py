@@ -21,11 +21,12 @@ from libs.datasets.batch import Batch
 from libs.datasets.padding import padding_of
 from libs.datasets.presets import get_preset
 from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
-from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
+from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, own_config
+from libs.engine.runs.network import load_network
 from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.blocks.layers import AffineDropPath
 from libs.modeling.distill_losses import TeacherOutputs, TeacherSpec
-from libs.modeling.model import LocPointTransformer, build_model
+from libs.modeling.model import LocPointTransformer
 
 RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run
 
@@ -71,8 +72,7 @@ def _load(student: Config, settings: DistillConfig, entry: TeacherConfig, name: 
         checkpoint = load_checkpoint(find_checkpoint(entry.checkpoint))
         config = _config_of(entry, checkpoint)
         check_teacher(student, config, where)
-        model = build_model(config)
-        load_weights(model, checkpoint, entry.weights)
+        model = load_network(config, checkpoint, entry.weights)
     except UserError as error:
         raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
     model.requires_grad_(False).eval().to(device)

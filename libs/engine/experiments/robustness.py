@@ -27,9 +27,9 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import channel_ranges, moved_channels
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_weights, own_config
+from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, own_config
+from libs.engine.runs.network import load_network
 from libs.engine.runtime.precision import check_precision
-from libs.modeling.model import build_model
 from libs.utils.plotting import Line, Panel, line_chart
 from libs.utils.progress import Clock
 from libs.utils.tables import format_table
@@ -103,8 +103,7 @@ def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subj
         path = find_checkpoint(where)
         checkpoint = load_checkpoint(path)
         own = network_config(config, checkpoint)
-        model = build_model(own)
-        load_weights(model, checkpoint, config.test_cfg.weights)
+        model = load_network(own, checkpoint, config.test_cfg.weights)
         key = (own.dataset, own.model.modalities)
         if key not in datasets:
             datasets[key] = TalDataset(own, own.val_split, training=False)

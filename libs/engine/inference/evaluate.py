@@ -17,13 +17,13 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, changed_settings, load_weights
+from libs.engine.runs.checkpoint import Checkpoint, changed_settings
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
+from libs.engine.runs.network import load_network
 from libs.engine.runtime.determinism import strict_determinism
 from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.world import ALONE, World
-from libs.modeling.model import build_model
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
 from libs.utils.files.io import remove, remove_leftovers, write_json_atomic
@@ -89,8 +89,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     """
     path, which = checkpoint.path, config.test_cfg.weights
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
-    model = build_model(config)
-    load_weights(model, checkpoint, which)
+    model = load_network(config, checkpoint, which)
     warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
     changed = other_settings(checkpoint, config)

@@ -18,6 +18,7 @@ from libs.engine.distill.teachers import Teacher, load_teachers
 from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
 from libs.engine.runs.environment import record_start
 from libs.engine.runs.lock import FolderLock
+from libs.engine.runs.network import new_network
 from libs.engine.runs.run_folder import Run, SilentRun
 from libs.engine.runtime.determinism import seed_everything, seed_generators
 from libs.engine.runtime.machine import keep_freed_memory
@@ -31,7 +32,7 @@ from libs.engine.training.saver import Saver
 from libs.engine.training.trainer import Trainer
 from libs.engine.training.training_state import restore_state
 from libs.modeling.distill_losses import resolve
-from libs.modeling.model import LocPointTransformer, build_model
+from libs.modeling.model import LocPointTransformer
 
 
 def setup(config: Config, folder: Path, device: torch.device, options: FitOptions, world: World, lock: FolderLock,
@@ -58,7 +59,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
                                       device=device, rank=world.rank, ranks=world.size)
 
     # classes without annotations start at a probability of 1e-6 where the preset asks for it (SPEC item 6)
-    model = build_model(config, () if config.train_cfg.head_empty_cls else train_set.empty_classes)
+    model = new_network(config, () if config.train_cfg.head_empty_cls else train_set.empty_classes)
     _copy_weights(model, config, options, teachers)
     if teachers:
         objective: DetectionObjective = DistillationObjective(model, config, settings, teachers, streams, world.all_reduce)

@@ -1,0 +1,47 @@
+"""The network of a configuration, new or with the weights of a checkpoint; its size is checked before memory is taken.
+
+    model = load_network(config, checkpoint, "ema")
+"""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+
+import torch
+
+from libs.core.errors import UserError
+from libs.core.schema import Config
+from libs.datasets.features.cache import available_memory
+from libs.engine.runs.checkpoint import Checkpoint, fitting_weights
+from libs.modeling.model import LocPointTransformer, build_model
+
+SIZES = "dataset.num_classes, dataset.max_seq_len (with model.use_abs_pe) or the widths in model"
+
+
+def load_network(config: Config, checkpoint: Checkpoint, which: str) -> LocPointTransformer:
+    """The network with the `ema` or `raw` weights of a checkpoint; raises as `fitting_weights` and `new_network`."""
+    weights = fitting_weights(_without_memory(config), checkpoint, which)
+    model = new_network(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def new_network(config: Config, empty_classes: Collection[int] = ()) -> LocPointTransformer:
+    """`build_model`; UserError for a network that the memory cannot hold."""
+    shapes = _without_memory(config)
+    needed = sum(t.numel() * t.element_size() for t in itertools.chain(shapes.parameters(), shapes.buffers()))
+    available = available_memory(torch.device("cpu"))
+    if needed > available:
+        raise UserError(f"{config.source}: its network takes {needed / 2**30:.2f} GiB, but {available / 2**30:.2f} GiB of memory "
+                        f"are available; lower {SIZES}")
+    return build_model(config, empty_classes)
+
+
+def _without_memory(config: Config) -> LocPointTransformer:
+    """The network on torch's meta device: shapes only."""
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise UserError(f"{config.source}: its network cannot be built ({str(error).strip().splitlines()[0][:100]}); lower {SIZES}"
+                        ) from error
