@@ -43,5 +43,5 @@ def _without_memory(config: Config) -> LocPointTransformer:
         with torch.device("meta"):
             return build_model(config)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
-        raise UserError(f"{config.source}: its network cannot be built ({str(error).strip().splitlines()[0][:100]}); lower {SIZES}"
-                        ) from error
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{config.source}: its network cannot be built ({reason}); lower {SIZES}") from error

@@ -257,11 +257,12 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_videos(data, tmp_path, mo
     assert (tmp_path / "again" / "metrics.jsonl").read_text() == ""
 
 
-def test_background_videos_and_epochs_without_any_action(data, tmp_path):
-    data.edit(lambda doc: [v.update(annotations=[]) for k, v in doc["database"].items() if v["subset"] == "training"])
+def test_background_videos_and_steps_without_any_action(data, tmp_path):
+    data.edit(lambda doc: [doc["database"][f"t{i}"].update(annotations=[]) for i in range(1, 6)])
     fit(data_config(data, tmp_path, opt={"epochs": 1}), tmp_path / "run", CPU, FitOptions())
     steps = records(tmp_path / "run")
-    assert all(r["reg_loss"] == 0 and 0 < r["final_loss"] < 100 for r in steps)
+    assert sum(r["reg_loss"] == 0 for r in steps) >= len(steps) // 2
+    assert all(0 < r["final_loss"] < 100 for r in steps)
 
 
 def test_empty_classes_of_the_preset_reach_the_head(data, tmp_path):
