@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from libs.core.arguments import some_path
 from libs.core.errors import UserError, run_main
 from libs.core.files import is_folder
 from libs.datasets.synthetic.demo import ensure_demo_of
@@ -40,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-candidates", action="store_true", help="write what there is before NMS, for tools/sweep_nms.py")
     parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
     parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
-    parser.add_argument("--output", type=Path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
+    parser.add_argument("--output", type=some_path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
     parser.add_argument("--deterministic", action="store_true", help="refuse operations without a deterministic kernel")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_intermixed_args()  # options may stand between the two

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 
+from libs.core.arguments import run_name
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.datasets.synthetic.demo import ensure_demo_of
@@ -42,7 +43,7 @@ def minutes(text: str) -> float:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML configuration")
-    parser.add_argument("--output", default="run", metavar="NAME", help="name of the run (default: run)")
+    parser.add_argument("--output", type=run_name, default="run", metavar="NAME", help="name of the run (default: run)")
     parser.add_argument("--resume", metavar="CKPT|auto", help="go on from a checkpoint; auto: from the run's last one, if any")
     parser.add_argument("--init-from", metavar="CKPT", help="start from the weights of a checkpoint (fine-tuning)")
     parser.add_argument("-c", "--ckpt-freq", type=positive, default=5, metavar="FREQ", help="epochs between checkpoints (5)")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import above_zero, refuse_existing, refuse_source
+from libs.core.arguments import above_zero, frame_rate, refuse_existing, refuse_source
 from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
 from libs.engine.check.dataset_check import CheckOptions, check_dataset, why_no_suggestion
@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
                         "constant files)")
     parser.add_argument("--feat-stride", type=above_zero, metavar="N", help="frames between two feature vectors")
     parser.add_argument("--num-frames", type=above_zero, metavar="N", help="frames that a feature vector sees")
-    parser.add_argument("--fps", type=above_zero, metavar="F", help="frames per second of all videos (default: each entry's fps)")
+    parser.add_argument("--fps", type=frame_rate, metavar="F", help="frames per second of all videos (default: each entry's fps)")
     parser.add_argument("--prefix", metavar="TEXT", help="text before the video id in file names (default: from the files)")
     parser.add_argument("--ext", metavar=".EXT", help="text after it, e.g. .npy (default: from the files)")
     return parser.parse_args()

@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from libs.core.arguments import above_zero
+from libs.core.arguments import above_zero, frame_rate, some_path
 from libs.core.errors import UserError, note, run_main
 from libs.datasets.video.extract import ExtractSettings, extract_videos, load_streams
 from libs.datasets.video.flow import METHODS
@@ -41,12 +41,12 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", metavar="VIDEO", nargs="+")
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    parser.add_argument("-o", "--output", type=some_path, required=True, metavar="FOLDER")
     parser.add_argument("--rgb-model", metavar="FILE", help="program (B, 3, T, H, W) -> (B, C)")
     parser.add_argument("--flow-model", metavar="FILE", help="program (B, 2, T, H, W) -> (B, C)")
     parser.add_argument("--num-frames", type=count, required=True, metavar="T", help="frames of a clip")
     parser.add_argument("--stride", type=count, required=True, metavar="N", help="frames between two clips")
-    parser.add_argument("--fps", type=above_zero, metavar="F", help="take frames at this rate (default: each file's own)")
+    parser.add_argument("--fps", type=frame_rate, metavar="F", help="take frames at this rate (default: each file's own)")
     parser.add_argument("--resize", type=whole, default=256, metavar="S", help="pixels of the shorter side; 0: as stored (256)")
     parser.add_argument("--size", type=count, nargs=2, metavar=("H", "W"), help="exact frame size, in place of --resize")
     parser.add_argument("--crop", type=whole, default=224, metavar="S", help="side of the centre crop; 0: none (224)")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from libs.core.arguments import some_path
 from libs.core.errors import UserError, run_main
 from libs.core.files import exists
 from libs.datasets.annotations import Video, load_annotations
@@ -32,7 +33,7 @@ from libs.utils.progress import bar
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", default="data/thumos/" + ANNOTATIONS, help="default: data/thumos/" + ANNOTATIONS)
-    parser.add_argument("--out", required=True, help="e.g. data/planted")
+    parser.add_argument("--out", type=some_path, required=True, help="e.g. data/planted")
     parser.add_argument("--rgb-dim", type=int, default=1024)
     parser.add_argument("--flow-dim", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from libs.core.arguments import some_path
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.datasets.synthetic.planted import Difficulty
@@ -21,7 +22,7 @@ from libs.datasets.synthetic.planted_config import plant
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML configuration")
-    parser.add_argument("--out", required=True, help="e.g. data/planted_anet")
+    parser.add_argument("--out", type=some_path, required=True, help="e.g. data/planted_anet")
     parser.add_argument("--train", type=int, default=16, help="training videos (16)")
     parser.add_argument("--val", type=int, default=8, help="validation videos (8)")
     parser.add_argument("--annotations", metavar="JSON", help="take the videos from this file (default: generated ones)")

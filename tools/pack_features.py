@@ -9,8 +9,8 @@ After an interruption, the same command resumes where it stopped; repeated, it p
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from libs.core.arguments import some_path
 from libs.core.config import load_config
 from libs.core.errors import UserError, note, run_main
 from libs.datasets.features.packing import DTYPES, describe, pack_stream, stored_streams, verify, videos_of
@@ -19,7 +19,7 @@ from libs.datasets.features.packing import DTYPES, describe, pack_stream, stored
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder of the packed files")
+    parser.add_argument("--out", required=True, type=some_path, metavar="FOLDER", help="folder of the packed files")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="subsets to pack (default: all that CONFIG reads)")
     parser.add_argument("--streams", nargs="+", metavar="NAME", help="of features, features_0, ... and modalities with "
                         "folders of their own (default: all)")

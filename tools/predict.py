@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from libs.core.arguments import refuse_source
+from libs.core.arguments import frame_rate, refuse_source
 from libs.core.errors import UserError, note, run_main
 from libs.engine.api import load_model
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint file, or a run's folder (its last epoch)")
     parser.add_argument("features", nargs="+", metavar="FEATURES", help="feature files (T, C), folders of them, or .h5 files")
-    parser.add_argument("--fps", type=float, help="frames per second of the videos (those of provenance.json beside the "
+    parser.add_argument("--fps", type=frame_rate, help="frames per second of the videos (those of provenance.json beside the "
                         "features, else dataset.default_fps)")
     parser.add_argument("--duration", type=float, metavar="S", help="seconds that the video lasts (end of the last feature)")
     parser.add_argument("--info", type=Path, metavar="FILE", help="per video: CSV video,duration,fps, an annotation JSON, or a "

@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from libs.core.arguments import refuse_existing
+from libs.core.arguments import refuse_existing, some_path
 from libs.core.errors import UserError, run_main
 from libs.datasets.prepare.ego4d import ANNOTATIONS, convert_ego4d, cut_features
 
@@ -20,7 +20,7 @@ from libs.datasets.prepare.ego4d import ANNOTATIONS, convert_ego4d, cut_features
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="+", metavar="JSON", help="moments_train.json, moments_val.json (and the test file)")
-    parser.add_argument("--out", default="data/ego4d", help="folder to write to (default: data/ego4d)")
+    parser.add_argument("--out", type=some_path, default="data/ego4d", help="folder to write to (default: data/ego4d)")
     parser.add_argument("--features", nargs="+", default=[], metavar="NAME=FOLDER", help="features of videos to cut into clips")
     parser.add_argument("--ext", default=".pt", help="extension of these features (default: .pt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the annotation file if it exists")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import refuse_existing
+from libs.core.arguments import refuse_existing, some_path
 from libs.core.errors import run_main
 from libs.datasets.prepare.epic import annotation_file, convert_epic
 
@@ -17,7 +17,7 @@ from libs.datasets.prepare.epic import annotation_file, convert_epic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="FOLDER", help="the official annotation tables")
-    parser.add_argument("out", metavar="OUT", help="folder to write to, e.g. data/epic_kitchens/annotations")
+    parser.add_argument("out", type=some_path, metavar="OUT", help="folder to write to, e.g. data/epic_kitchens/annotations")
     parser.add_argument("--overwrite", action="store_true", help="replace the files if they exist")
     args = parser.parse_args()
     documents = convert_epic(args.source)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from libs.core.arguments import some_path
 from libs.core.errors import run_main
 from libs.datasets.prepare.hapt import DEFAULT_VAL_USERS, prepare_hapt
 
@@ -16,7 +17,7 @@ from libs.datasets.prepare.hapt import DEFAULT_VAL_USERS, prepare_hapt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="ZIP_OR_FOLDER", help="the HAPT download, packed or unpacked")
-    parser.add_argument("out", metavar="OUT", help="where to write, e.g. data/hapt")
+    parser.add_argument("out", type=some_path, metavar="OUT", help="where to write, e.g. data/hapt")
     parser.add_argument("--val-users", type=int, nargs="*", default=DEFAULT_VAL_USERS, metavar="USER",
                         help="users of the validation subset, all others train; none: everything trains "
                              f"(default: {' '.join(map(str, DEFAULT_VAL_USERS))})")

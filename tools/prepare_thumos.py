@@ -11,6 +11,7 @@ import argparse
 import functools
 from pathlib import Path
 
+from libs.core.arguments import some_path
 from libs.core.errors import UserError, run_main
 from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, check_features, check_md5, unpack_thumos
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", metavar="ARCHIVE", help="the downloaded zip or tar.gz")
     parser.add_argument("--allow-other", action="store_true", help="go on when the md5 is not the published one")
-    parser.add_argument("--out", default="data/thumos", help="where to write (default: data/thumos)")
+    parser.add_argument("--out", type=some_path, default="data/thumos", help="where to write (default: data/thumos)")
     args = parser.parse_args()
     check_md5(args.archive, args.allow_other, say)
     unpack_thumos(args.archive, args.out, say)

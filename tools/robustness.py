@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import torch
 
+from libs.core.arguments import some_path
 from libs.core.config import load_config
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError, run_main
@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--modalities", nargs="+", default=None, metavar="NAME",
                         help="corrupt only these of dataset.modalities (all that a model reads)")
     parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
-    parser.add_argument("-o", "--output", type=Path, default=None, metavar="FOLDER", help="where to write")
+    parser.add_argument("-o", "--output", type=some_path, default=None, metavar="FOLDER", help="where to write")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override keys of CONFIG")
     return parser.parse_args()
 

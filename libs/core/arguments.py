@@ -4,9 +4,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
 
 from libs.core.errors import UserError
 from libs.core.files import exists
+from libs.core.schema import FPS_LIMITS
 
 
 def above_zero(text: str) -> float:
@@ -15,6 +17,29 @@ def above_zero(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def frame_rate(text: str) -> float:
+    """Frames per second within FPS_LIMITS (an argparse type)."""
+    value, (low, high) = float(text), FPS_LIMITS
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text} frames per second: expected a number from {low:g} to {high:g}")
+    return value
+
+
+def run_name(text: str) -> str:
+    """A part of the name of a folder (an argparse type); UserError for nothing and for a path."""
+    if not text.strip() or "/" in text or os.sep in text or "\0" in text:
+        raise UserError(f"--output {text!r}: is a part of the name of a folder, <output_folder>/<configuration>_NAME; give a "
+                        "name without /, and set output_folder to write elsewhere")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """A path, but not '', which would be the present folder (an argparse type)."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a folder, or . for the present one")
+    return Path(text)
 
 
 def share(text: str) -> float:

@@ -27,6 +27,9 @@ def key(default: Any, doc: str, low: float | None = None, high: float | None = N
     return dataclasses.field(default=default, metadata=meta)
 
 
+FPS_LIMITS = (1e-3, 1e6)  # frames per second
+
+
 @dataclass(frozen=True)
 class FolderModality:
     """A stream of features in files of its own; listed in dataset.modalities."""
@@ -49,7 +52,7 @@ class DatasetConfig:
     file_ext: str | None = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
     feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
     num_frames: float = key(32.0, "frames that one feature vector sees", above=0)
-    default_fps: float | None = key(None, "frames per second of every video; null: the annotation's own fps", above=0)
+    default_fps: float | None = key(None, "frames per second of every video; null: the annotation's own fps", low=FPS_LIMITS[0], high=FPS_LIMITS[1])
     input_dim: Ints = key(2304, "channels of the feature files (a list: one model input per entry)", above=0, high=1_000_000)
     num_classes: int = key(97, "number of action classes", above=0)
     downsample_rate: int = key(1, "keep every n-th feature vector", low=1)

@@ -31,6 +31,7 @@ from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import random_crop, trim_to_features
+from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import GroundTruth
 
 UNKNOWN_DURATION_S = 1e8
@@ -296,8 +297,10 @@ def is_single_class(config: Config) -> bool:
 
 
 def ground_truth_of(videos: Sequence[Video], config: Config) -> GroundTruth:
-    """`TalDataset.ground_truth` of these videos."""
+    """`TalDataset.ground_truth` of these videos; UserError if they have no segment."""
     ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), config.dataset.json_file)
+    subsets = ", ".join(sorted({v.subset for v in videos}))
+    refuse_empty(ground_truth, f"{config.dataset.json_file}: subset {subsets}")
     if is_single_class(config) and not config.test_cfg.ext_score_file:
         return dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
     return ground_truth

@@ -202,8 +202,8 @@ class FeatureVideos(VideoDataset):
                                        num_frames=known.num_frames or data.num_frames)
         fps, duration = data.default_fps if known.fps is None else known.fps, known.duration_s
         assert fps is not None  # `_refuse_unknown_fps`
-        positive(f"{video.path}: fps", fps)
-        positive(f"{video.path}: duration", duration)
+        positive(f"{video.path}: fps", fps, "fps")
+        positive(f"{video.path}: duration", duration, "duration")
         if isinstance(video, FeatureArray):
             file_length = self._check_array(video)
         else:

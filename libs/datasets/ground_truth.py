@@ -20,7 +20,7 @@ from libs.core.files import is_folder
 from libs.core.names import folded, visible
 from libs.core.time_units import REMEDIES, other_units
 from libs.datasets.annotations import Annotations, load_annotations
-from libs.utils.evaluation.metrics import by_segment, tied_share
+from libs.utils.evaluation.metrics import by_segment, refuse_empty, tied_share
 from libs.utils.evaluation.predictions import Detections, GroundTruth, read_predictions
 from libs.utils.evaluation.score_fusion import fuse_external_scores, load_external_scores
 from libs.utils.evaluation.thumos_protocol import load_thumos14_folder
@@ -82,6 +82,7 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
     split = _split_of(document, found[0], str(predictions[0]), split)
     videos = document.of_subset((split,))
     ground_truth = GroundTruth.from_videos(((v.id, v.segments, v.labels) for v in videos), str(annotations))
+    refuse_empty(ground_truth, f"{annotations}: subset {split}")
     if class_agnostic:
         ground_truth = dataclasses.replace(ground_truth, label=np.zeros_like(ground_truth.label))
     label_ids = {name: number for name, number in document.label_ids.items() if number not in document.merged}

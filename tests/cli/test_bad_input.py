@@ -1,6 +1,7 @@
 """Every kind of bad input: exit code 2, one `error:` line that names file and key, nothing half-written."""
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -78,6 +79,12 @@ def outside(case):
     case.segment([1.0, 99.0])
 
 
+def nothing_to_score(case):
+    for vid in ("v0", "v1", "v2"):
+        case.video(vid, annotations=[])
+    case.argv += ["--eval-freq", "1"]
+
+
 def option(*argv):
     return lambda case: case.argv.extend(argv)
 
@@ -106,6 +113,10 @@ TRAINING = {
     "no such device": (option("--set", "devices=cuda:77"), ["devices", "cuda:77"]),
     "unknown preset": (option("--set", "dataset_name=thumos14"), ["dataset_name", "thumos14", "thumos"]),
     "bad override": (option("--set", "opt.epochs"), ["--set opt.epochs"]),
+    "no name": (option("--output", ""), ["--output ''", "part of the name of a folder"]),
+    "a path for a name": (option("--output", "../../x"), ["--output '../../x'", "without /", "output_folder"]),
+    "an impossible rate": (option("--set", "dataset.default_fps=1e30"), ["tiny.yaml", "dataset.default_fps", "1e+30"]),
+    "nothing to score": (nothing_to_score, ["annotations.json: subset validation has no segment to find", "another split"]),
     "missing annotations": (lambda case: case.data.annotations.unlink(), ["annotations.json", "no such annotation"]),
     "annotations are a folder": (folder_instead, ["annotations.json", "is a folder"]),
     "annotations are no JSON": (document("{'database': {}}"), ["annotations.json", "not valid JSON", "line 1"]),
@@ -282,3 +293,32 @@ def test_annotations_stay_untouched(tmp_path, capsys):
     assert case.data.annotations.read_text() == text
     assert isinstance(json.loads(text), dict)
     assert isinstance(case.data, Data)
+
+
+def test_evaluating_a_split_without_segments_fails_before_it_writes(trained, tmp_path, capsys):
+    config, checkpoint = trained
+    (tmp_path / "epoch_002.pth.tar").write_bytes(checkpoint)
+    data = write_data(tmp_path / "empty")
+    data.edit(lambda doc: [doc["database"][v].update(annotations=[]) for v in ("v0", "v1", "v2")])
+    argv = [str(config), str(tmp_path), "--set", f"dataset.json_file={data.annotations}"]
+    before = files(tmp_path)
+    error = one_error(*run_script(capsys, eval_script.main, "eval.py", *argv)[::2])
+    assert f"{data.annotations}: subset validation has no segment to find" in error
+    assert "eval.py --saveonly" in error
+    assert files(tmp_path) == before
+    assert run_script(capsys, eval_script.main, "eval.py", *argv, "--saveonly")[0] == 0
+    assert list(tmp_path.glob("eval/*/predictions.json"))
+
+
+def no_space(_handle):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_no_folder_and_no_lock(tmp_path, capsys, monkeypatch):
+    case = Case(tmp_path)
+    case.save()
+    monkeypatch.setattr("os.fsync", no_space)
+    before = sorted(tmp_path.rglob("*"))
+    error = one_error(*run_script(capsys, train.main, "train.py", str(case.config))[::2])
+    assert "config.yaml: cannot be written (No space left on device)" in error
+    assert sorted(tmp_path.rglob("*")) == before

@@ -112,6 +112,8 @@ def test_the_provenance_beside_the_features_gives_fps_stride_and_duration(projec
 @pytest.mark.parametrize(("argv", "told"), [
     (["CLIPS"], ["--fps"]),
     (["GONE", "--fps", "25"], ["GONE", "no such feature file"]),
+    (["CLIPS", "--fps", "25", "--duration", "1e30"], ["duration: 1e+30 is not between 0 and 1e+07"]),
+    (["CLIPS", "--set", "dataset.default_fps=1e30"], ["dataset.default_fps", "1e+30"]),
     (["CLIPS", "--fps", "25", "--threshold", "2"], ["--threshold", "from 0 to 1"]),
     (["CLIPS", "--fps", "25", "--class-thresholds", "TYPO"], ["typo.json", "'clas 1'", "did you mean 'class 1'"]),
     (["CLIPS", "--fps", "25", "-o", "OUT/x.xls"], ["x.xls", "'.xls'", ".json"]),

@@ -37,7 +37,7 @@ COMMANDS = [  # X: the path
     "check_dataset {annotations} {features} --write X", "check_dataset {annotations} {features} --json X",
     "convert_annotations X.csv -o {out}/a.json", "convert_annotations X.eaf -o {out}/a.json",
     "convert_annotations X -o {out}/a.json --format eaf",
-    "convert_annotations {table} -o X.json", "convert_annotations {table} -o {out}/a.json --durations X",
+    "convert_annotations {table} -o X.json", "convert_annotations {table} -o {out}/a.json --durations X.csv",
     "convert_annotations {table} -o {out}/a.json --features X",
     "sweep_nms X", "sweep_nms {candidates} X", "sweep_nms {candidates} X.json", "sweep_nms {candidates} --json X",
     "export X --format torch_export -o {out}/a.pt2", "export {ckpt} --format torch_export -o X.pt2",

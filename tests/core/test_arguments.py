@@ -1,11 +1,13 @@
 """Checks of command-line arguments."""
 from __future__ import annotations
 
+import argparse
 import os
+from pathlib import Path
 
 import pytest
 
-from libs.core.arguments import refuse_source
+from libs.core.arguments import frame_rate, refuse_source, run_name, some_path
 from libs.core.errors import UserError
 
 
@@ -21,3 +23,23 @@ def test_an_output_that_is_read_is_refused_by_any_of_its_names(tmp_path, monkeyp
     refuse_source("b.json", "a.json", "gone.json", None)
     refuse_source("gone.json", "a.json")
     refuse_source(None, "a.json")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "../../x", "a/b", "/", "a\0"])
+def test_a_name_is_neither_empty_nor_a_path(text: str) -> None:
+    with pytest.raises(UserError, match=r"--output .*part of the name of a folder.*set output_folder"):
+        run_name(text)
+    assert run_name("first run.2") == "first run.2"
+
+
+@pytest.mark.parametrize("text", ["1e30", "1e-9", "0", "-25", "nan", "inf"])
+def test_rates_that_cannot_be(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"{text} frames per second: expected a number from 0\.001 to 1e\+06"):
+        frame_rate(text)
+    assert [frame_rate(t) for t in ("0.001", "29.97", "1e6")] == [0.001, 29.97, 1e6]
+
+
+def test_an_empty_path_is_not_the_present_folder() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="name a folder, or"):
+        some_path("")
+    assert some_path("out") == Path("out")

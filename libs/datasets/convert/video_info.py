@@ -76,8 +76,9 @@ def _of_json(path: str, content: Any) -> dict[str, VideoTiming]:
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f'{path}: expected {{"database": {{"<video id>": {{"fps": ..., "duration": ...}}}}}}, or the '
                         "provenance.json of tools/extract_features.py")
-    return {vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps")),
-                             positive(f"{path}: video {vid}: duration", entry.get("duration"))) for vid, entry in entries.items()}
+    return {vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps"), "fps"),
+                             positive(f"{path}: video {vid}: duration", entry.get("duration"), "duration"))
+            for vid, entry in entries.items()}
 
 
 def _of_table(path: str | os.PathLike) -> Iterator[tuple[str, str, VideoTiming]]:

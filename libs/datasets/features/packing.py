@@ -29,6 +29,7 @@ from libs.datasets.annotations import load_annotations
 from libs.datasets.features.formats import READ_ERRORS, hdf5_file
 from libs.datasets.features.store import FeatureStore, Keys
 from libs.datasets.presets import get_preset
+from libs.utils.files.io import made
 
 Say = Callable[[str], None]
 DTYPES: dict[str, np.dtype] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
@@ -113,8 +114,7 @@ def pack_stream(stream: Stream, videos: Mapping[str, Sequence[str]], out: Path, 
         if before and all(_intact(before, name, planned) for name, planned in plan.items()):
             say(f"{path}: nothing has changed")
             return len(plan) + len(others)
-        with _writing(path):
-            out.mkdir(parents=True, exist_ok=True)
+        with _writing(path), made(out):
             _check_space(out, plan, unfinished)
         with _writing(path), _open_unfinished(unfinished) as file:
             for name, planned in plan.items():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from libs.core.errors import UserError
 from libs.core.files import is_file
+from libs.datasets.annotations import LIMITS
 from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json
 
@@ -76,10 +77,10 @@ def parse_provenance(path: str, content: Any) -> Provenance:
     entries = content.get("videos") or {}
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f'{path}: videos: expected {{"<video id>": {{"fps": ..., "duration": ...}}}}; {remedy}')
-    fps = positive(f"{path}: fps", content.get("fps"))
+    fps = positive(f"{path}: fps", content.get("fps"), "fps")
     return Provenance(path, stride, num_frames, fps, {
-        vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps")) or fps,
-                         positive(f"{path}: video {vid}: duration", entry.get("duration")), stride, num_frames)
+        vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps"), "fps") or fps,
+                         positive(f"{path}: video {vid}: duration", entry.get("duration"), "duration"), stride, num_frames)
         for vid, entry in entries.items()})
 
 
@@ -93,14 +94,17 @@ def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str
     return given.or_else(recorded)
 
 
-def positive(where: str, value: Any) -> float | None:
-    """A finite float above 0 from a number or text; None where it is not given."""
+def positive(where: str, value: Any, kind: str = "") -> float | None:
+    """A finite float above 0 from a number or text, within LIMITS[kind]; None where it is not given."""
     if value is None:
         return None
     try:
         number = to_number(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
+    low, high = LIMITS.get(kind, (0.0, math.inf))
     if not (math.isfinite(number) and number > 0):
         raise UserError(f"{where}: {value!r} is not a positive number; correct it")
+    if not low <= number <= high:
+        raise UserError(f"{where}: {value!r} is not between {low:g} and {high:g}; correct it")
     return number

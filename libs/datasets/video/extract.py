@@ -33,6 +33,7 @@ from libs.datasets.video.flow import BOUND, FARNEBACK, flow_library, flow_method
 from libs.utils.files.io import read_json, write_atomic, write_json_atomic
 
 FORMAT = 1
+MOST_REPEATED = 10  # times that --fps may use one frame
 
 
 class NetworkError(UserError):
@@ -135,6 +136,9 @@ def extract_features(path: str, settings: ExtractSettings, streams: Sequence[Str
     over the further dimensions.  Raises UserError for an unusable video, and NetworkError for a network that fails.
     """
     info = probe(path)
+    if settings.fps and settings.fps > MOST_REPEATED * info.fps:
+        raise UserError(f"{path}: has {info.fps:g} frames per second, so --fps {settings.fps:g} would repeat every frame "
+                        f"{settings.fps / info.fps:.3g} times; use at most {MOST_REPEATED * info.fps:g}")
     size = fitted_size(info.width, info.height, settings.resize)
     if settings.crop and settings.crop > min(size):
         raise UserError(f"{path}: frames of {size[0]} x {size[1]} pixels (height x width) are smaller than --crop {settings.crop}"

@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from libs.core.arguments import run_name
 from libs.core.checks import teacher_names
 from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
@@ -214,13 +215,11 @@ class Chain:
 def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
     """Read the stages of a folder; `overrides` ("key=value") apply to each.
 
-    Raises UserError for a folder without stages, a bad configuration, an `output` with a path separator, stages that write to
+    Raises UserError for a folder without stages, a bad configuration, an `output` that is no name, stages that write to
     different folders and stages that wait for each other in a circle.
     """
     folder = Path(folder)
-    if Path(output).name != output:
-        raise UserError(f"--output {output}: is a part of the names of folders, <stage>_{Path(output).name}0 and so on; leave / "
-                        "out, and set output_folder to write elsewhere")
+    run_name(output)
     if not is_folder(folder):
         raise UserError(f"{folder}: no such folder; name one that holds a YAML file per stage, e.g. configs/distill/hapt")
     paths = [p for p in entries(folder) if p.suffix == ".yaml" and not p.name.startswith("_")]

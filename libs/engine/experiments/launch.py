@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeVar
 
 from libs.core.errors import EXIT_STOPPED, Stopped, Terminated, UserError
 from libs.engine.runtime.stop_signals import STARTED_BY
-from libs.utils.files.io import read_json
+from libs.utils.files.io import made, read_json
 from libs.utils.progress import Clock, Progress, no_progress
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -107,7 +107,7 @@ def run_commands(commands: Sequence[Sequence[str]], log: Path, threads: int, lab
                                   "same command again to go on")
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
                 tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-                raise UserError(f"{label} {how}, see {log}; it ends with:\n  {tail}")
+                raise UserError(f"{label} {how}, see {log}; it ends with:\n  {tail or 'nothing: is there space left for it?'}")
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _set(overrides: Sequence[str]) -> list[str]:
 
 def _opened(log: Path) -> TextIO:
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return open(log, "a", encoding="utf-8")
+        with made(log.parent):
+            return open(log, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{log}: cannot be written ({error.strerror}); choose another output_folder or --output") from error

@@ -92,6 +92,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     model = load_network(config, checkpoint, which)
     warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
+    if not save_only:
+        dataset.ground_truth()  # before the work: UserError if there is nothing to score against
     changed = other_settings(checkpoint, config)
     folder = output or evaluation_folder(path, which, changed)
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}"

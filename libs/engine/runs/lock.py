@@ -1,6 +1,7 @@
 """A lock file that lets one process at a time write to a folder."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -8,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from libs.core.errors import UserError, note
-from libs.core.files import is_folder
+from libs.core.files import entries, is_folder
+from libs.utils.files.io import made, remove_empty
 
 fcntl: ModuleType | None
 try:
@@ -30,6 +32,7 @@ class FolderLock:
     def __init__(self, folder: Path):
         self.path = folder / NAME
         self._handle: int | None = None
+        self._made: list[Path] = []  # folders that were missing
 
     def take(self, create: bool = False) -> None:
         """Take the lock unless this process holds it.  A missing folder is created with `create`, otherwise ignored.
@@ -38,9 +41,27 @@ class FolderLock:
         """
         if self._handle is not None or fcntl is None or not (create or is_folder(self.path.parent)):
             return
+        self._handle = self._locked(fcntl)
+        if not os.fstat(self._handle).st_nlink:  # the process that held it has removed it on leaving
+            os.close(self._handle)
+            self._handle = self._locked(fcntl)
+
+    def release(self) -> None:
+        """Release the lock; a folder that was made for it goes too if nothing has been written there."""
+        if self._handle is None:
+            return
+        if self._made and entries(self.path.parent) == [self.path]:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            remove_empty(self._made)
+        os.close(self._handle)
+        self._handle = None
+
+    def _locked(self, fcntl: ModuleType) -> int:
+        """The lock file, open and locked."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with made(self.path.parent) as self._made:
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise UserError(f"{self.path.parent}: cannot be written ({error.strerror or error}); choose another output "
                             "folder") from error
@@ -53,13 +74,7 @@ class FolderLock:
         except BaseException:
             os.close(handle)
             raise
-        self._handle = handle
-
-    def release(self) -> None:
-        """Release the lock."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        return handle
 
     def _wait(self, fcntl: ModuleType, handle: int) -> None:
         end = time.monotonic() + WAIT_S

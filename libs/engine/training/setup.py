@@ -54,6 +54,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     train_set = TalDataset(config, config.train_split, training=True, modalities=streams)
     val_set = TalDataset(config, config.val_split, training=False) if options.eval_every else None
     if val_set is not None:
+        val_set.ground_truth()  # before the work: UserError if there is nothing to score against
         val_set.keep(device)
     loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers],
                                       device=device, rank=world.rank, ranks=world.size)

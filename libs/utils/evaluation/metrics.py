@@ -120,8 +120,7 @@ def match_detections(detections: Detections, ground_truth: GroundTruth, tious: S
     thresholds = checked_tious(tious)
     detections.check("detections")
     kept = without_duplicates(ground_truth)
-    if len(kept) == 0:
-        raise UserError("the ground truth has no segment to find, so no mAP exists; check the split and the annotations")
+    refuse_empty(kept, "the ground truth")
     class_ids, gt_class = np.unique(kept.label, return_inverse=True)
     det_class, known = class_indices(detections.label, class_ids)
     used = warn_about_unused(detections, known)
@@ -185,6 +184,13 @@ def class_slices(det_class: np.ndarray, classes: int) -> list[slice]:
     """The rows of each class in the sorted array `det_class` (n,)."""
     ends = np.cumsum(np.bincount(det_class, minlength=classes))
     return [slice(begin, end) for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+
+
+def refuse_empty(ground_truth: GroundTruth, where: str) -> None:
+    """UserError that begins with `where` unless there is a segment to find."""
+    if not (ground_truth.t_end - ground_truth.t_start >= DUPLICATE_TOLERANCE_S).any():
+        raise UserError(f"{where} has no segment to find, so no mAP exists; check the annotations, name another split, or only "
+                        "predict (eval.py --saveonly)")
 
 
 def without_duplicates(ground_truth: GroundTruth) -> GroundTruth:

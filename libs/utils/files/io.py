@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from libs.core.errors import UserError, shown
-from libs.core.files import is_folder, read_text
+from libs.core.files import exists, is_folder, read_text
 
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
 TEMPORARY = ".tmp"  # suffix of files being written; their names start with a dot
@@ -25,25 +26,59 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) 
     After a crash the previous file is intact.  Raises UserError with the path if the folder is not writable or the disk is full.
     """
     path = Path(path)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
-        _sync_folder(path.parent)
+        with made(path.parent), _neighbour(path) as (handle, temporary):
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed: free some space "
                         "or choose another output folder") from error
+
+
+@contextlib.contextmanager
+def made(folder: Path, keep: bool = True) -> Iterator[list[Path]]:
+    """Create a folder and its parents; yields those that were missing, the lowest first.
+
+    After an exception, or without `keep`, those of them that are still empty are removed.
+    """
+    missing = list(itertools.takewhile(lambda path: not exists(path), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield missing
+    except BaseException:
+        keep = False
+        raise
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        if not keep:
+            remove_empty(missing)
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, in this order, up to the first that is in use."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return
+
+
+@contextlib.contextmanager
+def _neighbour(path: Path) -> Iterator[tuple[int, str]]:
+    """Handle and name of a new temporary file beside `path`, which is removed unless it was renamed."""
+    # at most 60 characters of the name, so that there is room beside one of 255 bytes
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=TEMPORARY, dir=path.parent)
+    try:
+        yield handle, name
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
@@ -81,14 +116,15 @@ def write_json_atomic(path: str | os.PathLike, value: Any, indent: int | None = 
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise the UserError of `write_atomic` before long work, if `path` cannot be written; creates its folder."""
+    """Raise the UserError of `write_atomic` before long work, if `path` cannot be written; leaves nothing behind."""
     path = Path(path)
     if is_folder(path):
         raise UserError(f"{path}: is a folder; name a file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent):
-            pass
+        with made(path.parent, keep=False), _neighbour(path) as (handle, _):
+            os.close(handle)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # fails for a name that is too long
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from libs.core.errors import UserError
 from libs.core.files import entries, exists, is_folder
+from libs.utils.files.io import made
 
 
 class Overtaken(Exception):
@@ -29,23 +30,12 @@ def staged(out: Path, entries: Sequence[str], remove: Sequence[str] = ()) -> Ite
     `out` cannot be written.
     """
     out = Path(out)
-    missing = [p for p in (out, *out.parents) if not exists(p)]
-    work = None
-    try:
-        with _writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))  # in `out`: on the same file system, even behind a link
-            new, old = work / "new", work / "old"
-            new.mkdir()
-            old.mkdir()
-            yield new
-            _swap(out, new, old, entries, remove)
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):  # not empty: in use by now
-                folder.rmdir()
+    with _writing(out), made(out), _work_folder(".unfinished-", out) as work:  # in `out`: on its file system, even behind a link
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        old.mkdir()
+        yield new
+        _swap(out, new, old, entries, remove)
 
 
 @contextlib.contextmanager
@@ -57,25 +47,19 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     folder = Path(folder)
     if exists(folder) and not is_folder(folder):
         raise UserError(f"{folder}: is a file, but a folder is to be written there; move it away or choose another folder")
-    work, outdated = None, exists(folder)
-    try:
-        with _writing(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=folder.parent))
-            new = work / "new"
-            new.mkdir()
-            yield new
-            if outdated:  # if another process has created it since, the rename below fails
-                os.rename(folder, work / "old")
-            try:
-                os.rename(new, folder)
-            except OSError as error:
-                if exists(folder):
-                    raise Overtaken(str(folder)) from error
-                raise
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+    outdated = exists(folder)
+    with _writing(folder), made(folder.parent), _work_folder(f".{folder.name[:60]}.unfinished-", folder.parent) as work:
+        new = work / "new"
+        new.mkdir()
+        yield new
+        if outdated:  # if another process has created it since, the rename below fails
+            os.rename(folder, work / "old")
+        try:
+            os.rename(new, folder)
+        except OSError as error:
+            if exists(folder):
+                raise Overtaken(str(folder)) from error
+            raise
 
 
 def refuse_foreign(folder: Path, ours: set[str], remedy: str) -> None:
@@ -89,6 +73,15 @@ def refuse_foreign(folder: Path, ours: set[str], remedy: str) -> None:
 
 
 @contextlib.contextmanager
+def _work_folder(prefix: str, parent: Path) -> Iterator[Path]:
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
     try:
         yield
@@ -99,18 +92,19 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _swap(out: Path, new: Path, old: Path, entries: Sequence[str], remove: Sequence[str]) -> None:
     done: list[tuple[Path, Path]] = []  # renames so far, undone in reverse when one fails
-    try:
-        for number, entry in enumerate([*remove, *reversed(entries)]):
-            if os.path.lexists(out / entry):
-                _rename(out / entry, old / str(number), done)
-        for entry in entries:
-            (out / entry).parent.mkdir(parents=True, exist_ok=True)
-            _rename(new / entry, out / entry, done)
-    except BaseException:
-        for source, target in reversed(done):
-            with contextlib.suppress(OSError):
-                os.rename(target, source)
-        raise
+    with contextlib.ExitStack() as folders:
+        try:
+            for number, entry in enumerate([*remove, *reversed(entries)]):
+                if os.path.lexists(out / entry):
+                    _rename(out / entry, old / str(number), done)
+            for entry in entries:
+                folders.enter_context(made((out / entry).parent))
+                _rename(new / entry, out / entry, done)
+        except BaseException:
+            for source, target in reversed(done):
+                with contextlib.suppress(OSError):
+                    os.rename(target, source)
+            raise
 
 
 def _rename(source: Path, target: Path, done: list[tuple[Path, Path]]) -> None:

@@ -40,6 +40,7 @@ def test_repeated_rows_must_agree(tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "told"), [
     ("c.csv", "video,fps\nx,fast\n", ["line 2", "video x", "fps", "'fast'"]),
+    ("e.json", '{"database": {"x": {"fps": 1e30}}}', ["video x", "fps", "1e+30", "between 0.001 and 1e+06"]),
     ("c.csv", "video,fps\nx,1_0\n", ["video x", "fps", "'1_0'"]), ("c.csv", "video,fps\nx,inf\n", ["video x", "fps", "'inf'"]),
     ("c.csv", "video,fps\nx,0:25\n", ["video x", "fps", "'0:25'"]), ("c.csv", "video,duration\nx,-1\n", ["duration", "'-1'"]),
     ("c.csv", "video,fps\n,25\n", ["line 2", "names no video"]),

@@ -107,6 +107,16 @@ def test_resampling_takes_the_nearest_frame(folder):
     assert (found.frames, found.source_frames, found.duration_s) == (20, 40, 4.0)
 
 
+@pytest.mark.parametrize(("fps", "told"), [("1e9", "expected a number from 0.001 to 1e+06"), ("0", "0.001"), (
+    "101", "a.mp4: has 10 frames per second, so --fps 101 would repeat every frame 10.1 times; use at most 100")])
+def test_a_rate_that_would_take_for_ever_is_refused(folder, capsys, fps, told):
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, _, err = run(capsys, "a.mp4", "--rgb-model", "rgb.pt", "--fps", fps, *COMMON)
+    assert code == 2
+    assert told in err
+    assert not Path("out").exists()
+
+
 def test_a_variable_rate_is_put_on_a_constant_grid_with_a_warning(folder, capsys):
     slow = [Fraction(k, 20) for k in range(20)] + [Fraction(1) + Fraction(k, 5) for k in range(20)]  # 20 fps for 1 s, then 5 fps
     make_video(folder / "v.mkv", slow)

@@ -62,3 +62,33 @@ def test_a_file_system_without_locks_is_let_pass(tmp_path, monkeypatch):
     mine = FolderLock(tmp_path)
     mine.take()
     mine.release()
+
+
+def test_a_folder_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path):
+    for used in (False, True):
+        mine = FolderLock(tmp_path / "new" / "run")
+        mine.take(create=True)
+        if used:
+            (tmp_path / "new" / "run" / "config.yaml").touch()
+        mine.release()
+    assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [".lock", "config.yaml"]
+    again = FolderLock(tmp_path / "new" / "run")
+    again.take()
+    (tmp_path / "new" / "run" / "config.yaml").unlink()
+    again.release()
+    assert (tmp_path / "new" / "run" / ".lock").exists()  # that folder was not its own
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_a_new_one(tmp_path, monkeypatch):
+    taken = []
+
+    def wait(self, _fcntl, handle):
+        taken.append(handle)
+        if len(taken) == 1:  # its holder ends here
+            (tmp_path / ".lock").unlink()
+    monkeypatch.setattr(FolderLock, "_wait", wait)
+    mine = FolderLock(tmp_path)
+    mine.take()
+    assert len(taken) == 2
+    assert (tmp_path / ".lock").read_text().isdigit()
+    mine.release()

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and reading with one clear error."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -107,7 +108,8 @@ def test_reading_errors_name_the_file_and_the_place(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_shows_before_the_work_and_nothing_is_left(tmp_path: Path) -> None:
     io.check_writable(tmp_path / "new" / "a.bin")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
     (tmp_path / "file").write_text("x")
     for path, told in ((tmp_path / "file" / "a", "cannot be written"), (tmp_path / "new", "is a folder")):
         with pytest.raises(UserError) as error:
@@ -116,3 +118,35 @@ def test_what_cannot_be_written_shows_before_the_work_and_nothing_is_left(tmp_pa
         assert told in str(error.value)
     io.check_writable(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_full_disk_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(io.os, "fsync", no_space)
+    for path in (tmp_path / "a" / "b" / "c.bin", tmp_path / "kept" / "c.bin"):
+        with pytest.raises(UserError, match=r"c\.bin: cannot be written \(No space left on device\)"):
+            io.write_atomic(path, lambda f: f.write(b"x"))
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def no_space(_handle: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_folders_that_someone_else_uses_by_now_stay(tmp_path: Path) -> None:
+    with contextlib.suppress(RuntimeError), io.made(tmp_path / "a" / "b" / "c") as missing:
+        (tmp_path / "a" / "theirs").touch()
+        raise RuntimeError
+    assert missing == [tmp_path / "a" / "b" / "c", tmp_path / "a" / "b", tmp_path / "a"]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["theirs"]
+
+
+def test_the_longest_name_is_written_and_one_longer_is_refused_before_the_work(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)  # 254 bytes
+    io.check_writable(path)
+    io.write_text_atomic(path, "x")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    for refuse in (io.check_writable, lambda p: io.write_text_atomic(p, "x")):
+        with pytest.raises(UserError, match=r"cannot be written \(File name too long\)"):
+            refuse(tmp_path / "folder" / ("n" * 256))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
