@@ -19,7 +19,7 @@ from libs.datasets.annotations import check_database
 from libs.datasets.convert.readers import FORMATS, read_source, source_files
 from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, feature_durations, to_document, with_merged_labels
 from libs.datasets.convert.video_info import read_durations
-from libs.datasets.features.provenance import VideoTiming, read_provenance
+from libs.datasets.features.provenance import VideoTiming, combined, read_provenance
 from libs.datasets.survey.features import guess_layout
 from libs.utils.files.io import write_json_atomic
 
@@ -55,9 +55,11 @@ def main() -> None:
 
 
 def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, VideoTiming]:
+    """What is known of the videos with these ids from their features; UserError where options and provenance.json differ."""
     provenance = read_provenance(args.features)
-    if provenance and provenance.videos and not args.feat_stride and not args.num_frames:  # of tools/extract_features.py
-        return provenance.videos
+    if provenance and provenance.videos:  # of tools/extract_features.py
+        typed = VideoTiming(args.fps, None, args.feat_stride, args.num_frames)
+        return {vid: combined(vid, typed, provenance.videos[vid], provenance.path) for vid in ids if vid in provenance.videos}
     stride = args.feat_stride or (provenance.stride if provenance else None)
     num_frames = args.num_frames or (provenance.num_frames if provenance else None)
     if not (args.fps and stride and num_frames):

@@ -309,6 +309,18 @@ def test_every_layout_of_video_info_is_read(convert, tmp_path, name, content):
     assert "2 videos have no duration; --durations" in out
 
 
+def test_options_that_contradict_the_provenance_of_the_features_are_refused(convert, tmp_path):
+    write(tmp_path, "a.csv", CSV)
+    (tmp_path / "feats").mkdir()
+    write(tmp_path, "feats/provenance.json", {"stride": 4, "num_frames": 8, "videos": {"a": {"fps": 30, "duration": 9.5}}})
+    for argv, told in ((["--fps", "25"], ["fps 30", "fps 25"]), (["--feat-stride", "8"], ["stride 4", "stride 8"])):
+        error = one_error(*convert("a.csv", "--features", "feats", *argv)[::2])
+        assert all(part in error for part in ("provenance.json", "'a'", *told)), error
+    assert not Path("out.json").exists()
+    found = database(convert, "a.csv", "--features", "feats", "--fps", "30")
+    assert (found["a"]["fps"], found["a"]["duration"]) == (30, 9.5)
+
+
 def test_durations_from_a_table_and_from_features(convert, tmp_path):
     write(tmp_path, "a.csv", "video,start,end,label,subset\na,1,2,jump,Validation\nb,1,2,jump,training\n")
     write(tmp_path, "d.csv", "video,duration,fps\na.mp4,0:12.5,25\n")

@@ -19,9 +19,7 @@ from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json
 
 FILE_NAME = "provenance.json"
-# field -> its name, the option that gives it, and the relative and absolute difference that is only rounding
-FIELDS = {"fps": ("fps", "--fps", 1e-4, 0.0), "duration_s": ("duration", "--duration", 0.01, 0.5),
-          "stride": ("stride", "--stride", 0.0, 0.0), "num_frames": ("num_frames", "--num-frames", 0.0, 0.0)}
+ROUNDING = {"fps": (1e-4, 0.0), "duration_s": (0.01, 0.5), "stride": (0.0, 0.0), "num_frames": (0.0, 0.0)}  # relative, absolute
 
 
 class VideoTiming(NamedTuple):
@@ -86,11 +84,12 @@ def parse_provenance(path: str, content: Any) -> Provenance:
 
 def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str) -> VideoTiming:
     """What is given, completed by what the file `path` records; UserError, with both values, where they differ."""
-    for field, (name, option, relative, absolute) in FIELDS.items():
+    for field, (relative, absolute) in ROUNDING.items():
         ours, theirs = getattr(given, field), getattr(recorded, field)
         if None not in (ours, theirs) and not math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute):
+            name = field.removesuffix("_s")
             raise UserError(f"{path}: the features of video {video_id!r} have {name} {theirs:g}, but {name} {ours:g} is given; "
-                            f"leave it out ({option}, --info or --set), or correct {FILE_NAME}")
+                            f"leave the {name} out, or correct {FILE_NAME}")
     return given.or_else(recorded)
 
 
