@@ -105,7 +105,7 @@ def check_videos(detections: Detections, annotated: AnnotatedSplit, source: str)
     if len(strange) == len(predicted):
         raise UserError(f"{source}: none of its {len(strange)} videos is in split {annotated.split} of {annotated.source}, which "
                         f"has {len(annotated.videos)} ({_some(strange)})"
-                        f"{_likely_cause(strange, annotated.videos, annotated.elsewhere)}{REMEDY}")
+                        f"{_likely_cause(strange, annotated.videos, annotated.elsewhere, REMEDY)}")
     found = []
     annotated_videos = np.unique(annotated.ground_truth.video_id)
     if len(missing := np.setdiff1d(annotated_videos, predicted)):
@@ -120,8 +120,9 @@ def check_videos(detections: Detections, annotated: AnnotatedSplit, source: str)
         warnings.warn(f"{source}: {'; '.join(found)}", stacklevel=2)
 
 
-def _likely_cause(strange: Sequence[str], videos: Collection[str], elsewhere: Mapping[str, str]) -> str:
-    """Why a split may lack these videos, with the remedy, for the end of a message, or ''; arguments as of `AnnotatedSplit`."""
+def _likely_cause(strange: Sequence[str], videos: Collection[str], elsewhere: Mapping[str, str], remedy: str = "") -> str:
+    """Why a split may lack these videos, for the end of a message; videos, elsewhere: as of `AnnotatedSplit`; remedy: where no
+    cause is seen."""
     splits = Counter(elsewhere[video] for video in strange if video in elsewhere)
     if splits:
         split, count = splits.most_common(1)[0]
@@ -132,7 +133,7 @@ def _likely_cause(strange: Sequence[str], videos: Collection[str], elsewhere: Ma
         pairs = ", ".join(f"{visible(ours)} is {visible(theirs)} there" for ours, theirs in similar[:3])
         return f"; {len(similar)} of them differ in case, spaces, folder or ending only ({pairs}): write the ids as there"
     likely = nearest(strange[0], (*videos, *elsewhere))
-    return f"; {strange[0]!r}{likely}" if likely else ""
+    return (f"; {strange[0]!r}{likely}" if likely else "") + remedy
 
 
 def _plain(video: str) -> str:
@@ -164,7 +165,7 @@ def check_fit(detections: Detections, annotated: AnnotatedSplit, source: str, al
     strange = [video for video in predicted if video not in annotated.videos and video not in annotated.elsewhere]
     if strange and not allow_unknown:
         raise UserError(f"{source}: {len(strange)} of its {len(predicted)} videos are unknown to {annotated.source} "
-                        f"({_some(strange)}){_likely_cause(strange, annotated.videos, annotated.elsewhere)}{REMEDY}, or let "
+                        f"({_some(strange)}){_likely_cause(strange, annotated.videos, annotated.elsewhere, REMEDY)}, or let "
                         "--allow-unknown count them as false positives")
     check_time_unit(detections, annotated, source)
     outside = np.flatnonzero((detections.score < 0) | (detections.score > 1))
@@ -223,7 +224,7 @@ def _split_of(document: Annotations, detections: Detections, source: str, split:
     predicted = Counter(document.videos[video].subset for video in videos if video in document.videos)
     if videos and not predicted:
         raise UserError(f"{source}: none of its {len(videos)} videos is among the {len(document.videos)} of {document.path} "
-                        f"({', '.join(sorted(subsets))}), e.g. {videos[0]!r}{_likely_cause(videos, document.videos, {})}{REMEDY}")
+                        f"({', '.join(sorted(subsets))}), e.g. {videos[0]!r}{_likely_cause(videos, document.videos, {}, REMEDY)}")
     if len(predicted) != 1:
         found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "no video"
         raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split")

@@ -119,6 +119,12 @@ def test_videos_of_which_the_split_has_none_are_an_error_with_its_cause(truth, v
         check_videos(detections([(video, 1, 2, .5) for video in videos]), truth, "p.json")
 
 
+def test_a_cause_that_is_seen_has_its_own_remedy_alone(truth):
+    with pytest.raises(UserError) as found:
+        check_videos(detections([("v.mp4", 1, 2, .5)]), truth, "p.json")
+    assert str(found.value).endswith("('v.mp4' is 'v' there): write the ids as there")
+
+
 def test_no_video_of_any_split_is_an_error_with_its_cause(annotations, tmp_path):
     with pytest.raises(UserError, match=r"none of its 1 videos is among the 3 of .*\(training, validation\).*'V.mp4' is 'v'"):
         read_with_ground_truth([write(tmp_path / "p.json", [("V.mp4", 1, 2, .5)])], annotations)
