@@ -284,8 +284,10 @@ class TalDataset(VideoDataset):
             warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
                           f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
         if mismatch := grid_mismatch(self._extents, self._data):
-            warnings.warn(f"{self._where}subset {', '.join(self.subset)}: {mismatch}: correct dataset.feat_stride, or set "
-                          "dataset.default_fps or the fps of the annotations", stacklevel=3)
+            fps = ("dataset.default_fps (null: the fps of the annotations)" if self._data.default_fps is not None
+                   else "the fps of the annotations (or set dataset.default_fps)")
+            warnings.warn(f"{self._where}subset {', '.join(self.subset)}: {mismatch}: correct dataset.feat_stride, or {fps}",
+                          stacklevel=3)
         if is_resampled(self._data) and self._data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
                           "features", stacklevel=3)

@@ -78,10 +78,7 @@ def measure(path: str, file_length: int, fps: float, duration_s: float, data: Da
 
 
 def grid_mismatch(extents: Sequence[Extent], data: DatasetConfig) -> str:
-    """What is off, with the likely true values, if most videos have another length than fps and stride give; '' if they fit.
-
-    The videos have one stride; where their fps differ, the fps named is their median.
-    """
+    """What is off, with the likely true values, if most videos have another length than fps and stride give; '' if they fit."""
     timed = [(e.file_length, e.expected, e.grid) for e in extents if e.expected is not None]
     ratio = length_ratio([length for length, _, _ in timed], [expected for _, expected, _ in timed])
     if ratio is None:
@@ -89,10 +86,13 @@ def grid_mismatch(extents: Sequence[Extent], data: DatasetConfig) -> str:
     # half a step less: on average the last vector ends half a stride before the video does
     factor = float(np.median([(length - 0.5) / (expected - 0.5) for length, expected, _ in timed]))
     stride = timed[0][2].stride / data.downsample_rate
-    fps = float(np.median([grid.fps for _, _, grid in timed]))
-    return (f"{len(timed)} videos have {ratio:.3g} times as many feature vectors (median) as their durations give at {fps:g} "
-            f"fps, feat_stride {stride:g} and num_frames {timed[0][2].num_frames:g}, so times are off; feat_stride "
-            f"{_likely(stride / factor)} would fit, or {_likely(fps * factor)} fps")
+    fps, *others = {grid.fps for _, _, grid in timed}
+    rate, likely = f"{fps:g} fps", f"{_likely(fps * factor)} fps"
+    if others:
+        rate, likely = "their fps", f"fps {factor:.3g} times as high"
+    return (f"{len(timed)} videos have {ratio:.3g} times as many feature vectors (median) as their durations give at {rate}, "
+            f"feat_stride {stride:g} and num_frames {timed[0][2].num_frames:g}, so times are off; feat_stride "
+            f"{_likely(stride / factor)} would fit, or {likely}")
 
 
 def _likely(value: float) -> str:

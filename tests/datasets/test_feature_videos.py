@@ -77,6 +77,8 @@ def test_a_wrong_fps_is_one_warning_with_the_likely_value(tmp_path):
         warnings.simplefilter("error")
         FeatureVideos(arrays, tiny_config(), Timing(25.0, 8.2))
         FeatureVideos(arrays, tiny_config(), Timing(30.0))  # nothing to compare with
+    with pytest.warns(UserWarning, match="at their fps.* feat_stride 5 would fit, or fps 1.25 times as high"):
+        FeatureVideos(arrays, tiny_config(dataset={"feat_stride": 6.25}), Timing(25.0, 8.2, {"a": VideoTiming(50.0, 4.1)}))
 
 
 PROVENANCE = {"stride": 4, "num_frames": 8, "fps": None,
