@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from libs.core.errors import UserError
+from libs.engine.runtime.machine import device_of as device_of  # for the scripts
 from libs.engine.runtime.machine import this_machine
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
@@ -55,17 +56,6 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 def add_record(parser: argparse.ArgumentParser) -> None:
     """The option --record, for `save`."""
     parser.add_argument("--record", default=None, metavar="NAME", help="write or renew benchmarks/results/NAME.json")
-
-
-def device_of(name: str) -> torch.device:
-    """The device of `--device`; UserError where this machine has no such one."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such kind of device; use cpu, cuda or cuda:N") from error
-    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use cpu")
-    return device
 
 
 def synchronize(device: torch.device | None = None) -> None:

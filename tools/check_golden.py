@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Run every golden fixture of a folder and print `N passed, M failed` with the largest error per fixture.
 
-    python tools/check_golden.py ../shared/golden [--only model_ train_steps] [--verbose]
+    python tools/check_golden.py ../shared/golden [--only model_ train_steps] [--device cuda] [--verbose]
 
 Fixtures hold weights, inputs, outputs and gradients measured on the reference program; dimensions are read from the files.
 Errors are shown as a share of the tolerance: 1.00 is the limit.  Informational comparisons are shown, not counted.
+With --device cuda only the fixtures that compute there are run, in float32 without TF32, with the same tolerances.
 """
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from golden import datasets, distill, distill_loss, metrics, model, nms, training
+from golden import common, datasets, distill, distill_loss, metrics, model, nms, training
 from golden.common import Check
 
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_folder
+from libs.engine.runtime.machine import device_of
+from libs.engine.runtime.precision import matmul_precision
 
 CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "model_": model.check_model,
@@ -34,6 +37,7 @@ CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "distill_model_": distill.check_model,
     "distill_loss_": distill_loss.check,
 }
+ON_DEVICE = ("model_", "train_steps_", "nms_", "distill_model_", "distill_loss_")
 
 
 def run(path: Path, verbose: bool) -> bool | None:
@@ -71,14 +75,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of fixtures")
     parser.add_argument("--only", nargs="+", default=[""], help="only fixtures whose name starts so")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--verbose", action="store_true", help="every failed and informational comparison")
     args = parser.parse_args()
     if not is_folder(args.folder):
         raise UserError(f"{args.folder}: no such folder; name the folder of the fixtures")
+    common.device = device_of(args.device)
     files = [p for p in entries(args.folder)
-             if p.name.endswith((".npz", ".json", ".pth.tar")) and p.name.startswith(tuple(args.only))]
+             if p.name.endswith((".npz", ".json", ".pth.tar")) and p.name.startswith(tuple(args.only))
+             and (common.device.type == "cpu" or p.name.startswith(ON_DEVICE))]
     torch.set_num_threads(1)  # the fixtures were measured with one
-    results = [run(path, args.verbose) for path in files]
+    with matmul_precision("fp32"):
+        results = [run(path, args.verbose) for path in files]
     passed, failed = results.count(True), results.count(False)
     print(f"{passed} passed, {failed} failed, {results.count(None)} skipped")
     if not passed and not failed:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+device = torch.device("cpu")  # of the networks under test; check_golden.py --device sets it
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def agree(name: str, equal: bool, informational: bool = False) -> Check:
 def compare(name: str, got: Any, want: Any, *, atol: float = 0.0, rtol: float = 0.0, to_largest: bool = False,
             informational: bool = False) -> Check:
     """Largest |got - want| / (atol + rtol |want|); `to_largest` scales rtol by max |want|.  Shapes must agree."""
-    got, want = np.asarray(got), np.asarray(want)
+    got, want = (np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x) for x in (got, want))
     if got.shape != want.shape:
         return agree(f"{name} (shape {got.shape}, expected {want.shape})", False, informational)
     if want.size == 0:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from golden import common
 from golden.common import Check, agree, compare, load, text
 from golden.model import LOGITS, model_config, padded
 from libs.core.schema import Config
@@ -73,7 +74,7 @@ def check_model(path: Path) -> list[Check]:
     data = load(path)
     info = text(data["info"])
     config = fixture_config(info, info["kind"])
-    model = build_model(config)
+    model = build_model(config).to(common.device)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     wanted = dict(info["shapes"])
     checks = [agree("state dict names and shapes", shapes == {k: list(v) for k, v in wanted.items()}),
@@ -89,5 +90,5 @@ def check_model(path: Path) -> list[Check]:
             flow = features.inputs[0, :, FLOW[0]:]
             found |= {"flow_rows": flow[:, :data[f"eval{i}/flow_rows"].shape[1]], "flow_mean": flow.mean(-1)}
         checks += [compare(f"video{i} {name}", value, data[f"eval{i}/{name}"], **LOGITS) for name, value in found.items()]
-        checks.append(compare(f"video{i} mask", out.mask[0].numpy(), data[f"eval{i}/mask"]))
+        checks.append(compare(f"video{i} mask", out.mask[0], data[f"eval{i}/mask"]))
     return checks

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golden import common
 from golden.common import Check, compare, load, text
 from golden.distill import fixture_config, fixture_features, fixture_weights
 from golden.model import batch_of, without_dropout
@@ -40,7 +41,7 @@ def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
     frozen = []
     for entry, given in zip(settings.teachers, info["teachers"], strict=True):
         teacher_config = fixture_config(info, given["kind"])
-        model = build_model(teacher_config)
+        model = build_model(teacher_config).to(common.device)
         fixture_weights(model, given["weight_seed"])
         model.requires_grad_(False).eval()
         spec = TeacherSpec(entry.name, entry.terms, model.backbone.width, teacher_config.model.fpn_dim)
@@ -48,7 +49,8 @@ def objective_of(info: dict[str, Any]) -> tuple[DistillationObjective, Config]:
     student = build_model(config)
     fixture_weights(student, info["student_seed"])
     without_dropout(student)
-    return DistillationObjective(student, config, settings, frozen, streams_to_read(config, [t.config for t in frozen])), config
+    objective = DistillationObjective(student, config, settings, frozen, streams_to_read(config, [t.config for t in frozen]))
+    return objective.to(common.device), config
 
 
 def check(path: Path) -> list[Check]:

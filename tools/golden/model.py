@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from golden import common
 from golden.common import Check, agree, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
@@ -39,7 +40,7 @@ def model_config(fixture: dict[str, Any], **extra: Any) -> Config:
 
 def fixture_model(config: Config, data: dict[str, np.ndarray], prefix: str) -> LocPointTransformer:
     """The network with the weights stored under `prefix` in a fixture."""
-    model = build_model(config)
+    model = build_model(config).to(common.device)
     weights = {k[len(prefix):]: torch.from_numpy(v) for k, v in data.items() if k.startswith(prefix)}
     model.load_state_dict(strip_prefix(weights))
     return model
@@ -50,7 +51,7 @@ def padded(feats_CT: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tenso
     steps = feats_CT.shape[1]
     feats = torch.zeros(1, length, feats_CT.shape[0])
     feats[0, :steps] = torch.from_numpy(feats_CT.T)
-    return feats, (torch.arange(length) < steps).unsqueeze(0)
+    return feats.to(common.device), (torch.arange(length, device=common.device) < steps).unsqueeze(0)
 
 
 def check_model(path: Path) -> list[Check]:
@@ -75,7 +76,7 @@ def _check_eval(data: dict[str, np.ndarray], config: Config, model: LocPointTran
         checks += [compare(f"{name} level sizes", np.array(out.level_sizes), sizes),
                    compare(f"{name} logits", out.logits[0], data[f"eval{i}/cls_logits"], **LOGITS),
                    compare(f"{name} offsets", out.offsets[0], data[f"eval{i}/offsets"], **LOGITS),
-                   compare(f"{name} mask", out.mask[0].numpy(), data[f"eval{i}/mask"])]
+                   compare(f"{name} mask", out.mask[0], data[f"eval{i}/mask"])]
         checks += _check_inference(data, config, out, i)
     return checks
 
@@ -83,8 +84,8 @@ def _check_eval(data: dict[str, np.ndarray], config: Config, model: LocPointTran
 def _check_inference(data: dict[str, np.ndarray], config: Config, out: LevelOutputs, i: int) -> list[Check]:
     checks = []
     # twice: from the stored logits, where order counts, and from our own, where rounding may swap scores that nearly tie
-    stored = out._replace(logits=torch.from_numpy(data[f"eval{i}/cls_logits"])[None],
-                          offsets=torch.from_numpy(data[f"eval{i}/offsets"])[None])
+    stored = out._replace(logits=_stored(data[f"eval{i}/cls_logits"]),
+                          offsets=_stored(data[f"eval{i}/offsets"]))
     fps, duration, stride, frames = (float(x) for x in data[f"video{i}/meta"])
     grid = Grid(stride, frames, 0.5 * frames / stride, fps)
     kinds = sorted({k.split("/")[1] for k in data if k.startswith(f"infer{i}/")})
@@ -108,6 +109,10 @@ def _check_inference(data: dict[str, np.ndarray], config: Config, out: LevelOutp
         checks += [compare(f"{key} scores", got.score, want.score, atol=2e-5, rtol=1e-4),
                    Check(f"{key} segments and labels", _matching_error(got, want))]
     return checks
+
+
+def _stored(outputs: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(outputs)[None].to(common.device)
 
 
 def _segments(found: Detections) -> np.ndarray:
@@ -134,7 +139,7 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
     model.train()
     without_dropout(model)
     batch = batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len)
-    objective = DetectionObjective(model, config)
+    objective = DetectionObjective(model, config).to(common.device)
     losses, norms = [], [float(objective.criterion.normalizer)]
     for turn in range(2):
         part = objective.prepare(batch)
@@ -150,8 +155,8 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
     positive = data["train/gt_cls"].any(-1)
     total = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
     checks = [compare("points", points, data["train/points"]),
-              compare("class targets", targets.classes.numpy().astype(np.uint8), data["train/gt_cls"]),
-              compare("offset targets", targets.offsets.numpy()[positive], data["train/gt_offsets"][positive], atol=1e-6,
+              compare("class targets", targets.classes.to(torch.uint8), data["train/gt_cls"]),
+              compare("offset targets", targets.offsets.cpu().numpy()[positive], data["train/gt_offsets"][positive], atol=1e-6,
                       rtol=1e-6),
               compare("losses", losses, data["train/losses"], **LOSS),
               compare("loss normalizer", norms, data["train/loss_normalizer"], **LOSS),
@@ -170,7 +175,7 @@ def batch_of(data: dict[str, np.ndarray], names: list[str], length: int) -> Batc
         segments[b, :n] = torch.from_numpy(data[f"{name}/segments"])
         labels[b, :n] = torch.from_numpy(data[f"{name}/labels"])
         present[b, :n] = True
-    return Batch(torch.cat(feats), torch.cat(masks), segments, labels, present, samples=())
+    return Batch(torch.cat(feats), torch.cat(masks), segments, labels, present, samples=()).to(common.device)
 
 
 def without_dropout(model: torch.nn.Module) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golden import common
 from golden.common import Check, agree, compare, load, text
 from golden.model import batch_of, fixture_model, model_config, without_dropout
 from libs.core.config import from_dict
@@ -37,7 +38,7 @@ def check_train_steps(path: Path) -> list[Check]:
     model = fixture_model(config, data, "sd0/")
     without_dropout(model)
     count = len({k.split("/")[0] for k in data if k.startswith("batch")})
-    trainer = Trainer(DetectionObjective(model, config), config, opt.get("num_iters_per_epoch", count))
+    trainer = Trainer(DetectionObjective(model, config).to(common.device), config, opt.get("num_iters_per_epoch", count))
     batches = [_batch(data, b, config.dataset.max_seq_len) for b in range(count)]
     got: dict[str, list[Any]] = {"lr": [], "losses": [], "grad_norm": [], "loss_normalizer": []}
     steps = len(data["lr"])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from libs.core.errors import UserError
 from libs.core.files import system_text
 
 
@@ -33,6 +34,17 @@ def this_machine(device: str | None = None) -> Machine:
     gpu = torch.cuda.get_device_name(device) if device != "cpu" and torch.cuda.is_available() else None
     return Machine(_processor(), os.cpu_count() or 1, torch.get_num_threads(), gpu, str(torch.__version__),
                    platform.python_version())
+
+
+def device_of(name: str) -> torch.device:
+    """The device of the option `--device`; UserError where this machine has no such one."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such kind of device; use cpu, cuda or cuda:N") from error
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"--device {name}: torch finds {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
 
 
 def keep_freed_memory() -> None:
