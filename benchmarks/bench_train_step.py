@@ -7,7 +7,7 @@
 
 A step is everything between two batches: waiting for data, forward, backward, clipping, AdamW, EMA.  Variants:
 `padded`: every batch to 2304 steps, as published; `fp32`: as short as the outputs allow; `bucket`: loader.bucket 16 and
-loader.cache; `+bf16` and `+tf32` add a precision, `+few` pads to multiples of 256 steps.
+loader.cache; `+bf16` and `+tf32` add a precision, `+few` pads to multiples of 256 steps, `+graphs` replays CUDA graphs.
 Prints one markdown table with seconds and G (see benchmarks/common.py), FLOPs of the valid steps and the share that they reach of
 the rate of one G, which is measured before and after each variant.
 """
@@ -37,7 +37,8 @@ from libs.modeling.model import build_model
 
 REFERENCE_G = 61  # the first release on a CPU, float32, every batch padded to 2304 steps
 SETTINGS = {"fp32": [], "padded": ["loader.padding=max_seq_len"], "bucket": ["loader.bucket=16", "loader.cache=device"],
-            "tf32": ["train_cfg.precision=tf32"], "bf16": ["train_cfg.precision=bf16"], "few": ["loader.pad_multiple=256"]}
+            "tf32": ["train_cfg.precision=tf32"], "bf16": ["train_cfg.precision=bf16"], "few": ["loader.pad_multiple=256"],
+            "graphs": ["train_cfg.cuda_graphs=true"]}
 
 
 class Measured(NamedTuple):
