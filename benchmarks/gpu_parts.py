@@ -4,6 +4,7 @@ A row has `case` and numbers; `equal` says whether numbers agree that must.
 """
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,6 @@ import bench_test_set
 import bench_train_step
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from common import device_of, memory_of, seconds_of, spread, synchronize
 from planted_thumos import THUMOS, answer_like_trained, prepare
 from torch import Tensor, nn
@@ -31,12 +32,13 @@ from torch.profiler import ProfilerActivity, profile
 from libs.core.config import load_config
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
-from libs.engine.runtime.determinism import seed_everything
+from libs.engine.runtime.determinism import seed_everything, strict_determinism, use_deterministic_kernels
 from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
+from libs.modeling.kernels import conv1d
 from libs.modeling.kernels.band_attention import band_attention, plain_attention
-from libs.modeling.kernels.conv1d import ShiftedProducts, image_conv_time, plain_conv_time
+from libs.modeling.kernels.conv1d import ShiftedProducts, channels_innermost, image_conv_time, plain_conv_time, stacked_product
 from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.nms import api as nms
 from libs.utils.nms import native
@@ -238,10 +240,9 @@ def planted(day: Day) -> Iterator[Row]:
     program("tools/make_planted.py", "--annotations", day.annotations.resolve(), "--out", data, "--rgb-dim", 64, "--flow-dim", 64,
             "--train", 40, "--test", 40, "--no-hash")
     paths = [f"dataset.json_file={data / 'annotations/thumos14.json'}", f"dataset.feat_folder={data / 'i3d_features'}"]
-    kinds = {"float32": [], "bf16": ["train_cfg.precision=bf16", "test_cfg.precision=bf16"],
-             "bf16, CUDA graphs": ["train_cfg.precision=bf16", "test_cfg.precision=bf16", "train_cfg.cuda_graphs=true",
-                                   "loader.pad_multiple=288"]}
-    for case, overrides in itertools.islice(kinds.items(), 3 if day.on_gpu else 1):
+    graphs = ["train_cfg.cuda_graphs=true", "loader.pad_multiple=288"] if day.on_gpu else []
+    kinds = {"bf16": ["train_cfg.precision=bf16", "test_cfg.precision=bf16", *graphs], "fp32": graphs}
+    for case, overrides in kinds.items():
         row = train_and_evaluate(day, "planted", f"kind{len(overrides)}", [*paths, "loader.cache=ram", *overrides])
         yield {"case": case, **row, "equal": abs(row["mAP_%"] - 51.94) < 4 or day.tiny}
 
@@ -266,6 +267,22 @@ def resume(day: Day) -> Iterator[Row]:
            "equal": code == 75 and largest == 0}
 
 
+def repeat(day: Day) -> Iterator[Row]:
+    """Two trainings with --deterministic's kernels: equal to the last bit?"""
+    for precision in ("fp32", "bf16"):
+        config = day.config("thumos_i3d", f"train_cfg.precision={precision}")
+        made = []
+        for _ in range(2):
+            with strict_determinism(True):
+                trainer, batch = made_trainer(config), made_batch(config, device_of(day.device))
+                use_deterministic_kernels(strict=True)  # seeding has relaxed it
+                for _ in range(3):
+                    trainer.step(batch)
+            made.append([p.detach().clone() for p in trainer.parameters])
+        largest = max(float((a - b).abs().max()) for a, b in zip(*made, strict=True))
+        yield {"case": precision, "largest difference of a weight": largest, "equal": largest == 0}
+
+
 def nccl(day: Day) -> Iterator[Row]:
     """One process that trains through DistributedDataParallel and NCCL (CPU: gloo), beside one without."""
     config = day.config("anet_tsp", "train_cfg.dropout=0.0", "train_cfg.droppath=0.0")
@@ -275,6 +292,7 @@ def nccl(day: Day) -> Iterator[Row]:
     store = dist.HashStore()
     dist.init_process_group("cpu:gloo,cuda:nccl" if day.on_gpu else "gloo", store=store, rank=0, world_size=1)
     trainer = made_trainer(config)
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # as in `World.data_parallel`
     trainer.replica = nn.parallel.DistributedDataParallel(trainer.objective, gradient_as_bucket_view=True)
     trainer.replica.broadcast_buffers = False
     got = []
@@ -365,18 +383,19 @@ def kernels(day: Day) -> Iterator[Row]:
     device = device_of(day.device)
     T, C = (96, 32) if day.tiny else (2304, 512)
     sizes = [T >> i for i in range(6)]
-    dense, thin = torch.randn(C, C, 3, device=device) / C, torch.randn(C, 1, 3, device=device)
+    dense, thin = channels_innermost(torch.randn(C, C, 3, device=device) / C), torch.randn(C, 1, 3, device=device)
     works: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {}
     x, levels = torch.randn(2, T, C, device=device), torch.randn(2, sum(sizes), C, device=device)
-    for form in (plain_conv_time, image_conv_time):
-        name = form.__name__.removesuffix("_conv_time")
-        works[f"dense, one level, {name}"] = (lambda x, w, f=form: f(x, w, None, 1, 1, [T]), [x, dense])
-        works[f"dense, six levels, {name}"] = (lambda x, w, f=form: f(x, w, None, 1, 1, sizes), [levels, dense])
-        works[f"depthwise, {name}"] = (lambda x, w, f=form: f(x, w, None, 1, C, [T]), [x, thin])
+    works["dense, one level, plain"] = (lambda x, w: plain_conv_time(x, w, None, 1, 1, [T]), [x, dense])
+    works["dense, one level, image"] = (lambda x, w: image_conv_time(x, w, None, 1, 1), [x, dense])
+    works["dense, one level, stacked"] = (lambda x, w: stacked_product(x, w, None, 1), [x, dense])
     works["dense, one level, products"] = (lambda x, w: ShiftedProducts.apply(x, w, None, (T,)), [x, dense])
-    works["dense, six levels, products"] = (lambda x, w: ShiftedProducts.apply(x, w, None, tuple(sizes)), [levels, dense])
-    works["dense, one level, unfolded"] = (lambda x, w: F.linear(
-        F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 1).flatten(2), w.flatten(1)), [x, dense])
+    works["dense, six levels, plain"] = (lambda x, w: plain_conv_time(x, w, None, 1, 1, sizes), [levels, dense])
+    works["dense, six levels, stacked"] = (lambda x, w: conv1d.in_one_call(
+        lambda x: stacked_product(x, w, None, 1), x, 1, sizes), [levels, dense])
+    works["depthwise, plain"] = (lambda x, w: plain_conv_time(x, w, None, 1, C, [T]), [x, thin])
+    works["depthwise, image"] = (lambda x, w: image_conv_time(x, w, None, 1, C), [x, thin])
+    works["depthwise, channels first"] = (lambda x, w: conv1d.channels_first_conv_time(x, w, None, 1, C), [x, thin])
     mask, heads = torch.ones(2, T, dtype=torch.bool, device=device), 4
     qkv = [torch.randn(2, T, heads, C // heads, device=device) for _ in range(3)]
     works["attention, plain"] = (lambda q, k, v: plain_attention(q, k, v, mask, 19), qkv)
@@ -402,6 +421,32 @@ def kernels(day: Day) -> Iterator[Row]:
         error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, want, strict=True))
         yield {"case": f"{case}, {precision}", "forward_ms": ms(forward), "both_ms": ms(seconds), "relative": error,
                "equal": error <= {"fp32": EXACT, "tf32": 5e-3, "bf16": TENSOR_CORES}[precision]}
+
+
+def lengths(day: Day) -> Iterator[Row]:
+    """A training step and a forward pass at a length never seen before and again: what does choosing kernels cost?"""
+    device, forms = device_of(day.device), (conv1d.stacked_product, conv1d.channels_first_conv_time)
+    image = (lambda x, w, b, stride: image_conv_time(x, w, b, stride, 1), image_conv_time)
+    for case, chosen in {"products, torch's depthwise": forms, "products, cuDNN's depthwise": (forms[0], image_conv_time),
+                         "cuDNN": image}.items():
+        conv1d.stacked_product, conv1d.channels_first_conv_time = chosen
+        for precision in ("fp32", "bf16")[:1 + day.on_gpu]:
+            config = day.config("thumos_i3d", f"train_cfg.precision={precision}", f"test_cfg.precision={precision}")
+            trainer, whole = made_trainer(config), made_batch(config, device)
+            trainer.step(whole)
+            found: dict[str, list[float]] = {"new": [], "again": [], "forward_new": [], "forward_again": []}
+            for i in range(2 if day.tiny else 4):
+                steps = config.dataset.max_seq_len - 32 * (5 * i + 1 + {"fp32": 0, "bf16": 1}[precision])
+                batch = dataclasses.replace(whole, feats=whole.feats[:, :steps], mask=whole.mask[:, :steps])
+                for which in ("new", "again"):
+                    found[which] += seconds_of(partial(trainer.step, batch), device, 1, warmup=0)
+                short = batch.feats[:1, :-32], batch.mask[:1, :-32]
+                trainer.model.eval()
+                with torch.inference_mode(), matmul_precision(precision), low_weights(trainer.model, precision):
+                    for which in ("forward_new", "forward_again"):
+                        found[which] += seconds_of(partial(trainer.model, *short), device, 1, warmup=0)
+            yield {"case": f"{case}, {precision}", **{f"{which}_ms": ms(values) for which, values in found.items()}}
+    conv1d.stacked_product, conv1d.channels_first_conv_time = forms
 
 
 def flex_of(mask_BT: Tensor, window: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -482,9 +527,11 @@ PARTS = {
     "steps": Part("forward passes and training steps", steps, 90),
     "demo": Part("the demo trained and evaluated", demo, 150),
     "resume": Part("SIGTERM and resume", resume, 60),
+    "repeat": Part("two deterministic trainings", repeat, 30),
     "nccl": Part("DistributedDataParallel with NCCL", nccl, 40),
     "profile": Part("kernels of a training step", profile_step, 40),
     "kernels": Part("forms of convolution and attention", kernels, 60),
+    "lengths": Part("steps of new lengths", lengths, 60),
     "data": Part("training steps with reading", data, 60),
     "epoch": Part("whole epochs of THUMOS14's size", epoch, 90),
     "test_set": Part("the whole test set of THUMOS14's size", test_set, 60),

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import re
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +33,8 @@ def use_deterministic_kernels(strict: bool = False) -> None:
     """Use deterministic kernels of torch and cuBLAS; where there is none, torch warns, or with `strict` raises RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
     torch.use_deterministic_algorithms(True, warn_only=not strict)
+    # what --deterministic is for; without it nobody needs to be told in every run
+    warnings.filterwarnings("ignore", message=".* attention defaults to a non-deterministic algorithm")
     # would cost a pass over memory, and nothing here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at import
 

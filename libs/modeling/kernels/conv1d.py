@@ -4,7 +4,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,20 +82,33 @@ def channels_innermost(weight_OCK: Tensor) -> Tensor:
     return weight_OCK.permute(0, 2, 1).contiguous().permute(0, 2, 1)
 
 
-def image_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int, groups: int,
-                    sizes: Sequence[int]) -> Tensor:
-    """torch's convolution of all sequences in one call, as images with channels last, which needs no transposed copies.
+def image_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int, groups: int) -> Tensor:
+    """torch's convolution as an image with channels last, which needs no transposed copies."""
+    image = F.conv2d(as_image(x_BTC), weight_OCK.unsqueeze(2), bias_O, (1, stride), (0, weight_OCK.shape[2] // 2), 1, groups)
+    return as_sequence(image)
 
-    Two sequences are separated by zeros, as many as half the kernel.
-    """
-    reach = weight_OCK.shape[2] // 2
+
+def stacked_product(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int) -> Tensor:
+    """A dense convolution as one matrix product over all taps: cuDNN would choose kernels anew for every length."""
+    steps, kernel = x_BTC.shape[1], weight_OCK.shape[2]
+    padded = F.pad(x_BTC, (0, 0, kernel // 2, kernel // 2))
+    taps = torch.cat([padded[:, tap:tap + steps:stride] for tap in range(kernel)], dim=2)
+    return F.linear(taps, weight_OCK.transpose(1, 2).flatten(1), bias_O)  # no copy of weights with `channels_innermost`
+
+
+def channels_first_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int, groups: int) -> Tensor:
+    """torch's convolution of contiguous (B, C, T): depthwise ones are torch's own kernels then, not cuDNN's."""
+    out = F.conv1d(x_BTC.transpose(1, 2).contiguous(), weight_OCK, bias_O, stride, weight_OCK.shape[2] // 2, 1, groups)
+    return out.transpose(1, 2).contiguous()
+
+
+def in_one_call(conv: Callable[[Tensor], Tensor], x_BTC: Tensor, reach: int, sizes: Sequence[int]) -> Tensor:
+    """`conv`, which reads `reach` steps to either side, of all sequences at once, separated by as many zeros."""
     if len(sizes) == 1:
-        image = F.conv2d(as_image(x_BTC), weight_OCK.unsqueeze(2), bias_O, (1, stride), (0, reach), 1, groups)
-        return as_sequence(image)
+        return conv(x_BTC)
     gap = x_BTC.new_zeros(x_BTC.shape[0], reach if x_BTC.device.type != "meta" else 0, x_BTC.shape[2])  # zeros are no FLOPs
     parts = [part for sequence in x_BTC.split(list(sizes), dim=1) for part in (sequence, gap)][:-1]
-    joined = torch.cat(parts, dim=1)
-    out = image_conv_time(joined, weight_OCK, bias_O, stride, groups, [joined.shape[1]])
+    out = conv(torch.cat(parts, dim=1))
     return torch.cat(out.split([part.shape[1] for part in parts], dim=1)[::2], dim=1)
 
 
@@ -118,4 +131,12 @@ def conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: 
     on_cpu = x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not exporting()
     if groups == 1 and stride == 1 and on_cpu:
         return ShiftedProducts.apply(x_BTC, weight_OCK, bias_O, sizes)
-    return image_conv_time(x_BTC, weight_OCK, bias_O, stride, groups, sizes)
+
+    def conv(x_BTC: Tensor) -> Tensor:
+        if x_BTC.device.type != "cuda":
+            return image_conv_time(x_BTC, weight_OCK, bias_O, stride, groups)
+        if groups == 1:
+            return stacked_product(x_BTC, weight_OCK, bias_O, stride)
+        return channels_first_conv_time(x_BTC, weight_OCK, bias_O, stride, groups)
+
+    return in_one_call(conv, x_BTC, weight_OCK.shape[2] // 2, sizes)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch import nn
 from libs.modeling.kernels import band_attention as attention
 from libs.modeling.kernels import conv1d
 from libs.modeling.kernels.band_attention import BLOCK, band_attention, local_attention, plain_attention
-from libs.modeling.kernels.conv1d import ShiftedProducts, conv_time, plain_conv_time
+from libs.modeling.kernels.conv1d import (
+    ShiftedProducts,
+    channels_first_conv_time,
+    conv_time,
+    image_conv_time,
+    in_one_call,
+    plain_conv_time,
+    stacked_product,
+)
 from libs.modeling.kernels.in_place import gelu, masked, plain_masked
 from libs.modeling.kernels.residual import add_branch, plain_add_branch
 
@@ -52,6 +61,19 @@ def test_convolution(kernel, stride, groups, dtype):
             got = conv_time(x, *leaves, stride, groups, () if len(sizes) == 1 else sizes)
             want = plain_conv_time(x, *leaves, stride, groups, sizes)
         assert_same(got, want, [x, *leaves], {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype])
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(3, 1, 1), (5, 1, 1), (3, 2, 1), (5, 4, 1), (3, 1, 8), (7, 2, 8)])
+def test_the_forms_of_gpus(kernel, stride, groups):
+    weight, bias = random(8, 8 // groups, kernel).requires_grad_(), random(8, seed=1).requires_grad_()
+    for sizes in ([36], [16, 8, 4, 1, 2])[:1 + (stride == 1)]:
+        x = random(2, sum(sizes), 8, seed=2).requires_grad_()
+        want = plain_conv_time(x, weight, bias, stride, groups, sizes)
+        given = {"weight_OCK": weight, "bias_O": bias, "stride": stride}
+        own = partial(channels_first_conv_time, groups=groups, **given) if groups > 1 else partial(stacked_product, **given)
+        for form in (partial(image_conv_time, groups=groups, **given), own):
+            got = in_one_call(form, x, kernel // 2, sizes)
+            assert_same(got, want, [x, weight, bias], 1e-12)
 
 
 def test_dense_convolutions_are_shifted_products_on_cpus_in_full_precision_only(monkeypatch):
