@@ -7,7 +7,7 @@
     python benchmarks/gpu_day.py --annotations thumos14.json           also trains configs/planted.yaml on the planted features
 
 Every part runs in a process of its own under its own time limit.  A part that fails or runs out of time keeps the rows that
-it had measured, and the next one starts.  The data are generated.  benchmarks/gpu_parts.py holds the parts.
+it had measured, and the next one starts.  The data are generated.  gpu_checks.py and gpu_speed.py hold the parts.
 Exit code 1 if a part failed, ran out of time, or found numbers that differ.
 """
 from __future__ import annotations
@@ -23,12 +23,34 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import gpu_checks
+import gpu_speed
 from common import add_record, device_of, machine, markdown, save
-from gpu_parts import PARTS, Day
+from gpu_common import Day, Part
 
 from libs.core.errors import UserError, nearest, run_main
 from libs.utils.files.io import write_json_atomic
 
+PARTS = {  # in order of value
+    "build": Part("the compiled NMS libraries", gpu_checks.build, 120),
+    "nms": Part("NMS against the CPU", gpu_checks.compare_nms, 60),
+    "golden": Part("fixtures of the reference", gpu_checks.golden, 60),
+    "steps": Part("forward passes and training steps", gpu_speed.steps, 90),
+    "lengths": Part("steps of new lengths", gpu_speed.lengths, 60),
+    "postprocess": Part("decoding and NMS", gpu_speed.postprocess, 30),
+    "test_set": Part("the whole test set of THUMOS14's size", gpu_speed.test_set, 60),
+    "data": Part("training steps with reading", gpu_speed.data, 60),
+    "repeat": Part("two deterministic trainings", gpu_checks.repeat, 30),
+    "nccl": Part("DistributedDataParallel with NCCL", gpu_checks.nccl, 40),
+    "resume": Part("SIGTERM and resume", gpu_checks.resume, 70),
+    "planted": Part("planted features on the THUMOS14 annotations", gpu_checks.planted, 120),
+    "epoch": Part("whole epochs of THUMOS14's size", gpu_speed.epoch, 60),
+    "profile": Part("kernels of a training step", gpu_speed.profile_step, 45),
+    "kernels": Part("forms of convolution and attention", gpu_speed.kernels, 60),
+    "memory": Part("memory of inference", gpu_speed.memory, 30),
+    "demo": Part("the demo trained and evaluated", gpu_checks.demo, 200),
+    "compiled": Part("torch.compile", gpu_speed.compiled, 150),
+}
 SHORTEST_S = 10.0  # a part with less time left is not started
 
 
@@ -89,7 +111,7 @@ def main() -> int:
     print(machine(), flush=True)
     end = time.monotonic() + 60 * args.minutes
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpu_parts"])  # torch is imported once; nothing there has touched the GPU
+    context.set_forkserver_preload(["gpu_checks", "gpu_speed"])  # torch is imported once; nothing there has touched the GPU
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         day = Day(args.device, args.tiny, Path(name), args.annotations)

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +308,49 @@ def test_parallel_training(capsys, tmp_path):
     assert row["weights"] < 1e-6 < 1e-5 < row["weights to average"]
     code, _, err = run_script(capsys, main, "bench_parallel.py", *argv, "no such")
     assert "--cases no such: no such case; the cases are transformer," in one_error(code, err)
+
+
+@pytest.mark.slow
+def test_a_gpu_day_on_the_cpu(tmp_path):
+    parts = ["nms", "golden", "lengths", "nccl", "repeat"]
+    run = subprocess.run([sys.executable, str(FOLDER / "gpu_day.py"), "--device", "cpu", "--tiny", "--only", *parts, "--json",
+                          str(tmp_path / "day.json")], capture_output=True, text=True, timeout=240, check=False)
+    assert run.returncode == 0, run.stderr
+    day = json.loads((tmp_path / "day.json").read_text(encoding="utf-8"))
+    assert {name: part["status"] for name, part in day["parts"].items()} == dict.fromkeys(parts, "done")
+    assert [row["case"] for row in day["parts"]["nms"]["rows"]] == ["random", "tied", "degenerate"]
+    assert all(row.get("equal", True) is True for part in day["parts"].values() for row in part["rows"])
+    assert len(day["rows"]) == sum(len(part["rows"]) for part in day["parts"].values())
+    assert "| repeat | done |" in run.stdout
+
+
+def test_a_part_of_a_gpu_day_that_fails_keeps_its_rows(tmp_path, monkeypatch):
+    import gpu_day
+
+    def failing(day):
+        yield {"case": "first", "ms": 1.0}
+        raise ValueError("broken")
+
+    def differing(day):
+        yield {"case": "first", "equal": False}
+
+    def slow(day):
+        yield {"case": "first", "ms": 2.0}
+        time.sleep(60)
+
+    day = gpu_day.Day("cpu", True, tmp_path, None)
+    found = {}
+    for function, limit in ((failing, 60), (differing, 60), (slow, 3)):
+        name = function.__name__
+        monkeypatch.setitem(gpu_day.PARTS, name, gpu_day.Part("a part", function, limit))
+        result = gpu_day.measure(name, day, limit, multiprocessing.get_context("fork"))
+        found[name] = result["status"], len(result["rows"]), result["error"]
+    assert found == {"failing": ("failed", 1, "ValueError: broken"), "differing": ("numbers differ", 1, None),
+                     "slow": ("out of time", 1, None)}
+
+
+def test_a_part_that_does_not_exist_is_one_error(capsys):
+    main = runpy.run_path(str(FOLDER / "gpu_day.py"), run_name="benchmark")["main"]
+    code, _, err = run_script(capsys, main, "gpu_day.py", "--device", "cpu", "--only", "stepps")
+    assert "--only stepps" in one_error(code, err)
+    assert "did you mean 'steps'" in err

@@ -6,12 +6,16 @@ keys that a block of queries can see.  `bias_HW` (H, window) is added to the sco
 """
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from libs.modeling.kernels.conv1d import exporting
 
+GPU_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 BLOCK = 32  # queries per block: with a half window h, each block computes Q (Q + 2 h) scores, of which Q (2 h + 1) count
 
 
@@ -23,7 +27,7 @@ def plain_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Ten
     if window > 1:
         t = torch.arange(q.shape[2], device=q.device)
         allowed = _band(t - t.unsqueeze(1), allowed, window, bias_HW)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2)
+    return fused_attention(q, k, v, allowed).transpose(1, 2)
 
 
 def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tensor, window: int,
@@ -44,7 +48,7 @@ def band_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, mask_BT: Tens
     allowed = _band(offset_QW, valid, window, bias_HW)
     # on CPUs the backward pass of fused attention in bfloat16 takes twice the time of plain products
     products = q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled()
-    out = (_products if products else F.scaled_dot_product_attention)(q, k, v, attn_mask=allowed)
+    out = (_products if products else fused_attention)(q, k, v, allowed)
     return out.transpose(1, 2).reshape(B, N * Q, H, D)[:, :T]
 
 
@@ -69,8 +73,14 @@ def _band(offset_QK: Tensor, valid: Tensor, window: int, bias_HW: Tensor | None)
     return torch.where(allowed, bias_HQK, torch.full((), float("-inf"), dtype=bias_HQK.dtype, device=bias_HQK.device))
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
+    """`F.scaled_dot_product_attention`; on GPUs never cuDNN's in half precision, which is built anew for every shape (0.5 s)."""
+    with sdpa_kernel(GPU_BACKENDS) if q.device.type == "cuda" else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+
+
 def _products(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor) -> Tensor:
-    """`F.scaled_dot_product_attention`, step by step; scores are softmaxed in float32."""
+    """`fused_attention`, step by step; scores are softmaxed in float32."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else scores + attn_mask
     return scores.float().softmax(-1).to(v.dtype) @ v

@@ -88,16 +88,9 @@ def image_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, st
     return as_sequence(image)
 
 
-def stacked_product(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int) -> Tensor:
-    """A dense convolution as one matrix product over all taps: cuDNN would choose kernels anew for every length."""
-    steps, kernel = x_BTC.shape[1], weight_OCK.shape[2]
-    padded = F.pad(x_BTC, (0, 0, kernel // 2, kernel // 2))
-    taps = torch.cat([padded[:, tap:tap + steps:stride] for tap in range(kernel)], dim=2)
-    return F.linear(taps, weight_OCK.transpose(1, 2).flatten(1), bias_O)  # no copy of weights with `channels_innermost`
-
-
 def channels_first_conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: int, groups: int) -> Tensor:
-    """torch's convolution of contiguous (B, C, T): depthwise ones are torch's own kernels then, not cuDNN's."""
+    """torch's convolution of contiguous (B, C, T): on GPUs depthwise ones are torch's own kernels then, not cuDNN's, which are
+    built anew for every length (2 s for a training step, benchmarks/results/gpu.json)."""
     out = F.conv1d(x_BTC.transpose(1, 2).contiguous(), weight_OCK, bias_O, stride, weight_OCK.shape[2] // 2, 1, groups)
     return out.transpose(1, 2).contiguous()
 
@@ -131,12 +124,5 @@ def conv_time(x_BTC: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, stride: 
     on_cpu = x_BTC.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not exporting()
     if groups == 1 and stride == 1 and on_cpu:
         return ShiftedProducts.apply(x_BTC, weight_OCK, bias_O, sizes)
-
-    def conv(x_BTC: Tensor) -> Tensor:
-        if x_BTC.device.type != "cuda":
-            return image_conv_time(x_BTC, weight_OCK, bias_O, stride, groups)
-        if groups == 1:
-            return stacked_product(x_BTC, weight_OCK, bias_O, stride)
-        return channels_first_conv_time(x_BTC, weight_OCK, bias_O, stride, groups)
-
-    return in_one_call(conv, x_BTC, weight_OCK.shape[2] // 2, sizes)
+    form = channels_first_conv_time if x_BTC.device.type == "cuda" and groups > 1 else image_conv_time
+    return in_one_call(lambda x: form(x, weight_OCK, bias_O, stride, groups), x_BTC, weight_OCK.shape[2] // 2, sizes)
