@@ -28,6 +28,7 @@ def key(default: Any, doc: str, low: float | None = None, high: float | None = N
 
 
 FPS_LIMITS = (1e-3, 1e6)  # frames per second
+MOST_FRAMES = 1_000_000  # of a stride or a window
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class DatasetConfig:
     feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
     file_prefix: str | None = key(None, "text before the video id in a feature file's name")
     file_ext: str | None = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
-    feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count")
-    num_frames: float = key(32.0, "frames that one feature vector sees", above=0)
+    feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count", high=MOST_FRAMES)
+    num_frames: float = key(32.0, "frames that one feature vector sees", above=0, high=MOST_FRAMES)
     default_fps: float | None = key(None, "frames per second of every video; null: the annotation's own fps", low=FPS_LIMITS[0], high=FPS_LIMITS[1])
     input_dim: Ints = key(2304, "channels of the feature files (a list: one model input per entry)", above=0, high=1_000_000)
     num_classes: int = key(97, "number of action classes", above=0)

@@ -24,14 +24,14 @@ import numpy as np
 from libs.core.errors import UserError, nearest, shown
 from libs.core.names import id_problem, similar_labels, spelled
 from libs.core.problems import Problems
-from libs.core.schema import FPS_LIMITS
+from libs.core.schema import FPS_LIMITS, MOST_FRAMES
 from libs.core.time_units import refuse_other_unit
 from libs.utils.files.io import PairsHook, read_json
 
 DUPLICATE_TOLERANCE_S = 1e-3
 MAX_SEGMENTS = 100_000  # of one video: every point of the network is compared with every segment
 MAX_SECONDS = 1e7  # 116 days; beyond, float32 does not tell seconds apart
-LIMITS = {"duration": (0.0, MAX_SECONDS), "fps": FPS_LIMITS}
+LIMITS = {"duration": (0.0, MAX_SECONDS), "fps": FPS_LIMITS, "frames": (0.0, MOST_FRAMES)}
 MAX_LABEL_ID = 2**31 - 1
 
 

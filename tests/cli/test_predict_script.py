@@ -113,6 +113,8 @@ def test_the_provenance_beside_the_features_gives_fps_stride_and_duration(projec
     (["CLIPS"], ["--fps"]),
     (["GONE", "--fps", "25"], ["GONE", "no such feature file"]),
     (["CLIPS", "--fps", "25", "--duration", "1e30"], ["duration: 1e+30 is not between 0 and 1e+07"]),
+    (["CLIPS", "--fps", "25", "--stride", "1e30"], ["dataset.feat_stride", "1e+30"]),
+    (["CLIPS", "--fps", "25", "--num-frames", "1e30"], ["dataset.num_frames", "1e+30"]),
     (["CLIPS", "--set", "dataset.default_fps=1e30"], ["dataset.default_fps", "1e+30"]),
     (["CLIPS", "--fps", "25", "--threshold", "2"], ["--threshold", "from 0 to 1"]),
     (["CLIPS", "--fps", "25", "--class-thresholds", "TYPO"], ["typo.json", "'clas 1'", "did you mean 'class 1'"]),
@@ -145,6 +147,14 @@ def test_one_clear_error_and_nothing_written(project, capsys, tmp_path, argv, to
     for part in told:
         assert part in error
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("fps", ["1e30", "1e-9", "0", "nan"])
+def test_rates_that_cannot_be(project, capsys, fps):
+    tmp, _, folder = project
+    code, out, err = run(capsys, folder, tmp / "clips", "--fps", fps)
+    assert (code, out) == (2, "")
+    assert f"argument --fps: {fps} frames per second: expected a number from 0.001 to 1e+06" in err
 
 
 def test_a_published_checkpoint_asks_for_its_configuration(project, capsys, tmp_path):

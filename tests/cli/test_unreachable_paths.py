@@ -1,16 +1,12 @@
 """Every path of every command: without permission, and with a name that is too long; one error that names it, nothing written."""
 from __future__ import annotations
 
-import builtins
-import errno
 import importlib
-import io
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import data_config, one_error, run_script, write_config, write_data
+from helpers import data_config, one_error, run_script, without_permission, write_config, write_data
 
 from libs.core.config import to_dict
 from libs.datasets.dataset import TalDataset
@@ -82,19 +78,10 @@ def given(tmp_path_factory):
 
 @pytest.fixture
 def locked(given, monkeypatch):
-    """A path in a folder without permission, for root too: what the program calls refuses it as the system would."""
-    place = f"{given['out'].parent}/locked"
-
-    def refusing(call):
-        def refuse(path, *args, **options):
-            if isinstance(path, (str, os.PathLike)) and str(path).startswith(f"{place}/"):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-            return call(path, *args, **options)
-        return refuse
-    for module, names in ((builtins, ["open"]), (io, ["open"]), (os, ["open", "stat", "lstat", "mkdir", "listdir", "scandir"])):
-        for name in names:
-            monkeypatch.setattr(module, name, refusing(getattr(module, name)))
-    return Path(place, "x")
+    """A path in a folder without permission."""
+    place = given["out"].parent / "locked"
+    without_permission(monkeypatch, place)
+    return place / "x"
 
 
 def files(folder):

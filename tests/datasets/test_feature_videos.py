@@ -224,3 +224,8 @@ def test_paths_that_hold_no_features(tmp_path):
     refused(lambda: find_videos([tmp_path / "empty"], config), "empty", "holds no feature files", ".npz")
     refused(lambda: find_videos([tmp_path / "a.txt"], config), "a.txt", "'.txt'", ".npy")
     refused(lambda: find_videos([tmp_path / "a.h5"], config), "a.h5", "cannot be read")
+
+
+def test_times_beyond_all_bounds():
+    for timing, told in ((Timing(fps=1e30), "fps: 1e+30 is not between 0.001"), (Timing(25.0, 1e30), "duration: 1e+30")):
+        refused(lambda timing=timing: FeatureVideos([FeatureArray("a", feats())], tiny_config(), timing), told)

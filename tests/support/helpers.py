@@ -7,11 +7,15 @@
 """
 from __future__ import annotations
 
+import builtins
 import copy
+import errno
+import io
 import json
+import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +174,19 @@ def run_script(capsys: pytest.CaptureFixture[str], main: Callable[[], int | None
         sys.argv = before
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def without_permission(monkeypatch: pytest.MonkeyPatch, folder: Path,
+                       calls: Sequence[str] = ("open", "stat", "lstat", "mkdir", "listdir", "scandir")) -> None:
+    """Let `open` and these calls of os refuse what is in `folder`, as the system would, for root too."""
+    def refusing(call: Callable) -> Callable:
+        def refuse(path: Any, *args: Any, **options: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)) and str(path).startswith(f"{folder}/"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **options)
+        return refuse
+    for module, name in ((builtins, "open"), (io, "open"), *((os, name) for name in calls)):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
 
 
 def one_error(code: int, err: str) -> str:

@@ -66,12 +66,12 @@ def parse_provenance(path: str, content: Any) -> Provenance:
     content = content if isinstance(content, dict) else {}
     remedy = "correct the file, or remove it"
     try:
-        stride, num_frames = (positive("", content.get(key)) for key in ("stride", "num_frames"))
+        stride, num_frames = (positive("", content.get(key), "frames") for key in ("stride", "num_frames"))
     except UserError:
         stride = num_frames = None
     if stride is None or num_frames is None:
         raise UserError(f"{path}: stride and num_frames are {content.get('stride')!r} and {content.get('num_frames')!r}; "
-                        f"expected numbers of frames above 0: {remedy}")
+                        f"expected numbers of frames above 0, up to {LIMITS['frames'][1]:,}: {remedy}")
     entries = content.get("videos") or {}
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f'{path}: videos: expected {{"<video id>": {{"fps": ..., "duration": ...}}}}; {remedy}')
@@ -93,7 +93,7 @@ def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str
     return given.or_else(recorded)
 
 
-def positive(where: str, value: Any, kind: str = "") -> float | None:
+def positive(where: str, value: Any, kind: str) -> float | None:
     """A finite float above 0 from a number or text, within LIMITS[kind]; None where it is not given."""
     if value is None:
         return None
@@ -101,7 +101,7 @@ def positive(where: str, value: Any, kind: str = "") -> float | None:
         number = to_number(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    low, high = LIMITS.get(kind, (0.0, math.inf))
+    low, high = LIMITS[kind]
     if not (math.isfinite(number) and number > 0):
         raise UserError(f"{where}: {value!r} is not a positive number; correct it")
     if not low <= number <= high:

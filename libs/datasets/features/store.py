@@ -257,6 +257,8 @@ def _reported(path: str, keys: Keys) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such feature file; check {keys.section}.{keys.folder}, file_prefix and "
                         "file_ext") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: cannot be read as a feature file ({reason}); it may be damaged or of another format: write it "

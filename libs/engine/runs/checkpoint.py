@@ -104,6 +104,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         with open(path, "rb") as file:
             verify(file)
         content = load_plain(path, types=_harmless_types())
+    except PermissionError as error:  # not damaged: --resume auto must not go on from an older one
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
                                 f"({_first_line(error)}); save it again with plain tensors and numbers") from error

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers import without_permission
 
 from libs.core.errors import UserError
 from libs.datasets.features.packing import Stream, pack_stream
@@ -293,3 +294,10 @@ def test_pickling_and_closing_keep_it_usable(tmp_path):
     copy = pickle.loads(pickle.dumps(store))
     store.close()
     assert np.array_equal(store.read("v1"), copy.read("v1"))
+
+
+def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    store = FeatureStore(*save(tmp_path / "f", ".npy", FEATS))
+    without_permission(monkeypatch, tmp_path / "f", calls=["open"])
+    with pytest.raises(UserError, match=r"v1\.npy: cannot be read \(Permission denied\); check its permissions"):
+        store.read("v1")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import tiny_config, without_permission
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
@@ -23,6 +23,7 @@ from libs.engine.runs.checkpoint import (
     load_checkpoint,
     load_optimizer,
     load_weights,
+    newest_checkpoint,
     save_checkpoint,
 )
 from libs.engine.training.optim import make_optimizer
@@ -340,3 +341,14 @@ def test_empty_classes_of_an_old_configuration_are_no_change(tmp_path):
     assert ck.changed_settings(found, tiny_config()) == {}
     other = tiny_config(train_cfg={"head_empty_cls": [0]})
     assert list(ck.changed_settings(found, other)) == ["train_cfg.head_empty_cls"]
+
+
+def test_an_unreadable_checkpoint_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    """--resume auto would go on from an older one, and overwrite it."""
+    model = model_of()
+    newest = save(tmp_path / "run" / "epoch_003.pth.tar", model)
+    without_permission(monkeypatch, tmp_path / "run", calls=["open"])
+    for call, argument in ((load_checkpoint, newest), (newest_checkpoint, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"epoch_003.*: cannot be read \(Permission denied\); check its permissions") as error:
+            call(argument)
+        assert not isinstance(error.value, ck.DamagedCheckpoint)

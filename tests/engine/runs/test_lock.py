@@ -71,6 +71,7 @@ def test_a_folder_made_for_the_lock_goes_with_it_unless_it_is_used(tmp_path):
         if used:
             (tmp_path / "new" / "run" / "config.yaml").touch()
         mine.release()
+        assert (tmp_path / "new").exists() is used
     assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [".lock", "config.yaml"]
     again = FolderLock(tmp_path / "new" / "run")
     again.take()
