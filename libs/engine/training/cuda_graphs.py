@@ -39,6 +39,16 @@ def check_graphs(config: Config, device: torch.device, processes: int) -> None:
                         "false, or train in one process with opt.accumulation_steps: 1")
 
 
+def graphs_hint(config: Config, device: torch.device, processes: int) -> str | None:
+    """A line on how to train faster, for a run on a GPU whose steps could be recorded but are not."""
+    off = config.train_cfg.cuda_graphs or config.distill.teachers or processes > 1 or config.opt.accumulation_steps > 1
+    if device.type != "cuda" or off:
+        return None
+    multiple = max(config.dataset.max_seq_len // 8, 1)
+    return (f"note: {config.source}: a GPU waits for Python in most of a step; --set train_cfg.cuda_graphs=true "
+            f"loader.pad_multiple={multiple} makes steps several times faster, with the same losses (docs/performance.md)")
+
+
 class _Recorded(NamedTuple):
     batch: Batch  # the graph reads this one
     replay: Callable[[], None]

@@ -6,6 +6,7 @@ import numpy as np
 from libs.core.errors import note
 from libs.datasets.dataset import TalDataset
 from libs.engine.runs.checkpoint import BEST
+from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.metrics import Scores
@@ -31,6 +32,8 @@ def announce(run: TrainingRun, resumed: bool) -> None:
     if resumed:
         parts.append(f"resumed after epoch {trainer.epoch}" + (f" and {trainer.steps} iterations" if trainer.steps else ""))
     run.log.print(", ".join(parts))
+    if trainer.world.is_main and (hint := graphs_hint(config, trainer.device, trainer.world.size)):
+        note(hint)
     if trainer.epoch >= config.total_epochs:
         run.log.print(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
     run.log.text("summary", _summary(run), trainer.iteration)

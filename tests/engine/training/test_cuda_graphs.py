@@ -9,7 +9,7 @@ from libs.core.errors import UserError
 from libs.datasets.batch import Batch
 from libs.datasets.padding import Padding, padding_of
 from libs.engine.runtime.determinism import seed_everything
-from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, pad_ground_truth
+from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, graphs_hint, pad_ground_truth
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
 from libs.modeling.losses import Losses
@@ -134,6 +134,15 @@ def test_where_nothing_can_be_recorded(sections, processes, message):
     with pytest.raises(UserError, match=message):
         check_graphs(config, device, processes)
     check_graphs(tiny_config(), device, processes)
+
+
+def test_runs_on_a_gpu_are_told_of_graphs():
+    config, cuda = tiny_config(dataset={"max_seq_len": 96}), torch.device("cuda")
+    assert "train_cfg.cuda_graphs=true loader.pad_multiple=12" in graphs_hint(config, cuda, 1)
+    assert graphs_hint(config, torch.device("cpu"), 1) is None
+    assert graphs_hint(config, cuda, 2) is None
+    for sections in ({"train_cfg": {"cuda_graphs": True}}, {"opt": {"accumulation_steps": 2}}):
+        assert graphs_hint(tiny_config(**sections), cuda, 1) is None
 
 
 @pytest.mark.gpu
