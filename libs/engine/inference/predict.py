@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from libs.core.errors import UserError
 from libs.core.schema import Config, TestConfig
@@ -86,10 +86,12 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
         with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
             for samples, outputs in _one_ahead(ahead) if device.type == "cuda" else ahead:
-                _check_finite(outputs, samples, dataset)
+                finite_B = _finite(outputs)  # read after decoding, for which a GPU's host waits anyway
                 if collect is not None:
                     collect(samples, outputs)
-                parts.append(detections_of_batch(outputs, config.test_cfg, [Timeline.of(s) for s in samples]))
+                candidates = decode_batch(outputs, config.test_cfg)
+                _refuse_non_finite(finite_B, samples, dataset)
+                parts.append(suppress(candidates, config.test_cfg, [Timeline.of(s) for s in samples]))
                 done += len(samples)
                 progress(min(done * world.size, len(dataset)), len(dataset))
     finally:
@@ -137,13 +139,14 @@ def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
     return model(batch.feats, batch.mask)
 
 
-def _check_finite(outputs: LevelOutputs, samples: Sequence[Sample], dataset: VideoDataset) -> None:
-    """UserError naming the videos of a batch with NaN or infinite outputs, which decoding would drop without a word.
+def _finite(outputs: LevelOutputs) -> Tensor:
+    """(B,) bool: whether all outputs of a video are finite."""
+    return (torch.isfinite(outputs.logits).all(2) & torch.isfinite(outputs.offsets).all(2)).all(1)
 
-    GPU: the host waits once, before the decoding for which it would wait anyway.
-    """
-    finite_BP = torch.isfinite(outputs.logits).all(2) & torch.isfinite(outputs.offsets).all(2)
-    bad = [sample for sample, finite in zip(samples, finite_BP.all(1).tolist(), strict=True) if not finite]
+
+def _refuse_non_finite(finite_B: Tensor, samples: Sequence[Sample], dataset: VideoDataset) -> None:
+    """UserError naming the videos of a batch with NaN or infinite outputs, which decoding drops without a word."""
+    bad = [sample for sample, finite in zip(samples, finite_B.tolist(), strict=True) if not finite]
     if bad:
         largest = float(dataset.features(bad[0]).abs().max())
         videos = ", ".join(repr(sample.video_id) for sample in bad)
