@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from libs.core.errors import note
+from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.runs.checkpoint import BEST
 from libs.engine.training.cuda_graphs import graphs_hint
@@ -23,7 +24,7 @@ def announce(run: TrainingRun, resumed: bool) -> None:
         note(f"warning: {config.source}: train_split and val_split both name {', '.join(both)}: the mAP is measured on videos "
              "that were trained on; name another subset in one of them")
     parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
-             f"{config.total_epochs} epochs", f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
+             epochs_text(config), f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
     if run.teachers:
         parts.append(f"teachers: {', '.join(t.name for t in run.teachers)}")
     if trainer.videos_per_step != config.loader.batch_size:
@@ -50,10 +51,18 @@ def _summary(run: TrainingRun) -> str:
         "classes": len(run.train_set.label_names),
         "network": f"{config.model.backbone_type}, {_parameters(run) / 1e6:.2f} M parameters",
         "teachers": ", ".join(t.name for t in run.teachers) or "none",
-        "length": f"{config.total_epochs} epochs of {trainer.iters_per_epoch} iterations, batch {config.loader.batch_size}",
+        "length": f"{epochs_text(config)} of {trainer.iters_per_epoch} iterations, batch {config.loader.batch_size}",
         "optimizer": f"{config.opt.type}, learning rate {config.opt.learning_rate:g}, weight decay {config.opt.weight_decay:g}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in rows.items())])
+
+
+def epochs_text(config: Config) -> str:
+    """Such as '8 + 2 warm-up epochs': opt.epochs does not count the warm-up."""
+    warmup = config.opt.warmup_epochs if config.opt.warmup else 0
+    text = f"{config.opt.epochs} + {warmup} warm-up epochs" if warmup else f"{config.opt.epochs} epochs"
+    stops = config.total_epochs < config.opt.epochs + warmup
+    return f"{text} (stops after {config.total_epochs}: opt.early_stop_epochs)" if stops else text
 
 
 def _parameters(run: TrainingRun) -> int:
