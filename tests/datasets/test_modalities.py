@@ -136,8 +136,14 @@ def test_folders_with_known_borders(make, tmp_path):
     dataset = make(["middle", "left"], modalities=across, **keys)
     assert np.array_equal(item(dataset, 0).feats.numpy(), joined(RGB, FLOW)["a"][:, [2, 3, 4, 0, 1]])
     put(tmp_path / "flow", {"a": FLOW["a"][:50], "b": FLOW["b"]})
-    with pytest.raises(UserError, match=r"flow/a\.npy: has 50 feature vectors, but .*rgb/a\.npy has 61; folders in"):
+    with pytest.raises(UserError, match=r"flow/a\.npy: has 50 feature vectors, but .*rgb/a\.npy has 61; .*"
+                                        r"folder: .*flow, dim: 3, resample: linear"):
         make(["middle"], modalities=across, **keys)
+    with pytest.raises(UserError, match=r"input_dim: 4\).*first: \[0, 4\], second: .folder: .*flow, dim: 3, resample: linear"):
+        make(None, feat_folder=keys["feat_folder"], input_dim=7)
+    mended = {"first": (0, 4), "second": FolderModality(str(tmp_path / "flow"), 3, resample="linear")}
+    mended_set = make(["first", "second"], modalities=mended, feat_folder=str(tmp_path / "rgb"), input_dim=4)
+    assert item(mended_set, 0).feats.shape == (61, 7)
     shutil.rmtree(tmp_path / "flow")
     assert np.array_equal(item(make(["left"], modalities=across, **keys), 0).feats.numpy(), RGB["a"][:, :2])
     with pytest.raises(UserError, match=r"flow: no such feature folder; check dataset\.feat_folder"):

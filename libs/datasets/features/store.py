@@ -193,7 +193,7 @@ class FeatureStore:
                                 "the file and set dataset.missing: skip")
             if shape[0] != length:
                 raise UserError(f"{self.path(video_id, i)}: has {shape[0]} feature vectors, but {self.path(video_id)} has "
-                                f"{length}; folders in dataset.feat_folder are joined along channels and need equal lengths")
+                                f"{length}; {stretched(shapes[0][1], self.folders[i], shape[1])}")
         return length, width
 
     def _check_finite(self, video_id: str, out: np.ndarray, pieces: list[_Piece], start: int, step: int) -> None:
@@ -206,6 +206,13 @@ class FeatureStore:
             raise UserError(f"{self.path(video_id, piece.folder)}: {len(bad)} of {out.size} values read are NaN or infinite "
                             f"(first: row {start + row * step}, channel {piece.source.start + column - piece.target.start}); "
                             "extract this file again")
+
+
+def stretched(first_width: int, folder: str, width: int) -> str:
+    """The remedy for files of a dataset.feat_folder that are of another length than those of the first."""
+    return ("folders in dataset.feat_folder are joined along channels and need equal lengths: extract them with one stride, or "
+            f"name only the first there (input_dim: {first_width}) and stretch the other: dataset.modalities: {{first: [0, "
+            f"{first_width}], second: {{folder: {folder}, dim: {width}, resample: linear}}}}, model.modalities: [first, second]")
 
 
 def _is_bundle(folder: str, keys: Keys) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DatasetConfig, FolderModality, as_tuple
-from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys
+from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys, stretched
 from libs.datasets.grid import file_window, is_resampled
 from libs.datasets.transforms import resize
 
@@ -84,7 +84,8 @@ class StreamReader:
         for part in self._parts:
             own, keys = part.store.length(video_id), part.store.keys
             if own != length and not part.stretched:
-                remedy = ("folders in dataset.feat_folder are joined along channels and need equal lengths" if keys == FEAT_FOLDER
+                widths = [store.shape(video_id)[1] for store in (self._grid_store, part.store)]
+                remedy = (stretched(widths[0], part.store.folders[0], widths[1]) if keys == FEAT_FOLDER
                           else f"set {keys.section}.resample: linear to stretch it to the feature grid, or extract it again")
                 raise UserError(f"{part.store.path(video_id)}: has {own} feature vectors, but {self.path(video_id)} has "
                                 f"{length}; {remedy}")
