@@ -15,6 +15,7 @@ from there.  A second Ctrl-C stops at once.  More in docs/reliability.md.
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from libs.core.arguments import run_name
 from libs.core.config import load_config
@@ -68,7 +69,7 @@ def main() -> None:
                              print_every=args.print_freq, eval_every=args.eval_freq or 0, keep=args.keep,
                              save_minutes=args.save_minutes, deterministic=args.deterministic)
         fit(config, folder, device, options, world)
-        print(f"evaluate with: python eval.py {args.config} {folder}")
+        print(f"evaluate with: {shlex.join(['python', 'eval.py', args.config, str(folder)])}")
 
 
 if __name__ == "__main__":

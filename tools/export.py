@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from libs.core.errors import UserError, run_main
+from libs.core.errors import UserError, note, run_main
 from libs.engine.api import load_model
 from libs.engine.deploy.export import FORMATS, TOLERANCE, export
 from libs.utils.files.io import check_writable
@@ -46,7 +46,7 @@ def main() -> None:
     if path.suffix != ending:
         raise UserError(f"{path}: a file of --format {args.format} ends in {ending}; name it so")
     check_writable(path)
-    differences = export(model.model, model.config, model.label_names, path, args.format, args.with_decode, args.lengths)
+    differences = export(model.model, model.config, model.label_names, path, args.format, args.with_decode, args.lengths, note)
     print(format_table([(steps, f"{difference:.1e}") for steps, difference in differences.items()],
                        ["steps", "largest difference to PyTorch"], left=["largest difference to PyTorch"]))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {model.weights} weights of {model.checkpoint}, all below {TOLERANCE:g}")

@@ -40,7 +40,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", metavar="VIDEO", nargs="+")
+    parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video files, or folders of them")
     parser.add_argument("-o", "--output", type=some_path, required=True, metavar="FOLDER")
     parser.add_argument("--rgb-model", metavar="FILE", help="program (B, 3, T, H, W) -> (B, C)")
     parser.add_argument("--flow-model", metavar="FILE", help="program (B, 2, T, H, W) -> (B, C)")

@@ -235,7 +235,9 @@ class TalDataset(VideoDataset):
         if not self.videos:
             raise UserError(f"{self._where}{keys.section}.{keys.folder}: none of the {count} has features (first: {path}); "
                             f"{remedy}")
-        warnings.warn(f"{count} have no features and are left out, with their {self.unreachable_segments} ground-truth segments: "
+        fate = (f"are left out, with their {self.unreachable_segments} segments" if self.training else
+                f"get no predictions, so that their {self.unreachable_segments} ground-truth segments count as missed")
+        warnings.warn(f"{count} have no features and {fate}: "
                       f"{', '.join(self.missing_ids[:LISTED])}{rest}", stacklevel=3)
 
     def _measured(self, path: str, video: Video) -> Extent:

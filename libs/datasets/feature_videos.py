@@ -21,7 +21,7 @@ import torch
 from libs.core.errors import UserError, nearest
 from libs.core.files import entries, exists, is_file, is_folder
 from libs.core.schema import Config, FolderModality
-from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, format_of, hdf5_file
+from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, READ_ERRORS, VIDEO_EXTENSIONS, format_of, hdf5_file
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import VideoTiming, combined, positive, read_provenance
 from libs.datasets.features.store import FeatureStore
@@ -30,6 +30,9 @@ from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import resize
+
+A_VIDEO = ("{}: is a video, but the network reads features: extract them first with the video network, stride and window of its "
+           "training (tools/extract_features.py, docs/features.md), and name their folder here")
 
 
 @dataclass(frozen=True)
@@ -321,12 +324,16 @@ def _videos_of(path: Path, config: Config) -> Iterator[FeatureFile]:
     if is_folder(path):
         files = [p for p in entries(path) if is_file(p) and format_of(p.suffix)]
         if not files:
+            if videos := [p for p in entries(path) if p.suffix.lower() in VIDEO_EXTENSIONS]:
+                raise UserError(A_VIDEO.format(videos[0]))
             raise UserError(f"{path}: holds no feature files ({', '.join(OPENERS)}); name the folder that does")
         for file in files:
             yield from _videos_of(file, config)
         return
     if not exists(path):
         raise UserError(f"{path}: no such feature file or folder; check the path")
+    if path.suffix.lower() in VIDEO_EXTENSIONS:
+        raise UserError(A_VIDEO.format(path))
     if format_of(path.suffix) is None:
         raise UserError(f"{path}: {path.suffix or 'no extension'!r} is not a known format of features"
                         f"{nearest(path.suffix, OPENERS)}; use one of {', '.join(OPENERS)}")

@@ -30,10 +30,15 @@ class Clock:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
 
 
+def terminal_bar(total: int | None, label: str, show: bool = True, unit: str = "it") -> tqdm:
+    """A tqdm bar on a terminal; it shows nothing elsewhere, as in a redirected stderr."""
+    return tqdm(total=total, desc=label, unit=unit, leave=False, dynamic_ncols=True, disable=not (show and sys.stderr.isatty()))
+
+
 def bar(total: int, label: str, print_every: int = 50) -> Progress:
     """A progress callback (done, total): a bar on a terminal, else a line per `print_every` units."""
     if sys.stderr.isatty():
-        shown = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True)
+        shown = terminal_bar(total, label)
 
         def advance(done: int, total: int) -> None:
             shown.update(done - shown.n)
@@ -41,6 +46,11 @@ def bar(total: int, label: str, print_every: int = 50) -> Progress:
                 shown.close()
         return advance
 
+    return lines(label, print_every)
+
+
+def lines(label: str, print_every: int) -> Progress:
+    """A progress callback (done, total): a line per `print_every` units."""
     clock, last = Clock(), 0
 
     def line(done: int, total: int) -> None:

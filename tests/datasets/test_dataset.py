@@ -190,7 +190,7 @@ def test_resampled_features(make):
 
 def test_ground_truth_covers_videos_without_features(make, tmp_path):
     (tmp_path / "features" / "a.npy").unlink()
-    with pytest.warns(UserWarning, match=r"1 of 3 videos of subset training have no features.*3 ground-truth segments: a$"):
+    with pytest.warns(UserWarning, match=r"1 of 3 videos of subset training have no features and are left out.*3 segments: a$"):
         dataset = make(missing="skip")
     assert (dataset.missing_ids, dataset.unreachable_segments, [v.id for v in dataset.videos]) == (("a",), 3, ["b", "c"])
     truth = dataset.ground_truth()

@@ -224,6 +224,10 @@ def test_paths_that_hold_no_features(tmp_path):
     refused(lambda: find_videos([tmp_path / "empty"], config), "empty", "holds no feature files", ".npz")
     refused(lambda: find_videos([tmp_path / "a.txt"], config), "a.txt", "'.txt'", ".npy")
     refused(lambda: find_videos([tmp_path / "a.h5"], config), "a.h5", "cannot be read")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.MP4").write_text("")
+    for path in (tmp_path / "videos", tmp_path / "videos" / "a.MP4"):
+        refused(lambda path=path: find_videos([path], config), "a.MP4: is a video", "tools/extract_features.py")
 
 
 def test_times_beyond_all_bounds():

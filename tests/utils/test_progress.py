@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from libs.utils.progress import Clock, bar
+from libs.utils.progress import Clock, bar, terminal_bar
 
 
 @pytest.mark.parametrize(("seconds", "done", "total", "expected"), [
@@ -21,6 +21,14 @@ def test_lines_where_there_is_no_terminal(capsys):
     for done in (1, 2, 4, 6, 7):
         advance(done, 7)
     assert capsys.readouterr().out.splitlines() == ["4/7 videos, 0:00:00 left", "6/7 videos, 0:00:00 left"]
+
+
+def test_a_bar_shows_nothing_where_there_is_no_terminal(monkeypatch, capsys):
+    for terminal, show in ((False, True), (True, False)):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        with terminal_bar(3, "videos", show) as shown:
+            shown.update(2)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_with_the_time_left_on_a_terminal(monkeypatch, capsys):

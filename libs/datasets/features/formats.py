@@ -24,6 +24,7 @@ from libs.utils.files.torch_files import load_plain
 
 NPZ_KEY = "feats"
 HDF5_EXTENSIONS = (".h5", ".hdf5")
+VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv", ".3gp")
 
 MAX_VECTORS = 10_000_000  # of one video: 15 days at 30 fps and a stride of 4
 MAX_RATIO = 1100  # bytes that one compressed byte can stand for (deflate: 1032)

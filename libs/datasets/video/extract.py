@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,14 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from libs.core.errors import UserError, note
-from libs.core.files import exists, is_file
+from libs.core.files import entries, exists, is_file, is_folder
+from libs.datasets.features.formats import VIDEO_EXTENSIONS
 from libs.datasets.features.provenance import FILE_NAME
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames, video_library
 from libs.datasets.video.flow import BOUND, FARNEBACK, flow_library, flow_method, with_flow
 from libs.utils.files.io import read_json, write_atomic, write_json_atomic
+from libs.utils.progress import lines, no_progress, terminal_bar
 
 FORMAT = 1
 MOST_REPEATED = 10  # times that --fps may use one frame
@@ -257,12 +259,13 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
                    overwrite: bool = False) -> tuple[int, int, list[str]]:
     """Write folder/<name>.npy for every video without one; returns (made, skipped, one line per video that failed).
 
+    videos: files, and folders of them.
     The provenance file is written after each video, so the videos that it lists are complete.  Raises UserError for two videos of
     one name and, unless `overwrite`, for features there of other settings or of another video of one name; NetworkError for a
     network that fails.
     """
     names: dict[str, str] = {}
-    for path in videos:
+    for path in _video_files(videos):
         if names.setdefault(Path(path).stem, path) != path:
             raise UserError(f"{path}: has the same name as {names[Path(path).stem]}; both would become {Path(path).stem}.npy")
     folder = Path(folder)
@@ -274,8 +277,9 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     todo = [(name, path) for name, path in names.items()
             if not (is_file(folder / f"{name}.npy") and exists(path)
                     and done.get(name, {}).get("bytes") == os.path.getsize(path))]
-    with tqdm(total=_frames(path for _, path in todo), unit="frame", desc="frames", leave=False, dynamic_ncols=True) as bar:
-        for name, path in todo:
+    advance = no_progress if sys.stderr.isatty() else lines("videos", 1)
+    with terminal_bar(_frames(path for _, path in todo), "frames", unit="frame") as bar:
+        for i, (name, path) in enumerate(todo, 1):
             bar.set_postfix_str(name, refresh=False)
             try:
                 feats, entry = extract_features(path, settings, streams, bar.update)
@@ -283,12 +287,24 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
                 raise
             except UserError as error:
                 failed.append(str(error))
-                continue
-            write_atomic(folder / f"{name}.npy", functools.partial(np.save, arr=feats))
-            head["channels"] = int(feats.shape[1])
-            done[name] = entry
-            write_json_atomic(folder / FILE_NAME, {**head, "libraries": libraries(streams), "videos": done})
+            else:
+                write_atomic(folder / f"{name}.npy", functools.partial(np.save, arr=feats))
+                head["channels"] = int(feats.shape[1])
+                done[name] = entry
+                write_json_atomic(folder / FILE_NAME, {**head, "libraries": libraries(streams), "videos": done})
+            advance(i, len(todo))
     return len(todo) - len(failed), len(names) - len(todo), failed
+
+
+def _video_files(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, with the videos in a folder in its place; UserError for a folder without any."""
+    for path in paths:
+        if not is_folder(path) or path.lower().endswith(VIDEO_EXTENSIONS):  # a folder named as a video fails as one
+            yield path
+        elif inside := [str(p) for p in entries(path) if p.suffix.lower() in VIDEO_EXTENSIONS]:
+            yield from inside
+        else:
+            raise UserError(f"{path}: holds no videos ({', '.join(VIDEO_EXTENSIONS)}); name the files themselves")
 
 
 def _refuse_another_video(path: str, features: Path, entry: dict[str, Any] | None) -> None:

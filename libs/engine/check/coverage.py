@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from libs.core.problems import Problems
 from libs.core.schema import Config
@@ -20,6 +19,7 @@ from libs.datasets.annotations import Annotations, Video
 from libs.datasets.grid import Grid
 from libs.modeling.points import make_points
 from libs.modeling.targets import assign_targets
+from libs.utils.progress import terminal_bar
 
 FAR_S = 1e9
 CHUNK = 4_000_000  # segment-point pairs per call of assign_targets
@@ -76,7 +76,9 @@ def check_coverage(config: Config, source: str, annotations: Annotations, grids:
     first: dict[str, str] = {}
     per_subset: dict[str, dict[str, int]] = {}
     total, longest, below_a_step = 0, 0.0, 0
-    for vid, (grid, length) in tqdm(grids.items(), desc="pyramid", leave=False, dynamic_ncols=True, disable=not progress):
+    bar = terminal_bar(len(grids), "pyramid", progress)
+    for vid, (grid, length) in grids.items():
+        bar.update()
         video = annotations.videos[vid]
         segments = segments_on_grid(grid, video)
         if len(segments) == 0:
@@ -96,6 +98,7 @@ def check_coverage(config: Config, source: str, annotations: Annotations, grids:
             start, end = video.segments[n]
             first.setdefault(reason, f"video {vid!r}, annotations[{annotations.entries[vid][n]}], [{start:g}, {end:g}] s, "
                                      f"{steps[n]:.3g} grid steps")
+    bar.close()
     for reason, count in reasons.items():
         add = problems.error if reason == "long" else problems.warning
         add(f"unmatched-{reason}", source, "", f"{count} of {total} segments get no point of the pyramid, so nothing learns them "

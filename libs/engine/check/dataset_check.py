@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from libs.core.config import load_config
 from libs.core.errors import UserError, shown
@@ -33,6 +32,7 @@ from libs.datasets.survey.features import FileFacts, Layout, check_orphans, gues
 from libs.datasets.survey.subjects import check_subjects
 from libs.engine.check.coverage import check_coverage, segments_on_grid
 from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
+from libs.utils.progress import terminal_bar
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
 SLOWEST_S = 2.0  # seconds between two feature vectors
@@ -151,7 +151,7 @@ def _read_features(report: Report, options: CheckOptions) -> Layout:
         layout = Layout(layout.prefix if options.prefix is None else options.prefix,
                         layout.extension if options.extension is None else options.extension)
         store = FeatureStore(tuple(report.features), layout.prefix, layout.extension)
-        with tqdm(total=len(ids), desc="features", leave=False, dynamic_ncols=True, disable=not options.progress) as bar:
+        with terminal_bar(len(ids), "features", options.progress) as bar:
             report.files = survey_features(store, ids, problems, width, options.read_values, bar.update, may_lack)
         store.close()
         for folder in report.features if ids else ():

@@ -82,10 +82,12 @@ def describe(model: LocPointTransformer, config: Config, label_names: Mapping[in
 
 
 def export(model: LocPointTransformer, config: Config, label_names: Mapping[int, str], path: str | os.PathLike, fmt: str,
-           with_decode: bool = False, lengths: Sequence[int] | None = None) -> dict[int, float]:
+           with_decode: bool = False, lengths: Sequence[int] | None = None,
+           say: Callable[[str], None] = lambda line: None) -> dict[int, float]:
     """Trace a network in evaluation mode on the CPU, compare the graph with PyTorch and write it.
 
-    fmt: `onnx` or `torch_export`; lengths: feature steps to compare at (None: `check_lengths`).  Returns steps -> the largest
+    fmt: `onnx` or `torch_export`; lengths: feature steps to compare at (None: `check_lengths`); say: gets a line before
+    each step, which may take minutes.  Returns steps -> the largest
     absolute difference of an output (for segments, which grow with the video: relative above 1).
     Raises UserError for missing packages, lengths that the graph does not accept, differences above `TOLERANCE` (nothing is
     written then) and a path that cannot be written.
@@ -104,8 +106,11 @@ def export(model: LocPointTransformer, config: Config, label_names: Mapping[int,
     about = json.dumps(describe(model, config, label_names, with_decode))
     with tempfile.TemporaryDirectory() as folder, _quiet():
         made = Path(folder) / f"graph{FORMATS[fmt]}"
+        say(f"tracing the network ({sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters)")
         program = _trace(wrapper, config)
+        say(f"writing the graph ({'ONNX: minutes for a large network' if fmt == 'onnx' else 'torch.export'})")
         run = _write_onnx(program, wrapper, made, about) if fmt == "onnx" else _write_torch(program, made, about)
+        say(f"comparing it with PyTorch at {', '.join(map(str, lengths))} steps")
         differences = {n: _difference(wrapper, run, config, n) for n in lengths}
         worst = max(differences, key=lambda n: differences[n])
         if not differences[worst] < TOLERANCE:

@@ -123,8 +123,6 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     print(f"{len(detections.score)} segments in {seconds:.1f} s, written to {folder}", flush=True)
     if save_only:
         return None
-    if dataset.unreachable_segments:
-        note(f"warning: {dataset.unreachable_segments} ground-truth segments lie in videos without features: counted as missed")
     scores = score(detections, dataset)
     write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
                                                 **scores.as_dict(), "config": to_dict(config)})

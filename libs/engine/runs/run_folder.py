@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from libs.core.files import exists
 from libs.core.schema import Config
 from libs.engine.runs.checkpoint import BEST, Checkpoint, checkpoints_of, epochs_of, is_whole, load_checkpoint
 from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
+from libs.utils.progress import terminal_bar
 
 CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
           "training": {"losses": ["Multiline", [r"loss/.*"]]}}  # of TensorBoard's tab "custom scalars": tags, as patterns
@@ -147,7 +147,7 @@ class Run(SilentRun):
             print(line, flush=True)
 
     def progress(self, total: int, label: str) -> tqdm:
-        return tqdm(total=total, desc=label, leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty())
+        return terminal_bar(total, label)
 
     def close(self) -> None:
         with self._writing(), contextlib.ExitStack() as stack:

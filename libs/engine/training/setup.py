@@ -16,6 +16,7 @@ from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Teacher, load_teachers
 from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
+from libs.engine.runs.checkpoint_mismatch import explain_difference
 from libs.engine.runs.environment import record_start
 from libs.engine.runs.lock import FolderLock
 from libs.engine.runs.network import new_network
@@ -118,15 +119,20 @@ def _copy_weights(model: LocPointTransformer, config: Config, options: FitOption
     """Start from the weights of --init-from, or of the teacher named by distill.init_from, if given; prints what was copied."""
     if options.init_from:
         source = options.init_from
-        copied, fresh, unused = copy_matching(model, load_checkpoint(find_checkpoint(source)))
+        start = load_checkpoint(find_checkpoint(source))
+        copied, fresh, unused = copy_matching(model, start)
     elif config.distill.init_from:
-        start = next(t for t in teachers if t.name == config.distill.init_from)
-        source = f"{start.checkpoint.path} ({start.weights} weights)"
-        copied, fresh, unused = copy_matching(model, start.checkpoint, start.weights)
+        teacher = next(t for t in teachers if t.name == config.distill.init_from)
+        start, source = teacher.checkpoint, f"{teacher.checkpoint.path} ({teacher.weights} weights)"
+        copied, fresh, unused = copy_matching(model, start, teacher.weights)
     else:
         return
     print(f"{source}: copied {len(copied)} tensors; {len(fresh)} start anew{_few(fresh)}; "
           f"{len(unused)} of the file have no place{_few(unused)}", flush=True)
+    if options.init_from and len(copied) < len(fresh):  # a student may have little in common with its teacher
+        key = explain_difference(model.state_dict(), start.weights).splitlines()[-1].strip()
+        note(f"warning: {source}: only {len(copied)} of {len(copied) + len(fresh)} tensors of this network are in it, so that "
+             f"most of it starts anew; {key}; set it as in that run (its config.yaml), or leave out --init-from")
 
 
 def _few(names: list[str]) -> str:

@@ -27,7 +27,8 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
     """The required columns, and the optional ones that the file has, as Python strings; the index holds line numbers.
 
     what: the kind of file, for messages; delimiters: candidates, the most frequent one in the first line is used; strip: strip
-    cells, and skip rows of blank cells; column_name: applied to every name in the first line; remedy: missing column -> remedy;
+    cells, and skip rows of blank cells; column_name: applied to every name in the first line, whose case does not matter;
+    remedy: missing column -> remedy;
     text: the contents, if already read (by default the file is read as UTF-8, with or without a byte order mark).
 
     Empty lines are skipped.  Raises UserError with the file, the line or column, and the remedy for missing or duplicate columns,
@@ -44,7 +45,7 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
     lines: list[int] = []
     cells: list[str] = []  # of all rows: with a list per row, garbage collection takes as long as reading
     try:
-        header = [column_name(name) for name in next(reader, [])]
+        header = _in_our_case([column_name(name) for name in next(reader, [])], (*required, *optional))
         for name in required:
             if name not in header:
                 found = f"it has {', '.join(header)}" if any(header) else "the file is empty"
@@ -66,6 +67,12 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
         raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); expected a {what}") from error
     values = np.array(cells, dtype=object).reshape(len(lines), len(header))
     return pandas.DataFrame(values, index=lines, columns=header)[columns]
+
+
+def _in_our_case(header: list[str], wanted: Sequence[str]) -> list[str]:
+    """The names of the first line; one that differs from a wanted column in case only (Video) is that column (video)."""
+    ours = {name.casefold(): name for name in wanted if name not in header}
+    return [name if name in wanted else ours.get(name.casefold(), name) for name in header]
 
 
 def to_number(value: Any) -> float:

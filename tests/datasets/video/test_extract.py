@@ -190,6 +190,21 @@ def test_odd_sizes(folder, capsys):
     assert np.load("out/odd.npy").shape == (1, 11)
 
 
+def test_a_folder_of_videos_with_a_line_per_video_and_no_bar_in_a_file(folder, capsys):
+    (folder / "videos.d").mkdir()
+    for name in ("b.mp4", "c.MP4"):
+        make_video(folder / "videos.d" / name.lower(), frames=20).rename(folder / "videos.d" / name)
+    (folder / "videos.d" / "notes.txt").write_text("")
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, out, err = run(capsys, "a.mp4", "videos.d", "--rgb-model", "rgb.pt", *COMMON)
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in Path("out").glob("*.npy")) == ["a.npy", "b.npy", "c.npy"]
+    assert "1/3 videos, " in out
+    assert "3/3 videos, 0:00:00 left" in out
+    (folder / "empty").mkdir()
+    assert "empty: holds no videos (.mp4" in one_error(*run(capsys, "empty", "--rgb-model", "rgb.pt", *COMMON)[::2])
+
+
 def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys, monkeypatch):
     make_video(folder / "b.mp4", frames=20)
     save_program(folder / "rgb.pt", 4, 3, 8, 32)

@@ -48,6 +48,24 @@ def test_a_sound_dataset_has_no_findings(configured, tmp_path):
     assert (report.grid.stride, report.grid.num_frames, report.grid.share) == (STRIDE, WINDOW, 1.0)
 
 
+def test_short_words_are_names_and_no_typing_mistakes(tmp_path):
+    case = Case(tmp_path)
+    for entry in case.document["database"].values():
+        for item in entry["annotations"]:
+            item.update(label={"jump": "move x", "throw": "open door"}.get(item["label"], item["label"]))
+            del item["label_id"]
+    case.item("train_0", 0, label="move y")
+    case.item("train_1", 0, label="open dor")
+    assert [p.where for p in run(case).problems.found if p.kind == "label-typo"] == ["label 'open dor'"]
+
+
+def test_no_bar_is_written_where_there_is_no_terminal(tmp_path, capsys):
+    case = Case(tmp_path)
+    case.save()
+    check_dataset(str(case.annotations), [str(case.features)], CheckOptions(progress=True))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_videos_may_lack_annotations_where_training_does_not_ask_for_them(tmp_path):
     case = Case(tmp_path)
     case.configure(top__unlabelled_split=["more"])

@@ -108,8 +108,10 @@ def test_the_file_says_what_it_expects(graph):
 def test_torch_export_by_the_script(tmp_path, capsys):
     model, _, checkpoint = make(tmp_path)
     argv = ["export.py", str(checkpoint), "--format", "torch_export", "--lengths", "1", "50", "33"]
-    code, out, _ = run_script(capsys, export_script.main, *argv)
+    code, out, err = run_script(capsys, export_script.main, *argv)
     assert code == 0
+    assert [line.split(" ")[0] for line in err.splitlines()] == ["tracing", "writing", "comparing"]
+    assert "M parameters" in err
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["1", "50", "33"]
     files = {"tal": ""}
     torch.export.load(str(tmp_path / "epoch_001.pt2"), extra_files=files)

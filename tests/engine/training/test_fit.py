@@ -62,7 +62,7 @@ def test_what_a_run_writes(data, tmp_path, capsys):
     assert evaluations[-1]["average_mAP"] == scores.average_mAP
     assert evaluations[-1]["mAP@0.30"] == scores.mAP[0]
     out = capsys.readouterr().out
-    assert "6 videos, 3 iterations per epoch, 4 epochs" in out
+    assert "6 videos, 3 iterations per epoch, 3 + 1 warm-up epochs" in out
     assert out.count("epoch   1") == 2  # after 2 of 3 iterations and at the end of the epoch
     assert "average mAP" in out
 
@@ -240,6 +240,16 @@ def test_init_from_another_number_of_classes(data, tmp_path, capsys):
     # after one short epoch the weights are still close to those of the file, and far from a fresh network's
     name = "backbone.stem.0.mlp.0.weight"
     assert (second.weights[name] - first.weights_ema[name]).abs().max() < 0.02
+
+
+def test_a_start_that_fits_few_tensors_is_a_warning(data, tmp_path, capsys):
+    fit(data_config(data, tmp_path, opt={"early_stop_epochs": 1}), tmp_path / "first", CPU, FitOptions())
+    assert capsys.readouterr().err == ""
+    config = data_config(data, tmp_path, model={"embd_dim": 24, "fpn_dim": 24, "head_dim": 24}, opt={"early_stop_epochs": 1})
+    fit(config, tmp_path / "second", CPU, FitOptions(init_from=str(tmp_path / "first")))
+    err = capsys.readouterr().err
+    assert re.search(r"warning: .*first: only 4 of 109 tensors of this network are in it", err), err
+    assert "model.embd_dim (or" in err
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])

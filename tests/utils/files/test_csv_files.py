@@ -41,6 +41,13 @@ def test_delimiter_spaces_and_names(tmp_path):
     assert list(numbered_rows(table)) == [(2, {"my_id": "1", "label": "a"}), (5, {"my_id": "2", "label": "b"})]
 
 
+def test_the_case_of_column_names_does_not_matter(tmp_path):
+    assert list(numbered_rows(read(tmp_path, "ID,Label\n1,a\n"))) == [(2, {"id": "1", "label": "a"})]
+    assert list(numbered_rows(read(tmp_path, "ID,id,label\n1,2,a\n"))) == [(2, {"id": "2", "label": "a"})]
+    with pytest.raises(UserError, match="names the column 'id' twice"):
+        read(tmp_path, "ID,Id,label\n1,2,a\n")
+
+
 def test_text_that_was_read_before(tmp_path):
     table = read_csv(tmp_path / "gone.csv.gz", required=("id",), what="table", text="id\n1\n")
     assert table["id"].tolist() == ["1"]
