@@ -257,12 +257,11 @@ class TalDataset(VideoDataset):
         return extent
 
     def _check_segments(self, path: str) -> None:
-        """UserError for times in another unit, where the annotations lack durations, and for training on nothing."""
-        if not all(math.isfinite(video.duration_s) for video in self.videos):
-            ends = [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
-            spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else end for v, end in zip(self.videos, ends, strict=True)}
-            refuse_other_unit(path, {v.id: v.segments for v in self.videos}, spans,
-                              {v.id: e.grid.fps for v, e in zip(self.videos, self._extents, strict=True)})
+        """UserError for times in another unit, also where the annotations lack durations, and for training on nothing."""
+        ends = [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
+        spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else end for v, end in zip(self.videos, ends, strict=True)}
+        refuse_other_unit(path, {v.id: v.segments for v in self.videos}, spans,
+                          {v.id: e.grid.fps for v, e in zip(self.videos, self._extents, strict=True)})
         labelled = (video for video in self.videos if video.id not in self.unlabelled_ids)
         if self.training and not self.config.distill.teachers and not any(np.diff(v.segments).any() for v in labelled):
             raise UserError(f"{path}: the {len(self.videos)} videos of {self._where}train_split ({', '.join(self.subset)}) have "

@@ -205,8 +205,8 @@ def test_labels_that_are_not_alike_do_not_warn(load):
 UNITS = {
     "milliseconds": (1000, ["10 of 10 segments lie outside", "milliseconds", "divide by 1000"]),
     "frames": (25, ["10 of 10 segments lie outside", "frames", "divide by the fps"]),
-    "shares": (1 / 90, ["all 10 segments", "shares of the duration", "multiply by the duration"]),
-    "minutes": (1 / 60, ["all 10 segments", "minutes", "multiply by 60"]),
+    "shares": (1 / 90, ["10 of 10 segments lie at the very start", "shares of the duration", "multiply by the duration"]),
+    "minutes": (1 / 60, ["10 of 10 segments lie at the very start", "minutes", "multiply by 60"]),
     "nothing known": (1e5, ["10 of 10 segments lie outside", "correct them, or the durations"]),
 }
 
@@ -221,6 +221,13 @@ def test_times_in_another_unit_are_an_error_that_names_it(load, unit, fps):
         load(database)
     for fragment in ["a.json", "to 90 s", *fragments]:
         assert fragment in str(error.value)
+
+
+def test_a_wrong_duration_among_many_hides_no_unit(load):
+    database = {f"v{i}": video(entry((0.4, 1.4)), duration=90.0) for i in range(20)}
+    database["v7"]["duration"] = 20.0
+    with pytest.raises(UserError, match=r"19 of 20 segments lie at the very start .*'v0' reach to 1\.4, .* 90 s.*minutes"):
+        load(database)
 
 
 def test_a_few_segments_outside_or_early_are_no_other_unit(load):

@@ -361,6 +361,14 @@ def test_training_on_nothing_is_refused(make):
     assert len(make(database=empty)) == 3
 
 
+def test_one_subset_in_another_unit_is_found_among_many_videos(make):
+    frames = {f"v{i}": annotated("validation", 100, (1.0, 3.0, 0)) for i in range(9)}
+    database = frames | {"a": annotated("training", 100, (25.0, 75.0, 0), (200.0, 300.0, 1), (50.0, 475.0, 2))}
+    with pytest.warns(UserWarning, match="of 12 segments 3 leave"), \
+            pytest.raises(UserError, match=r"3 of 3 segments lie outside .*'a' .* frames: divide by the fps"):
+        make(database=database)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_without_durations_the_features_tell_the_unit(make, training):
     database = {vid: {**entry, "duration": None, "annotations": [
