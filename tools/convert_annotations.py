@@ -40,7 +40,7 @@ def main() -> None:
     rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
     if args.features:
         ids = list(dict.fromkeys(row.video for row in rows))
-        covered = feature_lengths(args, ids)
+        covered = feature_lengths(args, ids, None if any(row.unit == "frames" for row in rows) else args.fps)
         lengths = {vid: lengths.get(vid, VideoTiming()).or_else(covered.get(vid, VideoTiming())) for vid in ids}
     document = to_document(rows, options, lengths, ", ".join(args.input))
     found = check_database(document["database"], ", ".join(args.input))  # warns of suspicious segments
@@ -54,11 +54,14 @@ def main() -> None:
     print(f"written to {args.output}")
 
 
-def feature_lengths(args: argparse.Namespace, ids: list[str]) -> dict[str, VideoTiming]:
-    """What is known of the videos with these ids from their features; UserError where options and provenance.json differ."""
+def feature_lengths(args: argparse.Namespace, ids: list[str], fps: float | None) -> dict[str, VideoTiming]:
+    """What is known of the videos with these ids from their features; UserError where options and provenance.json differ.
+
+    fps: of the features, if an option says so.
+    """
     provenance = read_provenance(args.features)
     if provenance and provenance.videos:  # of tools/extract_features.py
-        typed = VideoTiming(args.fps, None, args.feat_stride, args.num_frames)
+        typed = VideoTiming(fps, None, args.feat_stride, args.num_frames)
         return {vid: combined(vid, typed, provenance.videos[vid], provenance.path) for vid in ids if vid in provenance.videos}
     stride = args.feat_stride or (provenance.stride if provenance else None)
     num_frames = args.num_frames or (provenance.num_frames if provenance else None)

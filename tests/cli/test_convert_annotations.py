@@ -321,6 +321,16 @@ def test_options_that_contradict_the_provenance_of_the_features_are_refused(conv
     assert (found["a"]["fps"], found["a"]["duration"]) == (30, 9.5)
 
 
+def test_frame_numbers_are_counted_at_their_own_rate(convert, tmp_path):
+    write(tmp_path, "a.csv", "video,start,end,label\na,25,75,jump\n")
+    (tmp_path / "feats").mkdir()
+    write(tmp_path, "feats/provenance.json", {"stride": 4, "num_frames": 8, "videos": {"a": {"fps": 30, "duration": 9.5}}})
+    found = database(convert, "a.csv", "--features", "feats", "--time-unit", "frames", "--fps", "25")
+    assert (found["a"]["fps"], found["a"]["annotations"][0]["segment"]) == (30, [1, 3])
+    found = database(convert, "a.csv", "--features", "feats", "--time-unit", "frames", "--overwrite")
+    assert found["a"]["annotations"][0]["segment"] == [0.833333, 2.5]
+
+
 def test_durations_from_a_table_and_from_features(convert, tmp_path):
     write(tmp_path, "a.csv", "video,start,end,label,subset\na,1,2,jump,Validation\nb,1,2,jump,training\n")
     write(tmp_path, "d.csv", "video,duration,fps\na.mp4,0:12.5,25\n")

@@ -73,18 +73,20 @@ def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[s
                 ) -> dict[str, Any]:
     """The annotation document: videos by name, segments by time, label ids by sorted names.
 
-    lengths: video -> duration and fps, which take precedence over the rows.  Subsets: the rows' own, else those of
-    `assign_subsets`.  Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
+    lengths: video -> duration and fps, which take precedence over the rows; frame numbers are counted at the fps of the rows or
+    `options` where there is one, whatever the features were extracted at.  Subsets: the rows' own, else those of `assign_subsets`.
+    Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
     """
     label_ids: dict[str | None, int] = {name: i for i, name in enumerate(sorted({row.label for row in rows if row.label}))}
     if not label_ids:
         raise UserError(f"{source}: holds no annotated segment; export it again, with the annotations")
-    videos = entries_of(rows)
+    videos, counted_at = entries_of(rows), {}
     for vid, entry in videos.items():
+        counted_at[vid] = entry["fps"] or options.fps
         known = lengths.get(vid, VideoTiming())
         entry["duration"] = known.duration_s or entry["duration"]
         entry["fps"] = known.fps or entry["fps"] or options.fps
-    segments = [(row, _seconds(row, videos[row.video]["fps"])) for row in rows if row.label is not None]
+    segments = [(row, _seconds(row, counted_at[row.video] or videos[row.video]["fps"])) for row in rows if row.label is not None]
     _refuse_late_ends(segments, videos)
     for row, times in segments:
         videos[row.video]["annotations"].append({"segment": times, "label": row.label, "label_id": label_ids[row.label]})
