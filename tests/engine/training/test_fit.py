@@ -117,7 +117,7 @@ def test_tensorboard_shows_three_fixed_videos_and_says_what_the_run_is(data, tmp
              for name in ("config", "summary")}
     assert "learning_rate: 0.003" in texts["config"]
     assert "| training videos | `6 of training` |" in texts["summary"]
-    assert "| length | `2 epochs of 3 iterations, batch 2` |" in texts["summary"]
+    assert "| length | `1 + 1 warm-up epochs of 3 iterations, batch 2` |" in texts["summary"]
 
 
 @pytest.mark.parametrize(("names", "chosen"), [("abcdefg", "adg"), ("ab", "ab"), ("a", "a"), ("abcd", "acd")])
