@@ -74,7 +74,7 @@ def to_document(rows: Sequence[Row], options: ConvertOptions, lengths: Mapping[s
     """The annotation document: videos by name, segments by time, label ids by sorted names.
 
     lengths: video -> duration and fps, which take precedence over the rows; frame numbers are counted at the fps of the rows or
-    `options` where there is one, whatever the features were extracted at.  Subsets: the rows' own, else those of `assign_subsets`.
+    `options` where there is one, whatever the features were extracted at.  Subsets: the rows', else those of `assign_subsets`.
     Raises UserError naming the row for impossible times and contradictions, and for no segments at all.
     """
     label_ids: dict[str | None, int] = {name: i for i, name in enumerate(sorted({row.label for row in rows if row.label}))}
