@@ -29,13 +29,10 @@ def test_line(monkeypatch, gpu):
 @pytest.mark.parametrize(("text", "name"), [
     ("processor\t: 0\nmodel name\t: A: B @ 2 GHz\nmodel name\t: C\n", "A: B @ 2 GHz"),
     ("processor\t: 0\n", platform.processor() or platform.machine()),  # as on ARM
-    (None, platform.processor() or platform.machine()),
+    ("", platform.processor() or platform.machine()),  # no such file
 ])
-def test_processor(monkeypatch, tmp_path, text, name):
-    path = tmp_path / "cpuinfo"
-    if text is not None:
-        path.write_text(text)
-    monkeypatch.setattr(machine, "Path", lambda _: path)
+def test_processor(monkeypatch, text, name):
+    monkeypatch.setattr(machine, "system_text", lambda path: {"/proc/cpuinfo": text}[path])
     assert this_machine().processor == name
 
 
