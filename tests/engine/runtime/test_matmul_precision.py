@@ -16,6 +16,7 @@ from libs.engine.deploy.pipeline import measure_pipeline
 from libs.engine.experiments.robustness import Settings, load_subjects, measure
 from libs.engine.inference.evaluate import evaluate_checkpoint
 from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
+from libs.engine.runtime import precision
 from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.engine.training.fit import FitOptions, fit
 from libs.modeling.model import build_model
@@ -97,3 +98,16 @@ def test_training_refuses_it_before_the_first_step(data, tmp_path, key, evaluate
     with pytest.raises(UserError, match=rf"{key}\.precision: tf32"):
         fit(config, tmp_path / "run", CPU, FitOptions(eval_every=evaluated))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("flags", "warned"), [("flags : fma avx512f", True), ("flags : fma amx_bf16 amx_tile", False),
+                                               ("Features : asimd bf16", False), ("", False)])
+def test_bf16_without_bf16_products_is_a_line(monkeypatch, capsys, flags, warned):
+    monkeypatch.setattr(precision, "system_text", lambda path: flags)
+    check_precision("fp32", CPU, "a.yaml", "train_cfg.precision")
+    check_precision("bf16", torch.device("cuda"), "a.yaml", "train_cfg.precision")
+    assert capsys.readouterr().err == ""
+    check_precision("bf16", CPU, "a.yaml", "train_cfg.precision")
+    err = capsys.readouterr().err
+    assert ("a.yaml: train_cfg.precision: bf16" in err) is warned
+    assert ("--set train_cfg.precision=fp32" in err) is warned
