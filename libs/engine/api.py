@@ -32,6 +32,7 @@ from libs.engine.inference.predict import predict
 from libs.engine.runs.checkpoint import (
     WEIGHTS,
     Checkpoint,
+    check_label_ids,
     find_checkpoint,
     load_checkpoint,
     own_config,
@@ -252,7 +253,9 @@ def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None =
     classes = config.dataset.num_classes
     preset = get_preset(config.dataset_name)
     if path is not None:
-        return read_labels(path, classes)
+        names = read_labels(path, classes)
+        check_label_ids(checkpoint, names, path)
+        return names
     if is_single_class(config) and not config.test_cfg.ext_score_file:
         return {0: AGNOSTIC}
     names = own_labels(checkpoint)

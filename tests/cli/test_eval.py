@@ -226,3 +226,29 @@ def test_a_key_that_the_weights_do_not_show_is_warned_about(trained, capsys, tmp
     assert "model.n_mha_win_size" in err
     assert "-> 7" in err
     assert run(capsys, config, folder, "--output", tmp_path / "again", "--set", "test_cfg.nms_sigma=0.3")[2] == ""
+
+
+def test_class_ids_are_those_of_the_checkpoint(trained, capsys, tmp_path):
+    import predict
+    import robustness
+    config, folder = trained
+    document = json.loads((config.parent / "annotations.json").read_text())
+    for video in document["database"].values():
+        for item in video["annotations"]:
+            item["label_id"] = (item["label_id"] + 1) % 3
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    (tmp_path / "names.txt").write_text("class 2\nclass 0\nclass 1\n")
+    (tmp_path / "clip.npy").write_bytes((config.parent / "features" / "v0.npy").read_bytes())
+    setting, told = f"dataset.json_file={other}", ["'class 0' is 1 here, 0 there", "label_id"]
+    commands = {
+        "eval": (eval_script, folder, "--output", tmp_path / "e", "--set", setting),
+        "train": (train, config, "--output", "run", "--resume", folder / "epoch_003.pth.tar", "--set", setting),
+        "robustness": (robustness, config, folder, "-o", tmp_path / "r", "--set", setting),
+        "predict": (predict, folder, tmp_path / "clip.npy", "--fps", 25, "--labels", tmp_path / "names.txt")}
+    for name, (script, *argv) in commands.items():
+        code, _, err = run_script(capsys, script.main, name, *map(str, argv))
+        error = one_error(code, err)
+        assert all(text in error for text in told), (name, error)
+        assert str(tmp_path) in error and "epoch_00" in error
+    assert not (tmp_path / "e").exists() and not (tmp_path / "r").exists()

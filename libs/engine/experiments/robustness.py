@@ -27,7 +27,7 @@ from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import channel_ranges, moved_channels
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, own_config
+from libs.engine.runs.checkpoint import Checkpoint, check_label_ids, find_checkpoint, load_checkpoint, own_config
 from libs.engine.runs.network import load_network
 from libs.engine.runtime.precision import check_precision
 from libs.utils.plotting import Line, Panel, line_chart
@@ -107,6 +107,7 @@ def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subj
         key = (own.dataset, own.model.modalities)
         if key not in datasets:
             datasets[key] = TalDataset(own, own.val_split, training=False)
+        check_label_ids(checkpoint, datasets[key].label_names, own.dataset.json_file)
         if subjects:
             _check_grid(datasets[key], subjects[0].dataset, path, subjects[0].path)
         for other in subjects:

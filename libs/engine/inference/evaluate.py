@@ -17,7 +17,7 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, changed_settings
+from libs.engine.runs.checkpoint import Checkpoint, changed_settings, check_label_ids
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
 from libs.engine.runs.network import load_network
@@ -92,6 +92,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     model = load_network(config, checkpoint, which)
     warn_of_drift(config, checkpoint)
     dataset = TalDataset(config, config.val_split, training=False)
+    check_label_ids(checkpoint, dataset.label_names, config.dataset.json_file)
     if not save_only:
         dataset.ground_truth()  # before the work: UserError if there is nothing to score against
     changed = other_settings(checkpoint, config)

@@ -188,6 +188,16 @@ def own_labels(checkpoint: Checkpoint) -> dict[int, str] | None:
     return dict(labels)
 
 
+def check_label_ids(checkpoint: Checkpoint, names: Mapping[int, str], source: str | os.PathLike) -> None:
+    """UserError if a class of `names` (id -> name, of the file `source`) has another id in the checkpoint."""
+    known = {name: i for i, name in (own_labels(checkpoint) or {}).items()}
+    moved = sorted((name, i) for i, name in names.items() if known.get(name, i) != i)
+    if moved:
+        name, i = moved[0]
+        raise UserError(f"{source}: {len(moved)} classes have other ids than in {checkpoint.path}: {name!r} is {i} here, "
+                        f"{known[name]} there; give them the ids of the training (label_id, or the order of a list)")
+
+
 def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike) -> None:
     """Write a checkpoint for inference: one set of weights (under both names, stored once), configuration and class names.
 

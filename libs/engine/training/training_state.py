@@ -12,6 +12,7 @@ from libs.core.errors import UserError, note, shown
 from libs.engine.runs.checkpoint import (
     Checkpoint,
     changed_settings,
+    check_label_ids,
     fitting_weights,
     load_optimizer,
     load_weights,
@@ -53,6 +54,7 @@ def restore_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
     A checkpoint of another program lacks some state, which a warning names.  UserError if the checkpoint does not fit.
     """
+    check_label_ids(checkpoint, trainer.label_names, trainer.config.dataset.json_file)
     try:
         load_weights(trainer.model, checkpoint, "raw")
         if checkpoint.optimizer is None:
