@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import above_zero, frame_rate, refuse_existing, refuse_source
+from libs.core.arguments import above_zero, frame_rate, refuse_existing, refuse_same, refuse_source
 from libs.core.errors import EXIT_BAD_INPUT, note, run_main
 from libs.core.problems import ERROR
 from libs.engine.check.dataset_check import CheckOptions, check_dataset, why_no_suggestion
@@ -24,6 +24,7 @@ def main() -> int:
     args = parse()
     for output in (args.write, args.json):
         refuse_source(output, args.annotations, args.config)
+    refuse_same(args.write, args.json)
     refuse_existing(args.write, args.overwrite)
     options = CheckOptions(args.config, args.feat_stride, args.num_frames, args.fps, args.prefix, args.ext, not args.headers_only)
     report = check_dataset(args.annotations, args.features, options)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from libs.core.arguments import refuse_source
 from libs.core.config import load_config
 from libs.core.errors import UserError, note, run_main
 from libs.datasets.synthetic.demo import ensure_demo_of
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    refuse_source(args.json, args.config)
     device = [] if args.device is None else [f"devices={args.device}"]
     config = load_config(args.config, [*device, *args.set])
     if args.pipeline:

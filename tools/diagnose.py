@@ -25,7 +25,7 @@ from libs.utils.diagnosis.figures import write_figures
 from libs.utils.diagnosis.html_page import page
 from libs.utils.diagnosis.report import Subject, report, summary, timeline
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, unique_rank_scores
-from libs.utils.files.io import write_json_atomic, write_text_atomic
+from libs.utils.files.io import check_writable, write_json_atomic, write_text_atomic
 
 ENDING = re.compile(r"\.(json|csv|pkl|pickle)(\.gz)?$", re.IGNORECASE)
 OUR_FILES = ("predictions", "eval_results")  # written by eval.py in every run
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"-o {out}: name the page *.html; the numbers are written beside it as .json")
     for written in (out, out.with_suffix(".json")):
         refuse_source(written, *files, args.annotations)
+    for written in (out, *([Path(args.png_folder, "map.png")] if args.png_folder else [])):
+        check_writable(written)
     if args.most_drawn < 1:
         raise UserError(f"--most-drawn {args.most_drawn}: must be at least 1")
     found, annotated = read_with_ground_truth(files, args.annotations, args.split, args.labels_from,

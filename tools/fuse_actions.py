@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from libs.core.arguments import refuse_source
+from libs.core.arguments import refuse_same, refuse_source
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import Annotations, load_annotations
 from libs.datasets.prepare.epic import NOUNS, TASKS, annotation_file
@@ -43,7 +43,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     for output in (args.out, args.json):
-        refuse_source(output, args.verbs, args.nouns)
+        refuse_source(output, args.verbs, args.nouns, *(annotation_file(args.annotations, task) for task in TASKS))
+    refuse_same(args.out, args.json)
     verb, noun, action = (load_annotations(annotation_file(args.annotations, task)) for task in TASKS)
     settings = ActionFusion(args.min_tiou, args.verb_share, args.per_video, max_seg_num=args.topk)
     verbs, nouns = read_predictions(args.verbs, verb.label_ids), read_predictions(args.nouns, noun.label_ids)

@@ -15,7 +15,9 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
+from libs.core.files import entries
 from libs.engine.experiments.chain import Chain, StageRun, load_chain
 from libs.engine.experiments.chain_table import chain_results, markdown, table_rows
 from libs.engine.experiments.launch import report_runs, run_graph, shown, threads_per_job
@@ -59,6 +61,7 @@ def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None
 def main() -> None:
     args = parse()
     chain = load_chain(args.folder, range(args.first_seed, args.first_seed + args.seeds), args.output, args.set)
+    refuse_source(args.json, *entries(args.folder))
     planned = {} if args.table_only else chain.plan(chain.select(args.stages))
     if planned:
         run_stages(chain, planned, args.jobs)

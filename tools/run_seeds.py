@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from libs.core.arguments import run_name
+from libs.core.arguments import refuse_source, run_name
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.distill.teachers import with_run_name
@@ -69,6 +69,7 @@ def run_seed(args: argparse.Namespace, run: StageRun) -> dict[str, dict]:
 
 def main() -> None:
     args = parse()
+    refuse_source(args.json, args.config)
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
     runs = {seed: run_of(args, seed) for seed in seeds}
     results = run_graph(dict.fromkeys(seeds, ()), lambda seed: run_seed(args, runs[seed]), args.jobs, report_runs())

@@ -56,6 +56,12 @@ def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
         raise UserError(f"{path}: exists already; choose another name, or add --overwrite")
 
 
+def refuse_same(first: str | os.PathLike | None, second: str | os.PathLike | None) -> None:
+    """Raise UserError if two outputs are one file; None: no file."""
+    if first is not None and second is not None and os.path.realpath(first) == os.path.realpath(second):
+        raise UserError(f"{first}: would be written twice by this command; give its outputs different names")
+
+
 def refuse_source(output: str | os.PathLike | None, *sources: str | os.PathLike | None) -> None:
     """Raise UserError if the file `output`, which would be replaced, is one of the files that are read; None: no file."""
     if output is None or not exists(output):

@@ -253,9 +253,9 @@ def label_names_for(checkpoint: Checkpoint, config: Config, path: Path_ | None =
     classes = config.dataset.num_classes
     preset = get_preset(config.dataset_name)
     if path is not None:
-        names = read_labels(path, classes)
-        check_label_ids(checkpoint, names, path)
-        return names
+        given = read_labels(path, classes)
+        check_label_ids(checkpoint, given, path)
+        return given
     if is_single_class(config) and not config.test_cfg.ext_score_file:
         return {0: AGNOSTIC}
     names = own_labels(checkpoint)

@@ -182,6 +182,7 @@ BAD = {
     "most drawn": (None, ["--most-drawn", "0"], ["--most-drawn 0"]),
     "output over predictions": (None, ["-o", "found.html"], ["found.json", "would be replaced"]),
     "output over annotations": (None, ["-o", "./truth.HTML"], ["truth.json", "would be replaced"]),
+    "figures in a file": (None, ["--png-folder", "found.json"], ["found.json", "cannot be written"]),
     "output": (None, ["-o", "r.json"], ["-o r.json", ".html"]),
 }
 

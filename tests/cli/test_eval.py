@@ -250,5 +250,21 @@ def test_class_ids_are_those_of_the_checkpoint(trained, capsys, tmp_path):
         code, _, err = run_script(capsys, script.main, name, *map(str, argv))
         error = one_error(code, err)
         assert all(text in error for text in told), (name, error)
-        assert str(tmp_path) in error and "epoch_00" in error
-    assert not (tmp_path / "e").exists() and not (tmp_path / "r").exists()
+        assert str(tmp_path) in error
+        assert "epoch_00" in error
+    assert not (tmp_path / "e").exists()
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("where", ["a file", "a run"])
+def test_a_folder_that_is_none_or_a_run_is_refused_before_the_work(trained, capsys, tmp_path, where):
+    _, folder = trained
+    (tmp_path / "file").write_text("kept")
+    output = folder if where == "a run" else tmp_path / "file"
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, out, err = run(capsys, folder, "--output", output)
+    error = one_error(code, err)
+    assert str(output) in error
+    assert "choose another" in error
+    assert (out, (tmp_path / "file").read_text()) == ("", "kept")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

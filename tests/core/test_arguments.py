@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 
 import pytest
+from helpers import one_error, run_script, write_config, write_data
 
 from libs.core.arguments import frame_rate, refuse_source, run_name, some_path
 from libs.core.errors import UserError
@@ -43,3 +45,23 @@ def test_an_empty_path_is_not_the_present_folder() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="name a folder, or"):
         some_path("")
     assert some_path("out") == Path("out")
+
+
+@pytest.mark.parametrize(("script", "argv"), [
+    ("cost", ["tiny.yaml", "--json", "tiny.yaml"]),
+    ("run_seeds", ["tiny.yaml", "--json", "tiny.yaml"]),
+    ("run_distill", [".", "--json", "tiny.yaml"]),
+    ("fuse_actions", ["v.json", "n.json", "--annotations", ".", "--json", "epic_kitchens_100_verb.json"]),
+    ("fuse_actions", ["v.json", "n.json", "--annotations", ".", "--out", "new.json", "--json", "new.json"]),
+    ("check_dataset", ["annotations.json", "features", "--write", "new.yaml", "--json", "./new.yaml"])])
+def test_no_output_replaces_an_input_or_another_output(script, argv, tmp_path, monkeypatch, capsys) -> None:
+    write_config(tmp_path / "tiny.yaml", write_data(tmp_path))
+    for name in ("v.json", "n.json", "epic_kitchens_100_verb.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    code, _, err = run_script(capsys, importlib.import_module(script).main, script, *argv)
+    error = one_error(code, err)
+    assert argv[-1].removeprefix("./") in error
+    assert "replaced" in error or "written twice" in error
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before

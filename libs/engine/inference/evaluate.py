@@ -17,7 +17,7 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, changed_settings, check_label_ids
+from libs.engine.runs.checkpoint import Checkpoint, changed_settings, check_label_ids, checkpoints_of
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
 from libs.engine.runs.network import load_network
@@ -26,7 +26,7 @@ from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
-from libs.utils.files.io import remove, remove_leftovers, write_json_atomic
+from libs.utils.files.io import check_writable, remove, remove_leftovers, write_json_atomic
 from libs.utils.progress import Progress, no_progress
 
 # keys that the weights do not reveal: with another value the same weights silently give wrong results
@@ -97,6 +97,10 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
         dataset.ground_truth()  # before the work: UserError if there is nothing to score against
     changed = other_settings(checkpoint, config)
     folder = output or evaluation_folder(path, which, changed)
+    if checkpoints_of(folder):
+        raise UserError(f"{folder}: holds the checkpoints of a run, whose {ENVIRONMENT} would be replaced; choose another "
+                        "--output")
+    check_writable(folder / RESULTS)
     print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}"
           + (f"; other settings than the checkpoint's own: {'; '.join(changed.values())}" if changed else ""), flush=True)
 
