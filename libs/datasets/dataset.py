@@ -25,6 +25,7 @@ from libs.core.schema import Config
 from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
 from libs.datasets.features.cache import FeatureCache, available_memory
+from libs.datasets.features.provenance import VideoTiming, contradictions, read_provenance
 from libs.datasets.features.store import Keys
 from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import is_resampled
@@ -284,14 +285,34 @@ class TalDataset(VideoDataset):
         if odd:
             warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
                           f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
-        if mismatch := grid_mismatch(self._extents, self._data):
-            fps = ("dataset.default_fps (null: the fps of the annotations)" if self._data.default_fps is not None
-                   else "the fps of the annotations (or set dataset.default_fps)")
-            warnings.warn(f"{self._where}subset {', '.join(self.subset)}: {mismatch}: correct dataset.feat_stride, or {fps}",
-                          stacklevel=3)
+        where = f"{self._where}subset {', '.join(self.subset)}: "
+        fps = ("dataset.default_fps (null: the fps of the annotations)" if self._data.default_fps is not None
+               else "the fps of the annotations (or set dataset.default_fps)")
+        recorded = self._recorded_otherwise(fps)
+        for text in recorded:
+            warnings.warn(where + text, stacklevel=3)
+        if not recorded and (mismatch := grid_mismatch(self._extents, self._data)):
+            warnings.warn(f"{where}{mismatch}: correct dataset.feat_stride, or {fps}", stacklevel=3)
         if is_resampled(self._data) and self._data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
                           "features", stacklevel=3)
+
+    def _recorded_otherwise(self, fps_remedy: str) -> list[str]:
+        """Per folder, where its provenance.json contradicts fps, stride or window, which makes every time wrong."""
+        if is_resampled(self._data):
+            return []
+        used = {video.id: VideoTiming(extent.grid.fps, None, self._data.feat_stride, self._data.num_frames)
+                for video, extent in zip(self.videos, self._extents, strict=True)}
+        texts = []
+        for folder in self._reader.grid_folders:
+            provenance = read_provenance(folder)
+            if provenance and (found := contradictions(provenance, used)):
+                vid, (name, ours, theirs) = next(iter(found.items()))
+                remedy = {"fps": f"{fps_remedy}; tools/convert_annotations.py --features takes it from there",
+                          "stride": "dataset.feat_stride"}.get(name, f"dataset.{name}")
+                texts.append(f"{provenance.path} says otherwise of the features of {len(found)} of {len(used)} videos, so times "
+                             f"are off: {name} of {vid!r} is {theirs:g} there and {ours:g} here; correct {remedy}")
+        return texts
 
 
 def is_single_class(config: Config) -> bool:

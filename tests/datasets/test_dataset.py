@@ -302,6 +302,25 @@ def test_resampled_features_have_no_stride_to_be_wrong(make, keys):
         make(**keys)
 
 
+@pytest.mark.parametrize(("keys", "told"), [
+    ({"default_fps": 30}, ["3 of 3", "fps of 'a' is 25 there and 30 here", "correct dataset.default_fps"]),
+    ({"feat_stride": 4}, ["stride of 'a' is 5 there and 4 here", "correct dataset.feat_stride"]),
+    ({"num_frames": 20}, ["num_frames of 'a' is 10 there and 20 here", "correct dataset.num_frames"]),
+    ({"database": {"a": annotated("training", 100, (1.0, 3.0, 0)), "b": annotated("training", 37, fps=26, duration=None)}},
+     ["1 of 2", "fps of 'b' is 25 there and 26 here", "fps of the annotations", "convert_annotations.py --features"])], ids=str)
+def test_what_contradicts_the_provenance_of_the_features_is_one_warning_also_without_durations(make, keys, told):
+    folder = Path(make().config.dataset.feat_folder)
+    (folder / "provenance.json").write_text(json.dumps({"stride": 5, "num_frames": 10, "fps": 25}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make()
+        make(force_upsampling=True, feat_stride=4)  # resampled: no stride to be wrong
+    with pytest.warns(UserWarning, match=r"subset training: .*provenance\.json") as caught:
+        make(**keys)
+    text, = [str(w.message) for w in caught]
+    assert all(part in text for part in told)
+
+
 def test_frame_rates(make):
     database = {"b": annotated("training", 37, (1.0, 2.0, 2), fps=None)}
     with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing \(1 of 1 videos.*dataset\.default_fps"):

@@ -291,6 +291,12 @@ FAULTS: dict[str, tuple[Callable[[Case], Any], str, str, list[str]]] = {
     "a broken provenance file": (lambda c: provenance(c, '{"stride": 0}'), "provenance", E, ["provenance.json", "stride"]),
     "another stride in the provenance file": (lambda c: provenance(c, '{"stride": 8, "num_frames": 8}'), "stride-mismatch", E,
                                               ["provenance.json", "feat_stride 8"]),
+    "another fps than that of the features": (
+        lambda c: all_videos(c, lambda c, v: c.video(v, fps=FPS * 2)) or provenance(c, '{"stride": 4, "num_frames": 8, "fps": 20}'),
+        "fps", E, ["14 of 14", "40 for 'train_0'", "have 20 in", "provenance.json", "convert_annotations --features"]),
+    "no fps, recorded beside the features": (
+        lambda c: c.drop("train_0", "fps") or provenance(c, '{"stride": 4, "num_frames": 8, "fps": 20}'),
+        "fps", E, ["'train_0' has no fps", "provenance.json", "convert_annotations --features"]),
     "fps of another decoding": (lambda c: all_videos(c, lambda c, v: c.video(v, fps=FPS * 2.5)) or c.configure(), "stride-mismatch", E,
                                 ["feat_stride 4", "feat_stride 10 with num_frames 20 would fit"]),
     # a configuration

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +85,26 @@ def parse_provenance(path: str, content: Any) -> Provenance:
 
 def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str) -> VideoTiming:
     """What is given, completed by what the file `path` records; UserError, with both values, where they differ."""
-    for field, (relative, absolute) in ROUNDING.items():
-        ours, theirs = getattr(given, field), getattr(recorded, field)
-        if None not in (ours, theirs) and not math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute):
-            name = field.removesuffix("_s")
-            raise UserError(f"{path}: the features of video {video_id!r} have {name} {theirs:g}, but {name} {ours:g} is given; "
-                            f"leave the {name} out, or correct {FILE_NAME}")
+    if differing := difference(given, recorded):
+        name, ours, theirs = differing
+        raise UserError(f"{path}: the features of video {video_id!r} have {name} {theirs:g}, but {name} {ours:g} is given; "
+                        f"leave the {name} out, or correct {FILE_NAME}")
     return given.or_else(recorded)
+
+
+def difference(ours: VideoTiming, theirs: VideoTiming) -> tuple[str, float, float] | None:
+    """(name, our value, their value) of the first in which the two differ by more than rounding; None if they agree."""
+    for field, (relative, absolute) in ROUNDING.items():
+        a, b = getattr(ours, field), getattr(theirs, field)
+        if None not in (a, b) and not math.isclose(a, b, rel_tol=relative, abs_tol=absolute):
+            return field.removesuffix("_s"), a, b
+    return None
+
+
+def contradictions(provenance: Provenance, used: Mapping[str, VideoTiming]) -> dict[str, tuple[str, float, float]]:
+    """Video -> (name, value used, value recorded), for the videos whose features have other times than those used."""
+    found = {vid: difference(timing, provenance.of(vid)) for vid, timing in used.items()}
+    return {vid: differing for vid, differing in found.items() if differing}
 
 
 def positive(where: str, value: Any, kind: str) -> float | None:

@@ -75,6 +75,11 @@ class StreamReader:
         """The file that gives the video's grid."""
         return self._grid_store.path(video_id)
 
+    @property
+    def grid_folders(self) -> tuple[str, ...]:
+        """The folders, or .h5 files, with the files that give the grid."""
+        return self._grid_store.folders
+
     def length(self, video_id: str) -> int:
         """Feature vectors in the file that gives the grid; from headers only.
 

@@ -1,25 +1,28 @@
-"""Checks of readable annotations: ids, subsets, times and their unit, labels.  Each adds its findings to `Problems`.
+"""Checks of readable annotations: ids, subsets, times and their unit, fps, labels.  Each adds its findings to `Problems`.
 
 Features are not read here: `spans_s` gives the length of each video in seconds, from its duration or its features.
 """
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from libs.core.errors import nearest
+from libs.core.errors import nearest, shown
 from libs.core.names import folded, folded_label, similar_labels, spelled, visible
 from libs.core.problems import Problems
 from libs.core.time_units import FAR_OUTSIDE, REMEDIES, other_units
 from libs.datasets.annotations import DUPLICATE_TOLERANCE_S, Annotations, Video
+from libs.datasets.features.provenance import Provenance, VideoTiming, contradictions
 
 TRAIN_NAMES = ("training", "train")
 VAL_NAMES = ("validation", "val", "valid", "testing", "test")
 SLACK_S, SLACK_SHARE = 0.5, 0.01  # of the video's length: how late a last segment may end when durations are rounded
+NAMED = 3  # videos in a message
 RARE = 2  # training segments: a class with so few cannot be learned
 
 
@@ -215,3 +218,42 @@ def _one_typo(a: str, b: str) -> bool:
         swapped = short[head:head + 2] == long[head:head + 2][::-1] and short[head + 2:] == long[head + 2:]
         return short[head + 1:] == long[head + 1:] or swapped
     return short[head:] == long[head + 1:]
+
+
+def correct_fps(path: str, fps: dict[str, float], provenance: Provenance | None, problems: Problems) -> None:
+    """Report the fps of videos that are not those of their features, and replace them by those, for the checks that follow."""
+    wrong = contradictions(provenance, {vid: VideoTiming(rate) for vid, rate in fps.items()}) if provenance else {}
+    if provenance and wrong:
+        vid, (_, ours, theirs) = next(iter(wrong.items()))
+        problems.error("fps", path, "", f"{_videos(list(wrong), len(fps))} another fps than their features: {ours:g} for "
+                       f"{shown(vid)}, whose features have {theirs:g} in {provenance.path}",
+                       "take it from there: convert_annotations --features")
+    fps |= {vid: theirs for vid, (_, _, theirs) in wrong.items()}
+
+
+def check_fps(annotations: Annotations, fps: Container[str], provenance: Provenance | None, problems: Problems) -> None:
+    """Unusual fps, and videos without fps or duration; fps: the videos that have one."""
+    path, videos = annotations.path, annotations.videos.values()
+    reported = {(p.kind, p.where) for p in problems.found}
+    for video in videos:
+        if video.fps and not 1 <= video.fps <= 1000:
+            problems.warning("fps", path, f"video {shown(video.id)}", f"an fps of {video.fps:g} is unusual",
+                             "expected frames per second")
+    without_fps = [v.id for v in videos if v.id not in fps and ("fps", f"video {shown(v.id)}") not in reported]
+    without_duration = [v.id for v in videos if not math.isfinite(v.duration_s)
+                        and ("duration", f"video {shown(v.id)}") not in reported]
+    if without_fps:
+        recorded = provenance is not None and all(provenance.of(vid).fps for vid in without_fps)
+        problems.error("fps", path, "", f"{_videos(without_fps, len(videos))} no fps",
+                       f"take it from {provenance.path}: convert_annotations --features" if provenance and recorded else
+                       "give one for all with --fps (in training dataset.default_fps), or add each its own")
+    if without_duration:
+        problems.warning("duration", path, "", f"{_videos(without_duration, len(videos))} no duration, so nothing is checked "
+                         "against it", "add it, in seconds (convert_annotations --durations or --features)")
+
+
+def _videos(ids: Sequence[str], total: int) -> str:
+    """"video 'a' has" or "7 of 9 videos ('a', 'b', 'c', ...) have"."""
+    if len(ids) == 1:
+        return f"video {shown(ids[0])} has"
+    return f"{len(ids)} of {total} videos ({', '.join(map(shown, ids[:NAMED]))}{', ...' if len(ids) > NAMED else ''}) have"

@@ -17,17 +17,26 @@ from typing import Any
 import numpy as np
 
 from libs.core.config import load_config
-from libs.core.errors import UserError, shown
+from libs.core.errors import UserError
 from libs.core.problems import Problems
 from libs.core.schema import Config, as_tuple
 from libs.core.time_units import FAR_OUTSIDE, LEAST_VIDEOS, REMEDIES, other_units
 from libs.datasets.annotations import Annotations, Video, load_annotations
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
-from libs.datasets.features.provenance import read_provenance
+from libs.datasets.features.provenance import Provenance, read_provenance
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.grid import Grid, expected_length, implausible_length, length_ratio, plan_grid
 from libs.datasets.presets import PRESETS
-from libs.datasets.survey.checks import Splits, check_ids, check_labels, check_subsets, check_times, guess_splits
+from libs.datasets.survey.checks import (
+    Splits,
+    check_fps,
+    check_ids,
+    check_labels,
+    check_subsets,
+    check_times,
+    correct_fps,
+    guess_splits,
+)
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
 from libs.datasets.survey.subjects import check_subjects
 from libs.engine.check.coverage import check_coverage, segments_on_grid
@@ -37,7 +46,6 @@ from libs.utils.progress import terminal_bar
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
 SLOWEST_S = 2.0  # seconds between two feature vectors
 DURATION_UNITS = ("unit-frames", "unit-milliseconds")
-NAMED = 3  # videos in a message
 GUESSED = "guessed from durations and files"
 MAX_SHARE_CROPPED = 0.5  # a larger share of training videos longer than max_seq_len gives a warning
 
@@ -95,13 +103,15 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
             check_subjects(annotations, splits, problems)
     default_fps = options.fps or (config.dataset.default_fps if config else None)
     report.fps = {video.id: fps for video in annotations.videos.values() if (fps := default_fps or video.fps)}
+    provenance = _provenance(report)
+    correct_fps(annotations.path, report.fps, provenance, problems)
     layout = _read_features(report, options)
     check_ids(annotations, report.files, problems)
-    report.grid, report.grid_source = _find_grid(report, options)
+    report.grid, report.grid_source = _find_grid(report, options, provenance)
     _check_grid(report)
     check_times(annotations, _spans(report), problems)
     check_labels(annotations, splits, problems)
-    _check_fps(report)
+    check_fps(annotations, report.fps, provenance, problems)
     if report.grid is not None and report.grid.stride > 0:
         _check_lengths(report, report.grid)
     if config is not None:
@@ -161,9 +171,17 @@ def _read_features(report: Report, options: CheckOptions) -> Layout:
     return layout
 
 
-def _find_grid(report: Report, options: CheckOptions) -> tuple[GridGuess | None, str]:
+def _provenance(report: Report) -> Provenance | None:
+    try:
+        return read_provenance(report.features[0])
+    except UserError as error:
+        report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
+        return None
+
+
+def _find_grid(report: Report, options: CheckOptions, provenance: Provenance | None) -> tuple[GridGuess | None, str]:
     """(stride and window, source): from the options, the configuration, the provenance file or a guess, in this order."""
-    grid, source = _grid_of_data(report)
+    grid, source = _grid_of_data(report, provenance)
     given = options.feat_stride or options.num_frames
     if given is None:
         return grid, source
@@ -171,15 +189,12 @@ def _find_grid(report: Report, options: CheckOptions) -> tuple[GridGuess | None,
     return GridGuess(stride, options.num_frames or (grid.num_frames if grid else 0) or stride, 1.0), "command line"
 
 
-def _grid_of_data(report: Report) -> tuple[GridGuess | None, str]:
+def _grid_of_data(report: Report, provenance: Provenance | None) -> tuple[GridGuess | None, str]:
     if report.config is not None:
         data = report.config.dataset
         return GridGuess(data.feat_stride, data.num_frames, 1.0), report.config.source
-    try:
-        if (provenance := read_provenance(report.features[0])) is not None:
-            return GridGuess(provenance.stride, provenance.num_frames, 1.0), provenance.path
-    except UserError as error:
-        report.problems.caught("provenance", os.path.join(report.features[0], PROVENANCE), "", error)
+    if provenance is not None:
+        return GridGuess(provenance.stride, provenance.num_frames, 1.0), provenance.path
     return None if _durations_in_other_unit(report, None) else _guess(report, _timed(report)), GUESSED
 
 
@@ -216,31 +231,6 @@ def _spans(report: Report) -> dict[str, float]:
 def _covered_s(length: int, fps: float, grid: GridGuess) -> float:
     """Seconds that `length` feature vectors cover."""
     return ((length - 1) * grid.stride + grid.num_frames) / fps
-
-
-def _check_fps(report: Report) -> None:
-    path, problems, videos = report.annotations.path, report.problems, report.annotations.videos.values()
-    reported = {(p.kind, p.where) for p in problems.found}
-    for video in videos:
-        if video.fps and not 1 <= video.fps <= 1000:
-            problems.warning("fps", path, f"video {shown(video.id)}", f"an fps of {video.fps:g} is unusual",
-                             "expected frames per second")
-    without_fps = [v.id for v in videos if v.id not in report.fps and ("fps", f"video {shown(v.id)}") not in reported]
-    without_duration = [v.id for v in videos if not math.isfinite(v.duration_s)
-                        and ("duration", f"video {shown(v.id)}") not in reported]
-    if without_fps:
-        problems.error("fps", path, "", f"{_lacking(without_fps, len(videos))} no fps",
-                       "give one for all with --fps (in training dataset.default_fps), or add each its own")
-    if without_duration:
-        problems.warning("duration", path, "", f"{_lacking(without_duration, len(videos))} no duration, so nothing is checked "
-                         "against it", "add it, in seconds (convert_annotations --durations or --features)")
-
-
-def _lacking(ids: Sequence[str], total: int) -> str:
-    """"video 'a' has" or "7 of 9 videos ('a', 'b', 'c', ...) have"."""
-    if len(ids) == 1:
-        return f"video {shown(ids[0])} has"
-    return f"{len(ids)} of {total} videos ({', '.join(map(shown, ids[:NAMED]))}{', ...' if len(ids) > NAMED else ''}) have"
 
 
 def why_no_suggestion(report: Report) -> str:
