@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from libs.core.config import dump_text, dump_yaml, from_dict
 from libs.core.errors import UserError, note
-from libs.core.files import exists
+from libs.core.files import exists, is_file
 from libs.core.schema import Config
 from libs.engine.runs.checkpoint import BEST, Checkpoint, checkpoints_of, epochs_of, is_whole, load_checkpoint
 from libs.utils.files.io import remove_leftovers, write_atomic, write_text_atomic
 from libs.utils.progress import terminal_bar
 
+METRICS = "metrics.jsonl"
 CHARTS = {"validation": {"mAP by tIoU": ["Multiline", [r"validation/mAP@.*", "validation/average_mAP"]]},
           "training": {"losses": ["Multiline", [r"loss/.*"]]}}  # of TensorBoard's tab "custom scalars": tags, as patterns
 
@@ -39,10 +40,23 @@ def note_better(last: Checkpoint) -> None:
     value = training["best"].get("average_mAP") if isinstance(training.get("best"), dict) else None
     if not isinstance(value, float) or "config" not in training or best.epoch == last.epoch:
         return
+    own = _average_mAP(path.with_name(METRICS), last.epoch)
+    if own is not None and own >= value:
+        return
     split = ", ".join(from_dict(training["config"], f"{path}: training.config", check=False).val_split)
-    note(f"note: {last.path}: epoch {last.epoch} is the last one; {BEST} (epoch {best.epoch}) was the best of the evaluations "
-         f"during training, average mAP {100 * value:.2f} on {split}, by which it was chosen; name "
-         f"{path} to use it")
+    note(f"note: {last.path}: epoch {last.epoch} is the last one{'' if own is None else f', average mAP {100 * own:.2f}'}; {BEST} "
+         f"(epoch {best.epoch}) was the best of the evaluations during training, average mAP {100 * value:.2f} on {split}, by which "
+         f"it was chosen; name {path} to use it")
+
+
+def _average_mAP(metrics: Path, epoch: int) -> float | None:
+    """Average mAP of the last evaluation after an epoch; None without one."""
+    found = None
+    for line in metrics.read_bytes().splitlines() if is_file(metrics) else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line, or one of losses
+            record = json.loads(line)
+            found = float(record["average_mAP"]) if record["epoch"] == epoch else found
+    return found
 
 
 class SilentRun:
@@ -97,8 +111,8 @@ class Run(SilentRun):
             logs.mkdir(exist_ok=True)
             for place in (folder, logs):
                 remove_leftovers(place)
-            _cut_metrics(folder / "metrics.jsonl", logged, evaluated)
-            self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            _cut_metrics(folder / METRICS, logged, evaluated)
+            self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             self._board = SummaryWriter(str(logs), purge_step=logged + 1)
             self._board.add_text("config", "```\n" + dump_yaml(config) + "\n```", logged)
             self._board.add_custom_scalars(CHARTS)
