@@ -69,7 +69,7 @@ def main() -> None:
                              print_every=args.print_freq, eval_every=args.eval_freq or 0, keep=args.keep,
                              save_minutes=args.save_minutes, deterministic=args.deterministic)
         fit(config, folder, device, options, world)
-        print(f"evaluate with: {shlex.join(['python', 'eval.py', args.config, str(folder)])}")
+        print(f"evaluate with: {shlex.join(['python', 'eval.py', str(folder)])}")
 
 
 if __name__ == "__main__":

@@ -153,9 +153,14 @@ def test_a_better_checkpoint_beside_the_last_epoch_is_named(trained, capsys, tmp
         for name, number in ((f"epoch_{last:03d}", last), ("best", epoch)):
             save_checkpoint(tmp_path / f"{name}.pth.tar", number, content.weights, content.weights_ema, {}, {},
                             {**content.training, "best": best})
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
         err = run(capsys, tmp_path, "--saveonly")[2]
         assert ("best.pth.tar (epoch 2) was the best" in err, "mAP 62.50 on validation" in err) == (told, told)
         assert run(capsys, tmp_path / "epoch_004.pth.tar", "--saveonly")[2] == "", "a file was asked for"
+        for own in (0.625, 0.5):
+            (tmp_path / "metrics.jsonl").write_text(f'{{"epoch": 4, "lr": 1}}\n{{"epoch": 4, "average_mAP": {own}}}\n{{"ep')
+            err = run(capsys, tmp_path, "--saveonly")[2]
+            assert ("is the last one, average mAP 50.00; best" in err) == (told and own < 0.625), "as good is not better"
 
 
 def test_saveonly_computes_no_scores(trained, capsys, tmp_path):
@@ -213,10 +218,14 @@ def test_an_epoch_that_is_not_there(trained, capsys):
 def test_training_prints_the_command_that_works(trained, capsys):
     """The last line of train.py is a command line of eval.py."""
     config, _ = trained
-    argv = [str(config), "--output", "once again", "--set", "opt.epochs=1"]
+    argv = [str(config), "--output", "once again", "--set", "opt.epochs=1", "model.head_dim=12"]  # not the file's network
     line = run_script(capsys, train.main, "train.py", *argv)[1].splitlines()[-1]
     assert line.startswith("evaluate with: python eval.py ")
-    assert run(capsys, *shlex.split(line)[4:])[0] == 0
+    argv = shlex.split(line)[4:]
+    assert run(capsys, *argv)[0] == 0
+    error = " ".join(run(capsys, config, *argv)[2].split())
+    assert "model.head_dim" in error
+    assert "holds the configuration of its training: leave the other one out" in error
 
 
 def test_a_key_that_the_weights_do_not_show_is_warned_about(trained, capsys, tmp_path):

@@ -37,7 +37,7 @@ def test_options_reach_the_run(config, capsys, tmp_path):
     assert resolved == load_config(config, ["opt.epochs=2", "train_cfg.dropout=0", "init_rand_seed=11"])
     assert (folder / "config.txt").read_text() == dump_text(resolved)
     assert sum(line.startswith("epoch ") and "final_loss" in line for line in out.splitlines()) == 3
-    assert out.splitlines()[-1] == f"evaluate with: python eval.py {config} {folder}"
+    assert out.splitlines()[-1] == f"evaluate with: python eval.py {folder}"
     assert list((folder / "logs").glob("events.out.tfevents.*"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["iteration"] for r in lines if "lr" in r] == list(range(1, 10))

@@ -137,7 +137,9 @@ def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dic
     state = checkpoint.select(which)
     difference = explain_difference(model.state_dict(), state)
     if difference:
-        raise UserError(f"{checkpoint.path}: is for another architecture than the configuration\n{difference}")
+        own = ("\n  the checkpoint holds the configuration of its training: leave the other one out to use that"
+               if "config" in (checkpoint.training or {}) else "")
+        raise UserError(f"{checkpoint.path}: is for another architecture than the configuration\n{difference}{own}")
     for name, value in state.items():
         if not value.is_floating_point():
             raise UserError(f"{checkpoint.path}: {name}: holds values of type {value.dtype}, weights are floating-point; use "

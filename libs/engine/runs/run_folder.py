@@ -44,9 +44,9 @@ def note_better(last: Checkpoint) -> None:
     if own is not None and own >= value:
         return
     split = ", ".join(from_dict(training["config"], f"{path}: training.config", check=False).val_split)
-    note(f"note: {last.path}: epoch {last.epoch} is the last one{'' if own is None else f', average mAP {100 * own:.2f}'}; {BEST} "
-         f"(epoch {best.epoch}) was the best of the evaluations during training, average mAP {100 * value:.2f} on {split}, by which "
-         f"it was chosen; name {path} to use it")
+    measured = "" if own is None else f", average mAP {100 * own:.2f}"
+    note(f"note: {last.path}: epoch {last.epoch} is the last one{measured}; {BEST} (epoch {best.epoch}) was the best of the "
+         f"evaluations during training, average mAP {100 * value:.2f} on {split}, by which it was chosen; name {path} to use it")
 
 
 def _average_mAP(metrics: Path, epoch: int) -> float | None:
