@@ -12,12 +12,13 @@ detected from the contents.  Afterwards, check annotations and features with too
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from libs.core.arguments import above_zero, refuse_existing, refuse_source, share
 from libs.core.errors import UserError, run_main
 from libs.datasets.annotations import check_database
 from libs.datasets.convert.readers import FORMATS, read_source, source_files
-from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, feature_durations, to_document, with_merged_labels
+from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, entries_of, feature_durations, to_document, with_merged_labels
 from libs.datasets.convert.video_info import read_durations
 from libs.datasets.features.provenance import VideoTiming, combined, read_provenance
 from libs.datasets.survey.features import guess_layout
@@ -39,36 +40,43 @@ def main() -> None:
     lengths = read_durations(args.durations, args.ids) if args.durations else {}
     rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
     if args.features:
-        ids = list(dict.fromkeys(row.video for row in rows))
-        covered = feature_lengths(args, ids, None if any(row.unit == "frames" for row in rows) else args.fps)
-        lengths = {vid: lengths.get(vid, VideoTiming()).or_else(covered.get(vid, VideoTiming())) for vid in ids}
+        known = {vid: lengths.get(vid, VideoTiming()).or_else(VideoTiming(entry["fps"], entry["duration"]))
+                 for vid, entry in entries_of(rows).items()}
+        covered = feature_lengths(args, known, None if any(row.unit == "frames" for row in rows) else args.fps)
+        lengths = {vid: lengths.get(vid, VideoTiming()).or_else(covered.get(vid, VideoTiming())) for vid in known}
     document = to_document(rows, options, lengths, ", ".join(args.input))
     found = check_database(document["database"], ", ".join(args.input))  # warns of suspicious segments
     write_json_atomic(args.output, document)
     subsets = ", ".join(f"{name} {count}" for name, count in found.subset_counts().items())
     print(f"{kind}: {len(found.videos)} videos ({subsets}), {sum(len(v.segments) for v in found.videos.values())} segments, "
           f"{len(found.label_ids)} classes: {', '.join(found.label_ids)}")
-    for key, remedy in (("fps", "--fps (or a column fps)"), ("duration", "--durations or --features")):
+    for key, remedy in (("fps", "--fps (or a column fps, --durations or --features)"), ("duration", "--durations or --features")):
         if unknown := sum(key not in entry for entry in document["database"].values()):
             print(f"{unknown} videos have no {key}; {remedy} adds it")
     print(f"written to {args.output}")
 
 
-def feature_lengths(args: argparse.Namespace, ids: list[str], fps: float | None) -> dict[str, VideoTiming]:
-    """What is known of the videos with these ids from their features; UserError where options and provenance.json differ.
+def feature_lengths(args: argparse.Namespace, known: Mapping[str, VideoTiming], fps: float | None) -> dict[str, VideoTiming]:
+    """What features tell of videos, by id; UserError where options and provenance.json differ.
 
-    fps: of the features, if an option says so.
+    known: what the annotations and --durations say of all videos; fps: of the features, if an option says so.
     """
     provenance = read_provenance(args.features)
     if provenance and provenance.videos:  # of tools/extract_features.py
         typed = VideoTiming(fps, None, args.feat_stride, args.num_frames)
-        return {vid: combined(vid, typed, provenance.videos[vid], provenance.path) for vid in ids if vid in provenance.videos}
+        return {vid: combined(vid, typed, provenance.videos[vid], provenance.path) for vid in known if vid in provenance.videos}
     stride = args.feat_stride or (provenance.stride if provenance else None)
     num_frames = args.num_frames or (provenance.num_frames if provenance else None)
-    if not (args.fps and stride and num_frames):
-        raise UserError(f"{args.features}: durations from features need --fps, --feat-stride and --num-frames; add them")
-    layout = guess_layout(args.features, ids)
-    return feature_durations(args.features, ids, layout.prefix, layout.extension, args.fps, stride, num_frames)
+    rates = {vid: rate for vid, timing in known.items() if (rate := args.fps or timing.fps)}
+    lacking = [vid for vid, timing in known.items() if timing.duration_s is None]
+    if not (stride and num_frames and rates.keys() >= set(lacking)):
+        if not lacking:
+            return {}
+        raise UserError(f"{args.features}: no provenance.json there says how long {len(lacking)} videos are (first: "
+                        f"{lacking[0]!r}); add --feat-stride, --num-frames and --fps (or a column fps), or durations (a column duration, or "
+                        "--durations)")
+    layout = guess_layout(args.features, list(known))
+    return feature_durations(args.features, rates, layout.prefix, layout.extension, stride, num_frames)
 
 
 def parse() -> argparse.Namespace:
@@ -97,8 +105,8 @@ def parse() -> argparse.Namespace:
                         "several files share it (the bare name, and an error where files share it)")
     parser.add_argument("--durations", metavar="FILE", help="columns video,duration (s),fps of a CSV, an annotation JSON or a "
                         "provenance.json; videos that only this file names become videos without actions")
-    parser.add_argument("--features", metavar="FOLDER", help="take durations from the features there (--fps, --feat-stride, "
-                        "--num-frames, the last two from provenance.json if it is there)")
+    parser.add_argument("--features", metavar="FOLDER", help="take durations and fps from the provenance.json there; without "
+                        "it durations, from --feat-stride, --num-frames and --fps (or a column fps)")
     parser.add_argument("--feat-stride", type=above_zero, metavar="N")
     parser.add_argument("--num-frames", type=above_zero, metavar="N")
     return parser.parse_args()

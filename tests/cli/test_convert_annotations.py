@@ -342,7 +342,20 @@ def test_durations_from_a_table_and_from_features(convert, tmp_path):
     found = database(convert, "a.csv", "--overwrite", "--durations", "d.csv", "--features", "feats", "--fps", "20", "--feat-stride", "4",
                      "--num-frames", "10")
     assert (found["b"]["duration"], found["b"]["fps"], found["a"]["duration"]) == (2.5, 20, 12.5)
-    assert "--feat-stride" in one_error(*convert("a.csv", "--overwrite", "--features", "feats")[::2])
+    error = one_error(*convert("a.csv", "--overwrite", "--features", "feats")[::2])
+    assert all(part in error for part in ("feats", "no provenance.json", "--feat-stride", "--fps", "2 videos", "'a'", "--durations"))
+
+
+def test_features_without_provenance_need_no_options_beside_a_csv_that_says_everything(convert, tmp_path):
+    (tmp_path / "feats").mkdir()
+    for vid in "ab":
+        np.save(tmp_path / "feats" / f"{vid}.npy", np.zeros((11, 3), np.float32))
+    write(tmp_path, "a.csv", "video,start,end,label,duration,fps\na,1,2,jump,9.5,25\nb,1,2,jump,8,30\n")
+    found = database(convert, "a.csv", "--features", "feats")
+    assert [(entry["duration"], entry["fps"]) for entry in found.values()] == [(9.5, 25), (8, 30)]
+    write(tmp_path, "b.csv", "video,start,end,label,fps\na,1,2,jump,25\nb,1,2,jump,20\n")
+    found = database(convert, "b.csv", "--overwrite", "--features", "feats", "--feat-stride", "4", "--num-frames", "10")
+    assert [(entry["duration"], entry["fps"]) for entry in found.values()] == [(2, 25), (2.5, 20)], "each at its own rate"
 
 
 def test_the_ground_truth_of_several_annotators_is_taken_with_a_warning(convert, tmp_path):

@@ -230,16 +230,16 @@ def csv_rows(path: str | os.PathLike, columns: Mapping[str, str], needed: Sequen
         yield f"{path}: line {line}", {field: row[name] for field, name in names.items() if name in row}
 
 
-def feature_durations(folder: str, ids: Iterable[str], prefix: str, extension: str, fps: float, stride: float, num_frames: float
+def feature_durations(folder: str, rates: Mapping[str, float], prefix: str, extension: str, stride: float, num_frames: float
                       ) -> dict[str, VideoTiming]:
-    """Video -> fps and the seconds that its features cover, ((T - 1) * stride + num_frames) / fps.
+    """Video -> fps and the seconds that its features cover, ((T - 1) * stride + num_frames) / fps; rates: fps by video id.
 
     One warning counts the videos without features.
     """
     store = FeatureStore(folder, prefix, extension)
     found: dict[str, VideoTiming] = {}
     missing = []
-    for vid in ids:
+    for vid, fps in rates.items():
         if store.exists(vid):
             found[vid] = VideoTiming(fps, round(((store.length(vid) - 1) * stride + num_frames) / fps, 6))
         else:
