@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
                         "features, else dataset.default_fps)")
     parser.add_argument("--duration", type=float, metavar="S", help="seconds that the video lasts (end of the last feature)")
     parser.add_argument("--info", type=Path, metavar="FILE", help="per video: CSV video,duration,fps, an annotation JSON, or a "
-                        "provenance.json")
+                        "provenance.json; what it says of a video wins over --fps and --duration")
     parser.add_argument("--stride", type=float, metavar="FRAMES", help="frames between two features, if not those of training")
     parser.add_argument("--num-frames", type=float, metavar="FRAMES", help="frames a feature sees, if not those of training")
     parser.add_argument("--stream", action="append", default=[], metavar="NAME=FOLDER", help="folder of a stream with own files")
@@ -72,6 +72,9 @@ def main() -> None:
     progress = (lambda done, total: None) if quiet else bar(len(ids), "videos", args.print_freq)
     found = model.predict_videos(videos, args.batch_size, args.workers, progress)
     kept = found.above(threshold, per_class, str(args.class_thresholds))
+    if len(found) and not len(kept):
+        note(f"note: none of {len(found)} segments reaches its threshold, the highest score is {found.score.max():.3f}; lower "
+             f"{'--threshold' if not per_class else '--threshold or --class-thresholds'}")
     if output is None:
         print(kept)
         return

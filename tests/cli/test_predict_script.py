@@ -77,6 +77,10 @@ def test_thresholds_formats_and_folders(project, capsys, tmp_path):
     assert run(capsys, *argv, "-o", tmp_path / "some.csv", *asked)[0] == 0
     some = read_predictions(tmp_path / "some.csv", IDS)
     assert len(some) == ((everything.score >= least) & (everything.label != 1)).sum() > 0
+    code, out, err = run(capsys, *argv, "--threshold", 1)
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert f"none of {len(everything)} segments reaches its threshold, the highest score is {everything.score.max():.3f};" in err
+    assert "highest score" not in run(capsys, *argv, "--threshold", least)[2]
     code, out, err = run(capsys, *argv, "-o", tmp_path / "subs", "--format", "srt")
     assert (code, sorted(p.name for p in (tmp_path / "subs").iterdir())) == (0, ["v0.srt", "v1.srt", "v2.srt"])
     assert f"3 files in {tmp_path / 'subs'}" in out
