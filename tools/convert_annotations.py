@@ -73,8 +73,8 @@ def feature_lengths(args: argparse.Namespace, known: Mapping[str, VideoTiming], 
         if not lacking:
             return {}
         raise UserError(f"{args.features}: no provenance.json there says how long {len(lacking)} videos are (first: "
-                        f"{lacking[0]!r}); add --feat-stride, --num-frames and --fps (or a column fps), or durations (a column duration, or "
-                        "--durations)")
+                        f"{lacking[0]!r}); add --feat-stride, --num-frames and --fps (or a column fps), or durations (a column "
+                        "duration, or --durations)")
     layout = guess_layout(args.features, list(known))
     return feature_durations(args.features, rates, layout.prefix, layout.extension, stride, num_frames)
 

@@ -227,7 +227,8 @@ def _split_of(document: Annotations, detections: Detections, source: str, split:
                         f"({', '.join(sorted(subsets))}), e.g. {videos[0]!r}{_likely_cause(videos, document.videos, {}, REMEDY)}")
     if len(predicted) != 1:
         found = ", ".join(f"{name} ({count} videos)" for name, count in sorted(predicted.items())) or "no video"
-        raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split")
+        raise UserError(f"{source}: has predictions for {found}; choose one of {', '.join(sorted(subsets))} with --split, "
+                        "and leave out the predictions of other videos first: they count as false positives")
     return next(iter(predicted))
 
 

@@ -267,7 +267,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, settings: E
     names: dict[str, str] = {}
     for path in _video_files(videos):
         if names.setdefault(Path(path).stem, path) != path:
-            raise UserError(f"{path}: has the same name as {names[Path(path).stem]}; both would become {Path(path).stem}.npy")
+            raise UserError(f"{path}: has the same name as {names[Path(path).stem]}; both would become {Path(path).stem}.npy: "
+                            "rename one of them, or extract each to a folder of its own")
     folder = Path(folder)
     head = describe(settings, streams)
     done = _done(folder / FILE_NAME, head, overwrite)

@@ -205,7 +205,8 @@ def test_script_refuses(tmp_path: Path, arguments: list[str], message: str) -> N
 
 def test_script_does_not_guess_the_split(tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path / "gt.json")
-    for found, told in (([("e0", 0, 1, 0, 0.9), ("t0", 0, 1, 0, 0.9)], "choose one of test, training with --split"),
+    for found, told in (([("e0", 0, 1, 0, 0.9), ("t0", 0, 1, 0, 0.9)],
+                         r"choose one of test, training with --split.*leave out.*false positives"),
                         ([("other", 0, 1, 0, 0.9)], r"none of its 1 videos is among the 3 of .*gt.json.*name the annotations")):
         write_predictions(tmp_path / "p.json", rows(found))
         with pytest.raises(UserError, match=told):
