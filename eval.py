@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from libs.core.arguments import some_path
+from libs.core.arguments import count, some_path
 from libs.core.errors import UserError, run_main
 from libs.core.files import is_folder
 from libs.datasets.synthetic.demo import ensure_demo_of
@@ -36,10 +36,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML configuration (default: the checkpoint's own)")
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint file, or a run's folder (its last epoch)")
     parser.add_argument("-epoch", "--epoch", type=int, default=None, metavar="N", help="epoch to load from the folder")
-    parser.add_argument("-t", "--topk", type=int, default=None, metavar="TOPK", help="segments kept per video (max_seg_num)")
+    parser.add_argument("-t", "--topk", type=count, default=None, metavar="TOPK", help="segments kept per video (max_seg_num)")
     parser.add_argument("--saveonly", action="store_true", help="write predictions, compute no mAP")
     parser.add_argument("--save-candidates", action="store_true", help="write what there is before NMS, for tools/sweep_nms.py")
-    parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
+    parser.add_argument("-p", "--print-freq", type=count, default=50, metavar="FREQ", help="videos between progress lines (50)")
     parser.add_argument("--weights", choices=("ema", "raw"), default=None, help="averaged or raw weights (test_cfg.weights)")
     parser.add_argument("--output", type=some_path, default=None, metavar="FOLDER", help="where to write (beside the checkpoint)")
     parser.add_argument("--deterministic", action="store_true", help="refuse operations without a deterministic kernel")
@@ -53,7 +53,7 @@ def main() -> None:
         overrides = list(args.set)
         if args.topk is not None:
             overrides.append(f"test_cfg.max_seg_num={args.topk}")
-        if args.config is None and Path(args.ckpt).suffix in (".yaml", ".yml"):
+        if Path(args.ckpt).suffix in (".yaml", ".yml"):
             raise UserError(f"{args.ckpt}: is a configuration; name the checkpoint, or the folder of a run, after it")
         checkpoint = load_checkpoint(find_checkpoint(args.ckpt, args.epoch))
         config = config_for(checkpoint, args.config, overrides, "CONFIG before the checkpoint")

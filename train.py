@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from libs.core.arguments import run_name
+from libs.core.arguments import count, run_name
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.datasets.synthetic.demo import ensure_demo_of
@@ -25,13 +25,6 @@ from libs.engine.distill.teachers import with_run_name
 from libs.engine.runs.run_folder import run_folder
 from libs.engine.runtime.world import launched
 from libs.engine.training.fit import FitOptions, fit
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
 
 
 def minutes(text: str) -> float:
@@ -47,10 +40,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=run_name, default="run", metavar="NAME", help="name of the run (default: run)")
     parser.add_argument("--resume", metavar="CKPT|auto", help="go on from a checkpoint; auto: from the run's last one, if any")
     parser.add_argument("--init-from", metavar="CKPT", help="start from the weights of a checkpoint (fine-tuning)")
-    parser.add_argument("-c", "--ckpt-freq", type=positive, default=5, metavar="FREQ", help="epochs between checkpoints (5)")
-    parser.add_argument("-p", "--print-freq", type=positive, default=10, metavar="FREQ", help="iterations between log lines (10)")
-    parser.add_argument("--eval-freq", type=positive, default=None, metavar="N", help="evaluate every N epochs (default: never)")
-    parser.add_argument("--keep", type=positive, default=None, metavar="N", help="keep the N newest epochs' checkpoints (all)")
+    parser.add_argument("-c", "--ckpt-freq", type=count, default=5, metavar="FREQ", help="epochs between checkpoints (5)")
+    parser.add_argument("-p", "--print-freq", type=count, default=10, metavar="FREQ", help="iterations between log lines (10)")
+    parser.add_argument("--eval-freq", type=count, default=None, metavar="N", help="evaluate every N epochs (default: never)")
+    parser.add_argument("--keep", type=count, default=None, metavar="N", help="keep the N newest epochs' checkpoints (all)")
     parser.add_argument("--save-minutes", type=minutes, default=None, metavar="M",
                         help="save inside an epoch too, when the last checkpoint is M minutes old")
     parser.add_argument("--deterministic", action="store_true", help="refuse operations without a deterministic kernel")

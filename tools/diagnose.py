@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from libs.core.arguments import refuse_source
+from libs.core.arguments import refuse_repeated, refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_folder
 from libs.datasets.ground_truth import TIES, AnnotatedSplit, check_fit, check_videos, read_with_ground_truth, settle_ties
@@ -34,6 +34,7 @@ VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".ogv", ".avi")
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
+    refuse_repeated("--tiou", args.tiou)
     files = [args.predictions, *([args.compare] if args.compare else [])]
     names = _names(files, args.names)
     out = Path(args.output)

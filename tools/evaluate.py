@@ -13,8 +13,8 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from libs.core.arguments import refuse_source
-from libs.core.errors import run_main
+from libs.core.arguments import refuse_repeated, refuse_source
+from libs.core.errors import UserError, run_main
 from libs.datasets.ground_truth import TIES, check_time_unit, check_videos, read_with_ground_truth, settle_ties
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.thumos_protocol import evaluate_thumos14
@@ -24,6 +24,9 @@ from libs.utils.files.io import write_json_atomic
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     refuse_source(args.json, args.predictions, args.annotations, args.labels_from, args.class_scores)
+    refuse_repeated("--tiou", args.tiou)
+    if args.count_ambiguous and args.protocol != "thumos14":
+        raise UserError("--count-ambiguous: goes with --protocol thumos14 only; add that, or leave it out")
     (detections,), annotated = read_with_ground_truth([args.predictions], args.annotations, args.split, args.labels_from,
                                                        args.class_scores, args.class_agnostic, args.merge_labels)
     check_videos(detections, annotated, args.predictions)

@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from libs.core.arguments import above_zero, frame_rate, some_path
+from libs.core.arguments import above_zero, count, frame_rate, some_path
 from libs.core.errors import UserError, note, run_main
 from libs.datasets.video.extract import ExtractSettings, extract_videos, load_streams
 from libs.datasets.video.flow import METHODS
@@ -58,13 +58,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--allow-truncated", action="store_true", help="use what can be decoded of a cut video")
     parser.add_argument("--overwrite", action="store_true", help="extract all features of the folder again, with other settings")
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
 
 
 def whole(text: str) -> int:

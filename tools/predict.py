@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from libs.core.arguments import frame_rate, refuse_source
+from libs.core.arguments import count, frame_rate, refuse_source
 from libs.core.errors import UserError, note, run_main
 from libs.engine.api import load_model
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="videos per forward pass (test_cfg.batch_size)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read features (0)")
-    parser.add_argument("-p", "--print-freq", type=int, default=50, metavar="FREQ", help="videos between progress lines (50)")
+    parser.add_argument("-p", "--print-freq", type=count, default=50, metavar="FREQ", help="videos between progress lines (50)")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     return parser.parse_args()
 

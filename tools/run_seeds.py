@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from libs.core.arguments import refuse_source, run_name
+from libs.core.arguments import count, refuse_source, run_name
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.engine.distill.teachers import with_run_name
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S + 1, ... (0)")
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at the same time (1); cores are shared out")
     parser.add_argument("--output", type=run_name, default="seeds", metavar="NAME", help="name of the runs (seeds)")
-    parser.add_argument("--eval-freq", type=int, default=None, metavar="N", help="keep the best checkpoint by validation mAP")
+    parser.add_argument("--eval-freq", type=count, default=None, metavar="N", help="keep the best checkpoint by validation mAP")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the numbers here too")
     args = parser.parse_args()

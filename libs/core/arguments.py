@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from libs.core.errors import UserError
@@ -16,6 +17,14 @@ def above_zero(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number above 0 (an argparse type)."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return value
 
 
@@ -54,6 +63,12 @@ def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
     """Raise UserError if `path` exists and `overwrite` is not set."""
     if path is not None and exists(path) and not overwrite:
         raise UserError(f"{path}: exists already; choose another name, or add --overwrite")
+
+
+def refuse_repeated(option: str, values: Sequence[object]) -> None:
+    """Raise UserError if an option lists a value twice, which would count twice in averages."""
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise UserError(f"{option}: {twice[0]} occurs twice and would count twice; name each once")
 
 
 def refuse_same(first: str | os.PathLike | None, second: str | os.PathLike | None) -> None:

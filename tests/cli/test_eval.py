@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import re
 import shlex
 
@@ -277,3 +278,18 @@ def test_a_folder_that_is_none_or_a_run_is_refused_before_the_work(trained, caps
     assert "choose another" in error
     assert (out, (tmp_path / "file").read_text()) == ("", "kept")
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_another_file_for_the_checkpoint_is_called_so(trained, capsys, tmp_path):
+    config, folder = trained
+    (tmp_path / "p.json").write_text('{"results": {}}')
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"score": [1]}, protocol=4))
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    for argv, told in (((tmp_path / "p.json",), "not a checkpoint"), ((tmp_path / "p.pkl",), "not a checkpoint"),
+                       ((tmp_path / "whole.pth",), "torch.nn.modules.linear.Linear"), ((folder, config), "is a configuration")):
+        code, _, err = run(capsys, *argv)
+        error = one_error(code, err)
+        assert f"{argv[-1]}: " in error
+        assert told in error
+        assert "weights_only" not in error
+        assert len(err.splitlines()) == 1  # torch's own warnings and advice do not show

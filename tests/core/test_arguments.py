@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 from pathlib import Path
 
@@ -65,3 +66,25 @@ def test_no_output_replaces_an_input_or_another_output(script, argv, tmp_path, m
     assert argv[-1].removeprefix("./") in error
     assert "replaced" in error or "written twice" in error
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+@pytest.mark.parametrize(("script", "argv"), [
+    ("eval", ["run", "-p", "0"]), ("eval", ["run", "-t", "0"]), ("train", ["tiny.yaml", "--keep", "-1"]),
+    ("predict", ["run", "v0.npy", "-p", "0"]),
+    ("run_seeds", ["tiny.yaml", "--eval-freq", "0"])])
+def test_counts_are_above_zero(script, argv, capsys) -> None:
+    code, _, err = run_script(capsys, importlib.import_module(script).main, script, *argv)
+    assert code == 2
+    assert argv[-2] in err.splitlines()[-1]
+    assert f"{argv[-1]} is not a whole number above 0" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("argv", "told"), [(["--tiou", "0.5", "0.7", "0.5"], "0.5 occurs twice"),
+                                            (["--count-ambiguous"], "--protocol thumos14")])
+def test_evaluate_refuses_what_has_no_effect_or_counts_twice(argv, told, tmp_path, capsys) -> None:
+    data = write_data(tmp_path)
+    found = {"results": {"v0": [{"segment": [0, 1], "label": "class 0", "score": 0.5}]}}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    code, _, err = run_script(capsys, importlib.import_module("evaluate").main, "evaluate.py", str(tmp_path / "found.json"),
+                              str(data.annotations), *argv)
+    assert told in one_error(code, err)

@@ -107,8 +107,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     except PermissionError as error:  # not damaged: --resume auto must not go on from an older one
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except pickle.UnpicklingError as error:
-        raise DamagedCheckpoint(f"{path}: not a checkpoint, or one that needs code to be executed, which is refused "
-                                f"({_first_line(error)}); save it again with plain tensors and numbers") from error
+        raise DamagedCheckpoint(f"{path}: {_why_not_plain(error)}") from error
     except Exception as error:  # on arbitrary bytes the reader may raise any exception
         raise DamagedCheckpoint(f"{path}: cannot be read as a checkpoint ({_first_line(error)}); it is damaged or truncated: "
                                 "use another epoch or copy it again") from error
@@ -376,6 +375,13 @@ def _on_cpu(value: Any) -> Any:
 def _is_state(value: Any) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(value, dict) and bool(value) and all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _why_not_plain(error: Exception) -> str:
+    """Why torch cannot unpickle a file, without its advice to read it unsafely."""
+    code = re.search(r"Unsupported (?:global|class)[^:]*: (?:GLOBAL )?([\w.]+)", str(error))
+    return (f"not a checkpoint, or one that needs code to be executed{f' ({code[1]})' if code else ''}, which is refused; name "
+            "another .pth.tar file or the folder of a run, or save it again with plain tensors and numbers")
 
 
 def _first_line(error: Exception) -> str:

@@ -174,7 +174,11 @@ def _class_scores(path: Path, video: Any, values: Any, label_ids: Mapping[str, i
                   places: np.ndarray | None) -> np.ndarray:
     """(K,) checked scores of one video, by class id if the file names the classes, else in file order."""
     if isinstance(values, list) and values and all(isinstance(v, dict) and {"label", "score"} <= set(v) for v in values):
-        values = {str(v["label"]): v["score"] for v in values}
+        labels = [str(v["label"]) for v in values]
+        if twice := next((name for i, name in enumerate(labels) if name in labels[:i]), None):
+            raise UserError(f"{path}: video {video} scores {twice!r} twice: these are detections, not one score per class; "
+                            f"expected {_LAYOUT}")
+        values = dict(zip(labels, (v["score"] for v in values), strict=True))
     named = isinstance(values, dict)
     if named:
         values = _named(path, video, values, label_ids)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,8 @@ def load_plain(path: str | os.PathLike, mapped: bool = False, types: Sequence[An
             entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
             raise ValueError("its archive is compressed or claims more bytes than the file has")
-    with torch.serialization.safe_globals(list(types)):
+    with torch.serialization.safe_globals(list(types)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error follows, if any
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     storages: dict[int, int] = {}
     for tensor in _tensors(content):

@@ -109,6 +109,7 @@ def test_classes_that_a_video_does_not_name_get_nothing(tmp_path: Path) -> None:
     ({"results": {"a": [0.5, 0.5, 0.5]}, "class": ["dive", "jump", "ran"]}, r"lacks 'run' \(did you mean 'ran'\?\)"),
     ({"results": {"a": [0.5, 0.5]}, "class": ["dive", "jump", "run"]}, "2 class scores, but the file lists more classes"),
     ({"results": {"a": [0.5]}, "class": "dive"}, "class is dive; expected the list of class names"),
+    ({"results": {"a": [{"label": "run", "score": s, "segment": [0, 1]} for s in (0.5, 0.2)]}}, "scores 'run' twice.*detections"),
     ({"a": {"jumps": 1}}, r"video a: 'jumps' is not a class of the annotations \(did you mean 'jump'\?\)"),
     ({"a": [{"label": "run", "score": "high"}]}, "video a has"), ({"a": {"run": -1}}, "the score of class 1 is -1")], ids=str)
 def test_scores_of_other_classes_are_refused(tmp_path: Path, content: dict, message: str) -> None:
