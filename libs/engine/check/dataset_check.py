@@ -40,7 +40,7 @@ from libs.datasets.survey.checks import (
 from libs.datasets.survey.features import FileFacts, Layout, check_orphans, guess_layout, survey_features
 from libs.datasets.survey.subjects import check_subjects
 from libs.engine.check.coverage import check_coverage, segments_on_grid
-from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, overlap_share, suggest_config, suggest_yaml
+from libs.engine.check.suggest import DataFacts, GridGuess, guess_grid, suggest_config, suggest_yaml
 from libs.utils.progress import terminal_bar
 
 SLACK_STEPS, SLACK_SHARE = 10, 0.05  # as for THUMOS14: durations of containers differ a little from the frames decoded
@@ -358,8 +358,7 @@ def _data_facts(report: Report, layout: Layout, default_fps: float | None) -> Da
     width = Counter(fact.width for fact in report.files.values()).most_common(1)[0][0]
     folder = report.features[0] if len(report.features) == 1 else list(report.features)
     return DataFacts(annotations.path, folder, layout.prefix, layout.extension, splits.train, splits.val, width,
-                     _num_classes(annotations), report.grid, default_fps, np.array(lengths), np.concatenate(segments),
-                     overlap_share(train))
+                     _num_classes(annotations), report.grid, default_fps, np.array(lengths), np.concatenate(segments))
 
 
 def _check_pyramid(report: Report, config: Config, progress: bool) -> None:

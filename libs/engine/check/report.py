@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from libs.core.problems import ERROR, WARNING
+from libs.datasets.annotations import Video
 from libs.engine.check.dataset_check import Report
-from libs.engine.check.suggest import overlap_share
 from libs.utils.tables import format_table
 
 BINS_S = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, np.inf)
@@ -37,6 +38,19 @@ def as_dict(report: Report) -> dict[str, Any]:
             "vectors": _five([fact.length for fact in report.files.values()]),
             "widths": dict(Counter(str(fact.width) for fact in report.files.values())), "coverage": report.coverage,
             "counts": report.problems.counts(), "problems": [dataclasses.asdict(p) for p in report.problems.found]}
+
+
+def overlap_share(videos: Sequence[Video]) -> float:
+    """Share of the segments that overlap another one of their class in the same video."""
+    total = overlapping = 0
+    for video in videos:
+        for label in np.unique(video.labels):
+            inside = video.segments[video.labels == label]
+            inside = inside[np.argsort(inside[:, 0], kind="stable")]
+            reached = np.maximum.accumulate(inside[:, 1])
+            overlapping += int((inside[1:, 0] < reached[:-1]).sum())
+        total += len(video.segments)
+    return overlapping / total if total else 0.0
 
 
 def as_text(report: Report, shown: int | None = 10) -> str:
