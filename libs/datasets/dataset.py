@@ -28,7 +28,7 @@ from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.provenance import VideoTiming, contradictions, read_provenance
 from libs.datasets.features.store import Keys
 from libs.datasets.features.streams import StreamReader
-from libs.datasets.grid import is_resampled
+from libs.datasets.grid import TOLERANCE, is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import random_crop, trim_to_features
@@ -259,7 +259,7 @@ class TalDataset(VideoDataset):
 
     def _check_segments(self, path: str) -> None:
         """UserError for times in another unit, also where the annotations lack durations, and for training on nothing."""
-        ends = [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
+        ends = self._ends_s()
         spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else end for v, end in zip(self.videos, ends, strict=True)}
         refuse_other_unit(path, {v.id: v.segments for v in self.videos}, spans,
                           {v.id: e.grid.fps for v, e in zip(self.videos, self._extents, strict=True)})
@@ -267,6 +267,10 @@ class TalDataset(VideoDataset):
         if self.training and not self.config.distill.teachers and not any(np.diff(v.segments).any() for v in labelled):
             raise UserError(f"{path}: the {len(self.videos)} videos of {self._where}train_split ({', '.join(self.subset)}) have "
                             "no segment to learn from; annotate them, or choose another subset")
+
+    def _ends_s(self) -> list[float]:
+        """Seconds at which the features of each video end."""
+        return [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
 
     def _check_memory(self) -> None:
         """UserError for a video that must be read whole and does not fit into the available memory."""
@@ -293,6 +297,12 @@ class TalDataset(VideoDataset):
             warnings.warn(where + text, stacklevel=3)
         if not recorded and (mismatch := grid_mismatch(self._extents, self._data)):
             warnings.warn(f"{where}{mismatch}: correct dataset.feat_stride, or {fps}", stacklevel=3)
+        untimed = [(video.segments, end) for video, end in zip(self.videos, self._ends_s(), strict=True)
+                   if not math.isfinite(video.duration_s)]
+        late, count = sum(int((times[:, 0] >= end).sum()) for times, end in untimed), sum(len(times) for times, _ in untimed)
+        if not recorded and late > TOLERANCE * count:
+            warnings.warn(f"{where}{late} of {count} segments of videos without duration begin after the last feature: correct "
+                          f"dataset.feat_stride, or {fps}, or the segments", stacklevel=3)
         if is_resampled(self._data) and self._data.downsample_rate > 1:
             warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
                           "features", stacklevel=3)

@@ -321,6 +321,16 @@ def test_what_contradicts_the_provenance_of_the_features_is_one_warning_also_wit
     assert all(part in text for part in told)
 
 
+def test_segments_behind_the_features_of_videos_without_duration_are_one_warning(make):
+    database = {"a": annotated("training", 100, (1.0, 3.0, 0), (8.0, 9.0, 1), (19.0, 19.9, 2), duration=None)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(database=database)
+    with pytest.warns(UserWarning, match=r"subset training: 1 of 3 segments .*dataset\.feat_stride.*fps") as caught:
+        make(database=database, default_fps=40)
+    assert len(caught) == 1
+
+
 def test_frame_rates(make):
     database = {"b": annotated("training", 37, (1.0, 2.0, 2), fps=None)}
     with pytest.raises(UserError, match=r"a\.json: video 'b': fps is missing \(1 of 1 videos.*dataset\.default_fps"):
