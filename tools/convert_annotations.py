@@ -12,10 +12,11 @@ detected from the contents.  Afterwards, check annotations and features with too
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping
 
 from libs.core.arguments import above_zero, refuse_existing, refuse_source, share
-from libs.core.errors import UserError, run_main
+from libs.core.errors import UserError, note, run_main
 from libs.datasets.annotations import check_database
 from libs.datasets.convert.readers import FORMATS, read_source, source_files
 from libs.datasets.convert.rows import UNITS, ConvertOptions, Row, entries_of, feature_durations, to_document, with_merged_labels
@@ -36,6 +37,9 @@ def main() -> None:
     if args.group and not args.val_share:
         raise UserError(f"--group {args.group}: goes with --val-share, the share that becomes validation; add it")
     kind, rows = read_source(args.input, args.format, options)
+    if args.tier and kind != "eaf":
+        raise UserError(f"--tier {' '.join(args.tier)}: goes with ELAN files, but {', '.join(args.input)} is {kind}; leave it out")
+    _warn_of_repeated(rows)
     rows = with_merged_labels(rows) if args.merge_labels else rows
     lengths = read_durations(args.durations, args.ids) if args.durations else {}
     rows += [Row(args.durations, vid) for vid in lengths]  # those without a segment have no actions
@@ -54,6 +58,16 @@ def main() -> None:
         if unknown := sum(key not in entry for entry in document["database"].values()):
             print(f"{unknown} videos have no {key}; {remedy} adds it")
     print(f"written to {args.output}")
+
+
+def _warn_of_repeated(rows: list[Row]) -> None:
+    """One warning for segments that occur twice, as in a file that is named twice."""
+    counts = Counter((row.video, row.start, row.end, row.label) for row in rows if row.label is not None)
+    repeated = [(key, n) for key, n in counts.items() if n > 1]
+    if repeated:
+        (video, start, end, label), n = repeated[0]
+        note(f"warning: {len(repeated)} segments occur more than once and are all written (first: {label!r} of video {video!r}, "
+             f"{start} to {end}, {n} times); remove the repetitions, or name each file once")
 
 
 def feature_lengths(args: argparse.Namespace, known: Mapping[str, VideoTiming], fps: float | None) -> dict[str, VideoTiming]:

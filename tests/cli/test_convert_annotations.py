@@ -377,3 +377,20 @@ def test_labels_that_differ_in_spelling_only_are_merged_on_request(convert, tmp_
     code, out, err = convert(table, "--merge-labels", "--overwrite")
     assert (code, "2 classes: jump, run" in out) == (0, True), err
     assert "merged: 'jump' (2 segments), 'Jump' (1) are now 'jump'" in err
+
+
+@pytest.mark.parametrize(("argv", "told"), [
+    (["a.csv", "a.csv"], "2 segments occur more than once and are all written (first: 'jump' of video 'a', 1.0 to 2.0, 2 times)"),
+    (["a.csv", "--val-share", "0.01"], "--val-share 0.01: of 2 videos without a subset 0 become validation")])
+def test_a_repeated_file_and_an_empty_subset_are_warned_about(convert, tmp_path, argv, told):
+    write(tmp_path, "a.csv", "video,start,end,label\na,1,2,jump\nb,1,2,jump\n")
+    code, _, err = convert(*argv)
+    assert code == 0
+    assert told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_tiers_are_of_elan_files(convert, tmp_path):
+    write(tmp_path, "a.csv", "video,start,end,label\na,1,2,jump\n")
+    code, _, err = convert("a.csv", "--tier", "actions")
+    assert "a.csv is csv; leave it out" in one_error(code, err)

@@ -27,6 +27,9 @@ def assign_subsets(videos: Mapping[str, dict[str, Any]], val_share: float | None
         count = min(max(count, 1), len(names) - 1)
         note(f"--group {group}: {count} of {len(names)} groups are validation ({', '.join(names[:min(count, 5)])}"
              f"{', ...' if count > 5 else ''})")
+    if val_share and not 0 < count < len(names):
+        note(f"warning: --val-share {val_share:g}: of {len(names)} videos without a subset {count} become validation; choose a "
+             "share that leaves videos in both subsets, or leave it out")
     chosen = set(names[:count])
     for vid, entry in videos.items():
         entry["subset"] = entry["subset"] or ("validation" if groups[vid] in chosen else default)
