@@ -38,7 +38,7 @@ def main() -> None:
         raise UserError(f"--group {args.group}: goes with --val-share, the share that becomes validation; add it")
     kind, rows = read_source(args.input, args.format, options)
     if args.tier and kind != "eaf":
-        raise UserError(f"--tier {' '.join(args.tier)}: goes with ELAN files, but {', '.join(args.input)} is {kind}; leave it out")
+        raise UserError(f"--tier {' '.join(args.tier)}: is for ELAN files, but {', '.join(args.input)} is {kind}; leave it out")
     _warn_of_repeated(rows)
     rows = with_merged_labels(rows) if args.merge_labels else rows
     lengths = read_durations(args.durations, args.ids) if args.durations else {}

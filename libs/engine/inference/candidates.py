@@ -153,6 +153,9 @@ def load_candidates(path: str | os.PathLike) -> CandidateSet:
     if not is_file(path):
         raise UserError(f"{path}: no such candidates file; write one with eval.py --save-candidates")
     try:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):  # np.load would advise to read it as a pickle
+                raise ValueError("it is another or a damaged file")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ARRAYS}
         about = json.loads(str(arrays["about"]))

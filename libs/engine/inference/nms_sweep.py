@@ -112,6 +112,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         if name not in KEYS:
             raise UserError(f"--grid {text}: {name!r} is no setting of decoding or NMS{nearest(name, KEYS)}; use "
                             f"{', '.join(KEYS)}")
+        if name in grid:
+            raise UserError(f"--grid {text}: {name} is listed before; give all its values in one, {name}=VALUE,VALUE,...")
         if not equals or not values.strip():
             raise UserError(f"--grid {text}: expected KEY=VALUE,VALUE,..., e.g. nms_sigma=0.4,0.5,0.6")
         grid[name] = [parse(value, f"--grid {text}") for value in values.split(",")]

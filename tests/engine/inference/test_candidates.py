@@ -246,3 +246,11 @@ def test_one_clear_error(evaluated, capsys, tmp_path, argv, told):
     error = one_error(*run(capsys, *(places.get(a, a) for a in argv))[::2])
     for part in told:
         assert part in error
+
+
+def test_another_file_and_a_key_that_is_listed_twice_are_refused(tmp_path):
+    (tmp_path / "predictions.json").write_text('{"results": {}}')
+    with pytest.raises(UserError, match=r"predictions\.json: (?!.*unsafe).*another or a damaged"):
+        load_candidates(tmp_path / "predictions.json")
+    with pytest.raises(UserError, match="nms_sigma is listed before"):
+        parse_grid(["nms_sigma=0.3", "test_cfg.nms_sigma=0.5"])
