@@ -45,6 +45,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: both must be at least 1")
+    if any(text.partition("=")[0].strip() == "init_rand_seed" for text in args.set):
+        raise UserError("--set init_rand_seed: every run has its own seed; use --first-seed and --seeds")
     return args
 
 

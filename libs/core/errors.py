@@ -46,6 +46,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
+def article(noun: str) -> str:
+    """The noun with 'a' or 'an'."""
+    return f"{'an' if noun[:1] in 'aeiouAEIO' else 'a'} {noun}"
+
+
 def shown(value: object, limit: int = 80) -> str:
     """`repr` of a value from a file, cut to `limit` characters; nested and long values are abbreviated early."""
     brief = reprlib.Repr()

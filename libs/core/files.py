@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, article
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # nothing can be there
 
@@ -70,11 +70,11 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such {what}; check the path") from error
     except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder, not a {what}; name the file itself") from error
+        raise UserError(f"{path}: is a folder, not {article(what)}; name the file itself") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file ({error.reason} at byte {error.start}); expected a {what}") from error
+        raise UserError(f"{path}: is not a text file ({error.reason} at byte {error.start}); expected {article(what)}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected a {what}") from error
+        raise _unreadable(path, what, error) from error
 
 
 def read_bytes(path: str | os.PathLike, what: str) -> bytes:
@@ -83,11 +83,15 @@ def read_bytes(path: str | os.PathLike, what: str) -> bytes:
         refuse_special(path, what)
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected a {what}") from error
+        raise _unreadable(path, what, error) from error
+
+
+def _unreadable(path: str | os.PathLike, what: str, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected {article(what)}")
 
 
 def refuse_special(path: str | os.PathLike, what: str) -> None:
     """Raise UserError for a device, pipe or socket, which may never end, and OSError for a missing file."""
     kind = os.stat(path).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
-        raise UserError(f"{path}: is a device, pipe or socket; expected a {what}, as an ordinary file")
+        raise UserError(f"{path}: is a device, pipe or socket; expected {article(what)}, as an ordinary file")

@@ -51,6 +51,12 @@ def test_mean_and_spread(config, capsys, tmp_path, started):
     assert "6 videos, 3 iterations per epoch" in (tmp_path / "ckpt" / "tiny_x_seed5.log").read_text()
 
 
+def test_a_seed_of_its_own_for_every_run(config, capsys, started):
+    code, _, err = run(capsys, config, "--set", "init_rand_seed=7")
+    assert "--first-seed" in one_error(code, err)
+    assert started == []
+
+
 def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started):
     argv, folder = (config, "--seeds", 1, "--jobs", 2), tmp_path / "ckpt" / "tiny_seeds_seed0"
     outs = [run(capsys, *argv)[1].splitlines()[-1] for _ in range(2)]

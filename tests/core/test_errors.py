@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.core.errors import UserError, nearest, note
+from libs.core.errors import UserError, article, nearest, note
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +50,11 @@ def test_nearest() -> None:
     assert nearest("leaning_rate", ["learning_rate", "epochs"]) == " (did you mean 'learning_rate'?)"
     assert nearest("zzz", ["learning_rate", "epochs"]) == ""
     assert nearest("12", [11, 120, 9]) == " (did you mean '120'?)"
+
+
+def test_article() -> None:
+    assert [article(noun) for noun in ("annotation file", "CSV file", "ONNX graph")] == [
+        "an annotation file", "a CSV file", "an ONNX graph"]
 
 
 def test_note_prints_at_once_every_time(capsys: pytest.CaptureFixture) -> None:

@@ -143,6 +143,9 @@ def test_a_slim_checkpoint_predicts_the_same_and_says_that_it_cannot_be_resumed(
         assert torch.equal(slim.weights[name], value)
         assert torch.equal(slim.weights_ema[name], value)
     assert (slim.epoch, slim.optimizer, own_labels(slim)) == (3, None, LABELS)
+    other = "raw" if which == "ema" else "ema"
+    with pytest.raises(UserError, match=rf"slim\.pth\.tar: holds its {which} weights alone.*--weights {which}"):
+        slim_checkpoint(slim, other, tmp_path / "slim3.pth.tar")
     video = np.ones((30, 6), np.float32)
     same(load_model(tmp_path / "slim.pth.tar", device="cpu").predict(video, fps=25).detections,
          load_model(run, weights=which, device="cpu").predict(video, fps=25).detections)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from libs.core.errors import UserError, nearest
+from libs.core.errors import UserError, article, nearest
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.prepare.document import Document, entries_of, read_official
 from libs.utils.files.csv_files import numbered_rows, read_csv
@@ -40,7 +40,7 @@ def convert_activitynet(path: str | os.PathLike, version: str, what: str, video_
         where = f"{path}: video {key!r}"
         duration = entry.get("duration", entry.get("duration_second"))
         if duration is None:
-            raise UserError(f"{where}: has no duration{nearest('duration', entry)}; expected a {what}")
+            raise UserError(f"{where}: has no duration{nearest('duration', entry)}; expected {article(what)}")
         document.add_video(video, subsets[key], duration)
         for i, item in enumerate(entries_of(where, entry, "annotations")):
             segment = item.get("segment")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from libs.core.errors import UserError, nearest
+from libs.core.errors import UserError, article, nearest
 from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json, write_json_atomic
 
@@ -133,7 +133,7 @@ def read_official(path: str | os.PathLike, what: str) -> Any:
     content = read_json(path, what)
     database = content.get("database", content) if isinstance(content, dict) else None
     if not isinstance(database, dict) or not database or not all(isinstance(v, dict) for v in database.values()):
-        raise UserError(f"{path}: does not map video ids to objects; expected a {what}")
+        raise UserError(f"{path}: does not map video ids to objects; expected {article(what)}")
     return database
 
 

@@ -203,8 +203,11 @@ def slim_checkpoint(checkpoint: Checkpoint, which: str, path: str | os.PathLike)
     """Write a checkpoint for inference: one set of weights (under both names, stored once), configuration and class names.
 
     It can be used for evaluation, prediction, as a teacher and for fine-tuning (--init-from), but not to resume training.  Raises
-    UserError when the weights are missing or the file cannot be written.
+    UserError when the weights are missing (also in a slim checkpoint of the others) or the file cannot be written.
     """
+    if (kept := (checkpoint.training or {}).get("slim", which)) != which:
+        raise UserError(f"{checkpoint.path}: holds its {kept} weights alone, so there are no {which} ones; use --weights {kept}, "
+                        "or the checkpoint that it was made from")
     weights = _on_cpu(add_prefix(checkpoint.select(which)))
     training = {k: v for k, v in (checkpoint.training or {}).items() if k in ("config", "labels", "torch", "format_version")}
     content = {"epoch": checkpoint.epoch, "state_dict": weights, "state_dict_ema": weights, "optimizer": None, "scheduler": None,

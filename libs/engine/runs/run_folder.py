@@ -98,15 +98,17 @@ class Run(SilentRun):
     """The logs of a training run.
 
     Of earlier logs in the folder, steps up to `logged` and evaluations up to step `evaluated` are kept: later records are removed
-    from metrics.jsonl, and TensorBoard ignores later events.
+    from metrics.jsonl, and TensorBoard ignores later events.  `finished`: nothing will be trained, so the configuration of the
+    training stays in the folder.
     """
 
-    def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0):
+    def __init__(self, folder: Path, config: Config, logged: int = 0, evaluated: int = 0, finished: bool = False):
         from torch.utils.tensorboard import SummaryWriter  # here, since importing it takes a second
         super().__init__(folder)
         logs = folder / "logs"
-        write_text_atomic(folder / "config.yaml", dump_yaml(config))
-        write_text_atomic(folder / "config.txt", dump_text(config))
+        if not (finished and is_file(folder / "config.yaml")):
+            write_text_atomic(folder / "config.yaml", dump_yaml(config))
+            write_text_atomic(folder / "config.txt", dump_text(config))
         with self._writing():
             logs.mkdir(exist_ok=True)
             for place in (folder, logs):

@@ -82,7 +82,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     log = SilentRun(folder)
     if world.is_main:
         lock.take(create=True)
-        log = Run(folder, config, *trainer.logged)
+        log = Run(folder, config, *trainer.logged, finished=trainer.epoch >= config.total_epochs)
     cleanup.callback(log.close)
     cleanup.callback(close, loader)
     if world.is_main:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from libs.core.errors import UserError, nearest
+from libs.core.errors import UserError, article, nearest
 from libs.core.files import read_text
 
 if TYPE_CHECKING:  # functions import pandas, because that takes as long as importing all of libs
@@ -49,7 +49,7 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
         for name in required:
             if name not in header:
                 found = f"it has {', '.join(header)}" if any(header) else "the file is empty"
-                advice = remedy(name) if remedy else f"expected a {what} with the columns {', '.join(required)}"
+                advice = remedy(name) if remedy else f"expected {article(what)} with the columns {', '.join(required)}"
                 raise UserError(f"{path}: the first line lacks the column {name!r}{nearest(name, header)} ({found}); {advice}")
         columns = [name for name in dict.fromkeys((*required, *optional)) if name in header]
         if twice := [name for name in columns if header.count(name) > 1]:
@@ -64,7 +64,7 @@ def read_csv(path: str | os.PathLike, *, required: Sequence[str], optional: Sequ
             lines.append(reader.line_num)
             cells += row
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); expected a {what}") from error
+        raise UserError(f"{path}: line {reader.line_num}: not valid CSV ({error}); expected {article(what)}") from error
     values = np.array(cells, dtype=object).reshape(len(lines), len(header))
     return pandas.DataFrame(values, index=lines, columns=header)[columns]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from libs.core.errors import UserError, shown
+from libs.core.errors import UserError, article, shown
 from libs.core.files import exists, is_folder, read_text
 
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
@@ -154,7 +154,7 @@ def parse_json(text: str, source: str, what: str, pairs_hook: PairsHook | None =
         reason = "it escapes half of a surrogate pair"
     except ValueError as error:
         reason = str(error)[:160]
-    raise UserError(f"{source}: not valid JSON ({reason}); expected a {what}")
+    raise UserError(f"{source}: not valid JSON ({reason}); expected {article(what)}")
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

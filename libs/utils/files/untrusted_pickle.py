@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, article
 from libs.core.files import read_bytes
 
 _DTYPE_CODE = re.compile(r"[<>=|]?(b1|[iuf][1248]|f16|[SU][1-9]\d{0,5}|O8)")
@@ -51,7 +51,7 @@ def read_plain_npy(path: str | os.PathLike, what: str) -> Any:
                 raise ValueError(f"its header declares {math.prod(shape)} values, more than it holds")
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header can raise almost any exception
-        raise UserError(f"{path}: is not an .npy file ({str(error)[:120]}); expected a {what}") from error
+        raise UserError(f"{path}: is not an .npy file ({str(error)[:120]}); expected {article(what)}") from error
     array = load_plain_pickle(content[file.tell():], str(path), what)
     return array.item() if isinstance(array, np.ndarray) and shape == () and array.size == 1 else array
 
@@ -63,11 +63,11 @@ def load_plain_pickle(content: bytes, source: str, what: str) -> Any:
         _check(value, {}, 0)
         return value
     except _Refused as error:
-        raise UserError(f"{source}: {error}; a {what} holds only dicts, lists, numbers, text and numpy arrays. "
+        raise UserError(f"{source}: {error}; {article(what)} holds only dicts, lists, numbers, text and numpy arrays. "
                         "Files that ask for anything else are not opened, since loading them could run their code") from error
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise UserError(f"{source}: is not a readable pickle ({type(error).__name__}: {str(error)[:120]}); "
-                        f"expected a {what}") from error
+                        f"expected {article(what)}") from error
 
 
 class _Refused(Exception):

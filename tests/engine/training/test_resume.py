@@ -103,6 +103,14 @@ def test_a_finished_run_says_so(data, undisturbed, capsys, tmp_path):
     assert (whole / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_keeps_its_configuration(data, undisturbed, tmp_path):
+    whole = undisturbed("AdamW")
+    before = [(whole / name).read_text() for name in ("config.yaml", "config.txt")]
+    changed = {**NOISY, "opt": {**NOISY.get("opt", {}), "weight_decay": 0.123}}
+    fit(data_config(data, tmp_path, **changed), whole, CPU, FitOptions(resume="auto"))
+    assert [(whole / name).read_text() for name in ("config.yaml", "config.txt")] == before
+
+
 def test_a_changed_configuration_is_named(data, undisturbed, capsys, tmp_path):
     config = data_config(data, tmp_path, opt={"learning_rate": 0.001, "epochs": 4}, loader={"num_workers": 1}, test_cfg={
         "min_score": 0.1}, **NOISY)
