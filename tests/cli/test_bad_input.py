@@ -221,7 +221,6 @@ EVALUATION = {
     "no averaged weights": (damaged_epoch(lambda c: {k: v for k, v in c.items() if k != "state_dict_ema"}), [],
                             ["epoch_002.pth.tar", "state_dict_ema", "--weights raw"]),
     "NaN weights": (damaged_epoch(poisoned), [], ["epoch_002.pth.tar", "cls_head.cls_head.conv.weight", "NaN"]),
-    "top 0": (None, ["-t", "0"], ["test_cfg.max_seg_num"]),
     "missing external scores": (None, ["--set", "test_cfg.ext_score_file=gone.json"], ["gone.json"]),
     "unknown split": (None, ["--set", "val_split=[test]"], ["annotations.json", "'test'", "val_split"]),
 }
