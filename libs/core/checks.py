@@ -14,6 +14,7 @@ from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, as_tuple
 
+SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
 Fail = Callable[[str, str], NoReturn]
@@ -50,14 +51,17 @@ def _fail_at(config: Config, where: Where | None) -> Callable[[str, str], NoRetu
 
 def max_div_factor(config: Config) -> int:
     """Padding unit of the reference beyond max_seq_len, in feature steps: the least common multiple over the backbone's
-    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or stride_l (global, or no attention at all).
+    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1; SGP: stride_l * w_l) or stride_l (global, or no
+    windows at all).
 
-    SPEC items 12 and 13.  The reference takes the maximum, which is wrong for mixed windows, and refuses a max_seq_len that is
-    not a multiple of it; our attention accepts any.
+    SPEC items 12 and 13, SPEC_FAMILY F6.  The reference takes the maximum, which is wrong for mixed windows, and refuses a
+    max_seq_len that is not a multiple of it; our attention accepts any.
     """
     strides = [config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1)]
-    windows = config.level_windows if config.model.backbone_type == "convTransformer" else (-1,) * len(strides)
-    return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, windows, strict=True)))
+    backbone = config.model.backbone_type
+    windows = config.level_windows if backbone in ("convTransformer", "SGP") else (-1,) * len(strides)
+    return math.lcm(*(s * (1 if w <= 1 else w if backbone == "SGP" else 2 * (w // 2))
+                      for s, w in zip(strides, windows, strict=True)))
 
 
 def _paths(config: Config, fail: Fail) -> None:
@@ -153,6 +157,15 @@ def _blocks(config: Config, fail: Fail) -> None:
         fail("model.scale_factor", f"{model.scale_factor} is odd, but the downsampling convolutions of convTransformer have "
              f"scale_factor + 1 taps and need a centre; use {model.scale_factor - 1} or {model.scale_factor + 1}, or "
              "backbone_type: conv")
+    if model.backbone_type == "SGP":
+        if model.sgp_mlp_dim is None:
+            fail("model.sgp_mlp_dim", f"is not set; backbone_type: SGP needs the width of its MLPs, e.g. {3 * width // 2}")
+        if width % SGP_GROUPS:
+            near = max(round(width / SGP_GROUPS), 1) * SGP_GROUPS
+            fail("model.embd_dim", f"{width} is not a multiple of {SGP_GROUPS}, the groups of the GroupNorm of SGP; use {near}")
+        if model.backbone_arch[2] and model.scale_factor % 2 and model.downsample_type == "max":
+            fail("model.scale_factor", f"{model.scale_factor} is odd, but max pooling of SGP needs an even number; use "
+                 f"{model.scale_factor - 1} or {model.scale_factor + 1}, or downsample_type: avg")
     if model.backbone_type == "convTransformer" and width % model.n_head:
         fits = [n for n in range(1, width + 1) if width % n == 0]
         fail("model.n_head", f"{model.n_head} heads do not divide the width {width} (model.embd_dim); "
@@ -165,7 +178,8 @@ def _blocks(config: Config, fail: Fail) -> None:
 def _attention(config: Config, fail: Fail) -> None:
     model, windows, levels = config.model, config.level_windows, config.model.backbone_arch[2] + 1
     if len(windows) != levels:
-        fail("model.n_mha_win_size", f"{list(windows)} has {len(windows)} windows, but the backbone has {levels} levels "
+        key = "n_sgp_win_size" if model.backbone_type == "SGP" else "n_mha_win_size"
+        fail(f"model.{key}", f"{list(windows)} has {len(windows)} windows, but the backbone has {levels} levels "
              f"(backbone_arch[2] + 1); write {levels}, or one number for all")
     if model.use_rel_pe and model.backbone_type == "convTransformer" and max(windows) <= 1:
         fail("model.use_rel_pe", "needs local attention, but every window of model.n_mha_win_size is global; set a window, "

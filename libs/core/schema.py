@@ -80,9 +80,15 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext"] = key("convTransformer", "backbone")
+    backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext", "SGP"] = key("convTransformer", "backbone; SGP: that of TriDet")
     block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions", low=1, odd="kernel")
     block_expansion: int = key(2, "(ours) convnext: width of the MLPs over that of the backbone", low=1)
+    n_sgp_win_size: Ints = key(1, "SGP: window of the depthwise convolutions, per level (the stem's is always 1) or one for all", low=1, odd="window")
+    k: float = key(1.5, "SGP: the second window is about k times the first", above=0, high=100)
+    sgp_mlp_dim: int | None = key(None, "SGP: hidden channels of the MLPs (required by it)", low=1, high=65536)
+    init_conv_vars: float = key(0.0, "SGP: standard deviation of the depthwise convolutions' initial weights; 0: they start at zero, and stay there for ever", low=0)
+    downsample_type: Literal["max", "avg"] = key("max", "SGP: downsampling by max pooling, or by means and a 1x1 convolution")
+    masked_stats: bool = key(False, "(ours) statistics over time (SGP: pooling, means, GroupNorm) ignore padding, so that batches are padded as little as possible; false: they include it, as published, and every video is padded to its published length")
     branch_type: Literal["block", "max_pool"] = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters")
     fpn_type: Literal["identity", "fpn"] = key("identity", "neck")
     backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0, high=64)
@@ -286,8 +292,9 @@ class Config:
 
     @property
     def level_windows(self) -> tuple[int, ...]:
-        """Attention window of backbone levels 0 .. arch[2] (stem level first)."""
-        win, levels = self.model.n_mha_win_size, self.model.backbone_arch[2] + 1
+        """Window of backbone levels 0 .. arch[2] (stem level first): of the SGP convolutions, else of attention."""
+        model = self.model
+        win, levels = model.n_sgp_win_size if model.backbone_type == "SGP" else model.n_mha_win_size, model.backbone_arch[2] + 1
         return win if isinstance(win, tuple) else (win,) * levels
 
     def videos_per_step(self, processes: int = 1) -> int:

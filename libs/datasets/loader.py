@@ -37,7 +37,9 @@ def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teac
         raise UserError(f"{config.source}: loader.batch_size: {own if own == size else product} is more than the {len(dataset)} "
                         f"training videos of {config.dataset.json_file}; lower it")
     padding = padding_of(config, training=True)
-    padding = dataclasses.replace(padding, margin=max(padding.margin, *(padding_of(t).margin for t in teachers), 0))
+    theirs = [padding_of(t) for t in teachers]
+    padding = dataclasses.replace(padding, margin=max(padding.margin, *(p.margin for p in theirs), 0),
+                                  always=padding.always or any(p.always for p in theirs))
     dataset.keep(device)
     sampler = EpochSampler(len(dataset), size, config.init_rand_seed, config.loader.bucket,
                            lambda epoch, i: padding.shortest(dataset.sample((epoch, i)).steps))

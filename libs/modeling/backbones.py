@@ -16,6 +16,7 @@ from libs.modeling.blocks.conv import ConvBlock
 from libs.modeling.blocks.convnext import ConvNextBlock
 from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D
 from libs.modeling.blocks.pooling import MaxPoolBlock
+from libs.modeling.blocks.sgp import SGPBlock
 from libs.modeling.blocks.transformer import TransformerBlock
 from libs.modeling.kernels.in_place import plain_masked
 
@@ -88,6 +89,10 @@ class Backbone(nn.Module):
             x_BTC = x_BTC + table[:T] * mask_BT.unsqueeze(-1).to(x_BTC.dtype)
         return x_BTC
 
+    def before_pooling(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """What a downsampling block gets; padded steps are left as they are."""
+        return x_BTC
+
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Features per level, fine to coarse, and their masks; T must be a multiple of the coarsest stride."""
         x = self.embed(x_BTC, mask_BT)
@@ -95,6 +100,7 @@ class Backbone(nn.Module):
             x = block(x, mask_BT)
         feats, masks = [x], [mask_BT]
         for block in self.branch:
+            x = self.before_pooling(x, mask_BT)
             mask_BT = mask_BT[:, ::self.scale_factor]
             x = block(x, mask_BT)
             feats.append(x)
@@ -139,5 +145,21 @@ class ConvNextBackbone(Backbone):
         return ConvNextBlock(width, stride, model.block_kernel_size, model.block_expansion, train.dropout, train.droppath)
 
 
+class SGPBackbone(Backbone):
+    """The TriDet backbone: depthwise convolutions and GroupNorm instead of attention (`libs.modeling.blocks.sgp`)."""
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.padding: float | None = None  # of pooling, at padded steps
+        if config.model.masked_stats:
+            self.padding = 0.0 if config.model.downsample_type == "avg" else -math.inf
+
+    def before_pooling(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        return x_BTC if self.padding is None else torch.where(mask_BT.unsqueeze(-1), x_BTC, self.padding)
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        return SGPBlock(width, stride, window, config.train_cfg.droppath, config.model)
+
+
 BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone,
-                                        "conv_dw": ConvDwBackbone, "convnext": ConvNextBackbone}
+                                        "conv_dw": ConvDwBackbone, "convnext": ConvNextBackbone, "SGP": SGPBackbone}

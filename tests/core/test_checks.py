@@ -46,6 +46,14 @@ from libs.core.schema import Config
     (["dataset.tiou_thresholds=[0.5,0.3]"], ["strictly ascending"]),
     (["train_cfg.head_empty_cls=[3,97]"], ["97 is not a class", "0 to 96"]),
     (["opt.schedule_type=multistep"], ["opt.schedule_steps", "strictly ascending"]),
+    (["model.backbone_type=SGP"], ["model.sgp_mlp_dim", "is not set", "e.g. 768"]),
+    (["model.backbone_type=SGP", "model.n_sgp_win_size=-1"], ["model.n_sgp_win_size", "-1", "1"]),
+    (["model.backbone_type=SGP", "model.n_sgp_win_size=4"], ["model.n_sgp_win_size", "use 3 or 5"]),
+    (["model.backbone_type=SGP", "model.sgp_mlp_dim=9", "model.n_sgp_win_size=[3,3]"], ["model.n_sgp_win_size", "has 2 windows"]),
+    (["model.backbone_type=SGP", "model.sgp_mlp_dim=9", "model.embd_dim=500", "model.fpn_dim=500"],
+     ["model.embd_dim", "use 496"]),
+    (["model.backbone_type=SGP", "model.sgp_mlp_dim=9", "model.scale_factor=3", "dataset.max_seq_len=2430"],
+     ["model.scale_factor", "3 is odd", "use 2 or 4", "downsample_type: avg"]),
     (["opt.epochs=0", "opt.warmup=false"], ["nothing would be trained"]),
 ])
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:

@@ -8,6 +8,7 @@ from libs.modeling.model import build_model
 
 STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
 MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
+SGP = {"backbone_type": "SGP", "sgp_mlp_dim": 20, "n_sgp_win_size": 3, "masked_stats": True}
 VARIANTS = {
     "transformer": {},
     "conv": {"model": {"backbone_type": "conv"}},
@@ -38,6 +39,8 @@ VARIANTS = {
     "deep stem": {"model": {"backbone_arch": [2, 3, 2]}},
     "no branch": {"model": {"backbone_arch": [1, 1, 0], "regression_range": [[0, 10000]]}},
     "one head layer": {"model": {"head_num_layers": 1}},
+    "SGP": {"model": SGP},
+    "SGP, means": {"model": {**SGP, "downsample_type": "avg", "n_sgp_win_size": [1, 5, 3], "use_abs_pe": True}},
     "no drop path": {"train_cfg": {"droppath": 0.0}},
 }
 

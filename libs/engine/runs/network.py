@@ -9,10 +9,11 @@ from collections.abc import Collection
 
 import torch
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.features.cache import available_memory
 from libs.engine.runs.checkpoint import Checkpoint, fitting_weights
+from libs.modeling.blocks.sgp import dead_blocks
 from libs.modeling.model import LocPointTransformer, build_model
 
 SIZES = "dataset.num_classes, dataset.max_seq_len (with model.use_abs_pe) or the widths in model"
@@ -23,7 +24,16 @@ def load_network(config: Config, checkpoint: Checkpoint, which: str) -> LocPoint
     weights = fitting_weights(_without_memory(config), checkpoint, which)
     model = new_network(config)
     model.load_state_dict(weights)
+    note_dead_blocks(model, str(checkpoint.path))
     return model
+
+
+def note_dead_blocks(model: LocPointTransformer, source: str) -> None:
+    """One line if the convolutions of SGP blocks are zero: they learn nothing."""
+    if count := dead_blocks(model):
+        note(f"note: {source}: the convolutions of {count} SGP blocks are zero and stay zero in training (model.init_conv_vars: "
+             "0, as in the published THUMOS14 and EPIC models); evaluation skips them; train with e.g. model.init_conv_vars: 0.1 "
+             "for convolutions that learn")
 
 
 def new_network(config: Config, empty_classes: Collection[int] = ()) -> LocPointTransformer:

@@ -10,6 +10,7 @@ from libs.core.schema import OptConfig
 from libs.modeling.blocks.layers import AffineDropPath, LayerNorm, Scale
 
 Named = list[tuple[str, nn.Parameter]]
+UNDECAYED = (LayerNorm, nn.LayerNorm, nn.GroupNorm, Scale, AffineDropPath)
 
 
 def parameter_groups(model: nn.Module) -> tuple[Named, Named]:
@@ -22,7 +23,7 @@ def parameter_groups(model: nn.Module) -> tuple[Named, Named]:
     for prefix, module in model.named_modules():
         for short, parameter in module.named_parameters(recurse=False):
             name = f"{prefix}.{short}" if prefix else short
-            if short == "bias" or short == "rel_pe" or isinstance(module, (LayerNorm, nn.LayerNorm, Scale, AffineDropPath)):
+            if short in ("bias", "rel_pe") or isinstance(module, UNDECAYED):
                 no_decay.append((name, parameter))
             elif short == "weight" and isinstance(module, (nn.Conv1d, nn.Linear)):
                 decay.append((name, parameter))

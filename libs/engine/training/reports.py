@@ -8,6 +8,7 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.runs.checkpoint import BEST
 from libs.engine.training.cuda_graphs import graphs_hint
+from libs.engine.runs.network import note_dead_blocks
 from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.metrics import Scores
@@ -23,6 +24,8 @@ def announce(run: TrainingRun, resumed: bool) -> None:
     if (both := sorted(set(config.train_split) & set(config.val_split))) and trainer.world.is_main:
         note(f"warning: {config.source}: train_split and val_split both name {', '.join(both)}: the mAP is measured on videos "
              "that were trained on; name another subset in one of them")
+    if trainer.world.is_main:
+        note_dead_blocks(trainer.model, config.source)
     parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
              epochs_text(config), f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
     if run.teachers:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.modeling.kernels.conv1d import channels_innermost, conv_time
+from libs.modeling.kernels.conv1d import as_image, as_sequence, channels_innermost, conv_time
 from libs.modeling.kernels.in_place import gelu, masked
 from libs.modeling.kernels.residual import add_branch
 
@@ -92,6 +92,22 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x_BTC, (x_BTC.shape[-1],), self.weight.flatten(), self.bias.flatten(), 1e-5)
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu and He 2018; biased variance, eps 1e-5) over consecutive channels and the time steps of (B, T, C)."""
+
+    def forward(self, x_BTC: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """Statistics of all steps, as published, or of those that `mask_BT` counts."""
+        if mask_BT is None:
+            return as_sequence(super().forward(as_image(x_BTC)))
+        x_BTGC = x_BTC.unflatten(-1, (self.num_groups, -1))
+        counted = mask_BT[:, :, None, None]
+        number = counted.sum((1, 3), keepdim=True).clamp(min=1) * x_BTGC.shape[-1]
+        centred = x_BTGC - (x_BTGC * counted).sum((1, 3), keepdim=True) / number
+        variance = (centred * counted).square().sum((1, 3), keepdim=True) / number
+        normal_BTC = (centred * torch.rsqrt(variance + self.eps)).flatten(2)
+        return normal_BTC * self.weight + self.bias if self.affine else normal_BTC
+
+
 class Scale(nn.Module):
     """One learned factor, starting at 1."""
 
@@ -114,8 +130,8 @@ class AffineDropPath(nn.Module):
         self.scale = nn.Parameter(torch.full((1, channels, 1), 1e-4)) if drop_prob > 0 else None
         self.drop_prob = drop_prob
 
-    def forward(self, skip_BTC: Tensor, branch_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """skip + scale * branch at valid steps, skip at padded ones: (B, T, C)."""
+    def forward(self, skip_BTC: Tensor, branch_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """skip + scale * branch at valid steps (None: at all), skip at padded ones: (B, T, C)."""
         scale, kept = None if self.scale is None else self.scale.flatten(), None
         if self.training and self.drop_prob > 0:
             keep = 1.0 - self.drop_prob

@@ -5,17 +5,19 @@ import torch
 from torch import Tensor
 
 
-def plain_add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor, kept_B11: Tensor | None, mask_BT: Tensor) -> Tensor:
-    """skip + kept * scale * branch * mask; `kept`: the factor of drop path per sample, None for 1."""
+def plain_add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor, kept_B11: Tensor | None,
+                     mask_BT: Tensor | None) -> Tensor:
+    """skip + kept * scale * branch * mask; `kept`: the factor of drop path per sample; None for kept or mask: 1."""
     branch_BTC = branch_BTC * scale_C
     if kept_B11 is not None:
         branch_BTC = branch_BTC * kept_B11
-    return skip_BTC + branch_BTC * mask_BT.unsqueeze(-1)
+    return skip_BTC + (branch_BTC if mask_BT is None else branch_BTC * mask_BT.unsqueeze(-1))
 
 
-def add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor | None, kept_B11: Tensor | None, mask_BT: Tensor) -> Tensor:
+def add_branch(skip_BTC: Tensor, branch_BTC: Tensor, scale_C: Tensor | None, kept_B11: Tensor | None,
+               mask_BT: Tensor | None) -> Tensor:
     """The same with one factor for mask and drop path, as one addcmul; `scale` None: 1."""
-    factor = mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
+    factor = skip_BTC.new_ones(()) if mask_BT is None else mask_BT.unsqueeze(-1).to(skip_BTC.dtype)
     if scale_C is not None:
         branch_BTC = branch_BTC * scale_C.to(branch_BTC.dtype)
     if kept_B11 is not None:

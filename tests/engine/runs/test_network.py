@@ -49,3 +49,16 @@ def test_loading_gives_the_weights_of_the_file_and_draws_the_same_random_numbers
     assert all(torch.equal(v, plain[k]) for k, v in new_network(tiny_config()).state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, found.weights[k]) for k, v in load_network(tiny_config(), found, "raw").state_dict().items())
+
+
+def test_networks_whose_convolutions_are_zero_say_so(tmp_path, capsys):
+    sgp = {"backbone_type": "SGP", "sgp_mlp_dim": 20}
+    for init, lines in ((0.0, 1), (0.1, 0)):
+        config = tiny_config(model={**sgp, "init_conv_vars": init})
+        weights = build_model(config).state_dict()
+        path = tmp_path / f"sgp{lines}.pth.tar"
+        save_checkpoint(path, 3, weights, weights, {}, {}, {"config": to_dict(config)})
+        load_network(config, load_checkpoint(path), "ema")
+        notes = capsys.readouterr().err.splitlines()
+        assert len(notes) == lines
+        assert all(part in line for line in notes for part in (str(path), "3 SGP blocks", "model.init_conv_vars: 0.1"))
