@@ -114,7 +114,9 @@ def detect(session: onnxruntime.InferenceSession, feats: np.ndarray, fps: float)
     for score, segment in zip(np.split(scores, ends), np.split(segments, ends), strict=True):  # the best of each FPN level
         top = np.argsort(-score, axis=None, kind="stable")[:cfg["pre_nms_topk"]]
         top = top[score.flat[top] > cfg["pre_nms_thresh"]]
-        found.append(np.column_stack([score.flat[top], segment[top // score.shape[1]], top % score.shape[1]]))
+        if segment.ndim == 2:  # the same for all classes
+            segment = segment[:, None].repeat(score.shape[1], axis=1)
+        found.append(np.column_stack([score.flat[top], segment.reshape(-1, 2)[top], top % score.shape[1]]))
     found = np.concatenate(found)
     found = found[found[:, 2] - found[:, 1] > cfg["duration_thresh"]]
     kept = sorted(soft_nms(found, cfg), key=lambda row: -row[2])[:cfg["max_seg_num"]]

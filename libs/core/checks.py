@@ -12,9 +12,10 @@ from typing import NoReturn
 
 from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, DistillConfig, FolderModality, as_tuple
+from libs.core.schema import Config, DistillConfig, FolderModality, ModelConfig, as_tuple
 
 SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
+TRIDENT_KEYS = ("num_bins", "boudary_kernel_size")
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
 Fail = Callable[[str, str], NoReturn]
@@ -157,6 +158,10 @@ def _blocks(config: Config, fail: Fail) -> None:
         fail("model.scale_factor", f"{model.scale_factor} is odd, but the downsampling convolutions of convTransformer have "
              f"scale_factor + 1 taps and need a centre; use {model.scale_factor - 1} or {model.scale_factor + 1}, or "
              "backbone_type: conv")
+    if not model.use_trident_head:
+        for key in TRIDENT_KEYS:
+            if (value := getattr(model, key)) != getattr(ModelConfig, key):
+                fail(f"model.{key}", f"{value} belongs to the trident head; set use_trident_head: true, or leave it out")
     if model.backbone_type == "SGP":
         if model.sgp_mlp_dim is None:
             fail("model.sgp_mlp_dim", f"is not set; backbone_type: SGP needs the width of its MLPs, e.g. {3 * width // 2}")

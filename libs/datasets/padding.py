@@ -79,7 +79,7 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     """The padding rule of a configuration (SPEC section 11, rows 12 and 13; section 12 for the losses of preset c2ms)."""
     model, distill = config.model, config.distill
     coarsest = config.level_strides[-1]
-    half_kernel = max(model.embd_kernel_size, model.head_kernel_size, 3) // 2
+    half_kernel = max(model.embd_kernel_size, model.head_kernel_size, model.boudary_kernel_size, 3) // 2
     statistics = model.backbone_type == "SGP" and not model.masked_stats  # they include padding (SPEC_FAMILY F5)
     # padding leaks through the published hallucinator's two convolutions, and through its time gate without limit
     margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)

@@ -5,12 +5,17 @@ From each FPN level the best `pre_nms_topk` scores above `pre_nms_thresh` (ties 
 """
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from libs.core.schema import TestConfig
 from libs.modeling.model import LevelOutputs
 from libs.utils.nms.api import Candidates, backend_for
+
+AT_ONCE = 2**16  # candidates whose distances are computed at a time, to bound memory
+ALL_LENGTHS = -1.0  # a duration_thresh that every segment passes
 
 
 @torch.no_grad()
@@ -20,6 +25,8 @@ def decode_batch(outputs: LevelOutputs, config: TestConfig) -> Candidates:
     `nms_of_batch(decode_batch(outputs, config), ...)` is the whole post-processing.  CPU: compiled code if it is built (see
     `libs.utils.nms.api`).  GPU: the host waits once, for the number of candidates.
     """
+    if outputs.boundaries is not None:
+        return _decode_per_class(outputs, config)
     scores_BPK = _scores(outputs.logits)
     library = backend_for(scores_BPK.device)
     if scores_BPK.device.type == "cpu" and hasattr(library, "decode") and scores_BPK[0].numel() < 2**32:
@@ -27,6 +34,29 @@ def decode_batch(outputs: LevelOutputs, config: TestConfig) -> Candidates:
             scores_BPK.contiguous(), outputs.offsets.float().contiguous(), outputs.mask.contiguous(), outputs.points.contiguous(),
             outputs.level_sizes, config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh))
     return decode_by_torch(outputs, scores_BPK, config, sort_all=scores_BPK.device.type == "cuda")
+
+
+def decode_numbers(outputs: LevelOutputs, numbers_P: Tensor, config: TestConfig) -> Candidates:
+    """`decode_batch` with a number of each candidate's point as start and end of its segment; no segment is too short."""
+    points = torch.cat([numbers_P.unsqueeze(1), outputs.points[:, 1:]], dim=1)
+    zeros = outputs.offsets.new_zeros(*outputs.mask.shape, 2)
+    return decode_batch(outputs._replace(points=points, offsets=zeros, boundaries=None),
+                        dataclasses.replace(config, duration_thresh=ALL_LENGTHS))
+
+
+def _decode_per_class(outputs: LevelOutputs, config: TestConfig) -> Candidates:
+    """`decode_batch` for distances that differ by class: candidates are chosen first, then theirs alone are computed."""
+    numbers_P = torch.arange(len(outputs.points), dtype=torch.float32, device=outputs.points.device)
+    chosen = decode_numbers(outputs, numbers_P, config)
+    point = chosen.segments[:, 0].long()
+    video = torch.repeat_interleave(torch.arange(len(chosen.counts), device=point.device), chosen.counts, output_size=len(point))
+    pieces = zip(*(t.split(AT_ONCE) for t in (video, point, chosen.labels)), strict=True)
+    offsets = torch.cat([outputs.offsets_of(*piece) for piece in pieces])
+    t, stride = outputs.points[point, 0], outputs.points[point, 3]
+    segments = torch.stack((t - offsets[:, 0] * stride, t + offsets[:, 1] * stride), dim=1)
+    keep = ((segments[:, 1] - segments[:, 0]) > config.duration_thresh).nonzero().squeeze(1)
+    counts = torch.zeros_like(chosen.counts).index_add_(0, video[keep], torch.ones_like(keep))
+    return Candidates(segments[keep], chosen.scores[keep], chosen.labels[keep], counts)
 
 
 def _scores(logits_BPK: Tensor) -> Tensor:

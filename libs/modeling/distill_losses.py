@@ -58,7 +58,7 @@ class TeacherOutputs(NamedTuple):
     """One teacher's outputs and features of B videos padded to T steps, with P points; None where no term needs them."""
 
     logits: Tensor  # (B, P, K)
-    offsets: Tensor  # (B, P, 2), level strides
+    offsets: Tensor  # (B, P, 2), level strides; where they differ by class, those of its most likely class
     stem: Tensor | None = None  # (B, T, C)
     pyramid: Tensor | None = None  # (B, P, C)
     inputs: Tensor | None = None  # (B, T, C_in), channels in the student's order
@@ -275,7 +275,8 @@ class DistillationLoss(nn.Module):
                     value = class_term(outputs.logits, t.logits, mask_BP, cfg.cls, denominator)
                 elif term == "offsets":
                     weight = offset_weight(t.logits, positive_BP, mask_BP, cfg.offsets)
-                    value = offset_term(outputs.offsets, t.offsets, weight, sizes, cfg.offsets, denominator)
+                    own = outputs.offsets_at(t.logits.argmax(-1))
+                    value = offset_term(own, t.offsets, weight, sizes, cfg.offsets, denominator)
                 else:
                     own = self._projected(compared[term], f"{teacher.name}_{term}")
                     mask = mask_BP if term == "pyramid" else mask_BT

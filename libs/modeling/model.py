@@ -14,6 +14,7 @@ from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
 from libs.modeling.necks import NECKS
 from libs.modeling.points import PointGrid, point_grid
+from libs.modeling.trident import Boundaries, offsets_of_level, offsets_of_pairs
 
 
 class LevelOutputs(NamedTuple):
@@ -24,6 +25,29 @@ class LevelOutputs(NamedTuple):
     mask: Tensor  # (B, P) bool, valid points
     points: Tensor  # (P, 4) t, range low, range high, stride, in grid units
     level_sizes: tuple[int, ...]  # points per level, their sum is P
+    boundaries: Boundaries | None = None  # with them `offsets` are bins (B, P, 2 (bins + 1)), and distances differ by class
+
+    def offsets_of(self, video_M: Tensor, point_M: Tensor, class_M: Tensor) -> Tensor:
+        """Distances (M, 2) float32 of M triples of video, point and class."""
+        if self.boundaries is None:
+            return self.offsets[video_M, point_M].float()
+        return offsets_of_pairs(self.boundaries, self.offsets, self.level_sizes, video_M, point_M, class_M)
+
+    def offsets_at(self, class_BP: Tensor) -> Tensor:
+        """Distances (B, P, 2) of all points, for one class each."""
+        if self.boundaries is None:
+            return self.offsets
+        B, P = class_BP.shape
+        index = torch.arange(B * P, device=class_BP.device)
+        video, point = torch.div(index, P, rounding_mode="floor"), index % P
+        return self.offsets_of(video, point, class_BP.flatten()).view(B, P, 2)
+
+    def all_offsets(self) -> Tensor:
+        """Distances (B, P, 2) of all points, with `boundaries` (B, P, K, 2) of all points and classes."""
+        if self.boundaries is None:
+            return self.offsets
+        parts = (x.split(list(self.level_sizes), dim=1) for x in (*self.boundaries, self.offsets))
+        return torch.cat([offsets_of_level(*level) for level in zip(*parts, strict=True)], dim=1)
 
 
 class Features(NamedTuple):
@@ -51,6 +75,10 @@ class LocPointTransformer(nn.Module):
         self.backbone = BACKBONES[model.backbone_type](config)
         self.neck = NECKS[model.fpn_type](config, self.backbone.width, levels)
         self.cls_head = ClsHead(config, empty_classes)
+        self.start_head: ClsHead | None = None
+        self.end_head: ClsHead | None = None
+        if model.use_trident_head:
+            self.start_head, self.end_head = (ClsHead(config, empty_classes, model.boudary_kernel_size) for _ in range(2))
         self.reg_head = RegHead(config, len(self.strides))
         self.input_dropout = nn.Dropout1d(config.train_cfg.input_dropout)
 
@@ -104,10 +132,14 @@ class LocPointTransformer(nn.Module):
         return self.backbone(inputs_BTC if self.fusion is None else self.fusion(inputs_BTC, mask_BT), mask_BT)
 
     def _heads(self, joined_BPC: Tensor, grid: PointGrid) -> LevelOutputs:
-        """Outputs of both heads on the levels, joined along time, fine to coarse."""
+        """Outputs of all heads on the levels, joined along time, fine to coarse."""
         logits = self.cls_head(joined_BPC, grid.mask, grid.level_sizes)
         offsets = self.reg_head(joined_BPC, grid.mask, grid.level_sizes)
-        return LevelOutputs(logits, offsets, grid.mask, grid.points, grid.level_sizes)
+        boundaries = None
+        if self.start_head is not None and self.end_head is not None:
+            fixed_BPC = joined_BPC.detach()  # the losses of boundaries do not reach neck and backbone
+            boundaries = Boundaries(*(head(fixed_BPC, grid.mask, grid.level_sizes) for head in (self.start_head, self.end_head)))
+        return LevelOutputs(logits, offsets, grid.mask, grid.points, grid.level_sizes, boundaries)
 
 
 def build_model(config: Config, empty_classes: Collection[int] = ()) -> LocPointTransformer:

@@ -54,6 +54,9 @@ from libs.core.schema import Config
      ["model.embd_dim", "use 496"]),
     (["model.backbone_type=SGP", "model.sgp_mlp_dim=9", "model.scale_factor=3", "dataset.max_seq_len=2430"],
      ["model.scale_factor", "3 is odd", "use 2 or 4", "downsample_type: avg"]),
+    (["model.num_bins=8"], ["model.num_bins", "8 belongs to the trident head", "use_trident_head: true"]),
+    (["model.boudary_kernel_size=5"], ["model.boudary_kernel_size", "use_trident_head: true"]),
+    (["model.use_trident_head=true", "model.boudary_kernel_size=4"], ["model.boudary_kernel_size", "use 3 or 5"]),
     (["opt.epochs=0", "opt.warmup=false"], ["nothing would be trained"]),
 ])
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:

@@ -14,7 +14,11 @@ from libs.modeling.model import build_model
 def valid_outputs(model, steps, total, channels):
     with torch.no_grad():
         out = model(*padded_batch([steps], total, channels))
-    return torch.cat([out.logits, out.offsets], dim=-1)[out.mask]
+    return every_output(out)[out.mask]
+
+
+def every_output(out):
+    return torch.cat([out.logits, out.all_offsets().flatten(2)], dim=-1)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -50,7 +54,7 @@ def test_a_batch_equals_each_video_alone(name):
         out = model(*padded_batch(lengths, total, channels(config)))
     for i, steps in enumerate(lengths):
         want = valid_outputs(model, steps, padding.published(steps), channels(config))
-        got = torch.cat([out.logits[i], out.offsets[i]], dim=-1)[out.mask[i]]
+        got = every_output(out)[i][out.mask[i]]
         assert (got - want).abs().max() < 2e-5, steps
 
 
@@ -200,7 +204,7 @@ def test_a_given_grid_changes_nothing_and_is_used(name):
 def test_every_parameter_gets_a_gradient(name):
     config, model = network(**VARIANTS[name])
     out = model(*padded_batch([48, 37], 48, channels(config)))
-    (out.logits.square().sum() + out.offsets.square().sum()).backward()
+    (out.logits.square().sum() + out.all_offsets().square().sum()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [n for n in without if "attn.key" not in n and "rel_pe" not in n]  # a shift of all keys cancels in the softmax
 

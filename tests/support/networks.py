@@ -9,6 +9,7 @@ from libs.modeling.model import build_model
 STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
 MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
 SGP = {"backbone_type": "SGP", "sgp_mlp_dim": 20, "n_sgp_win_size": 3, "masked_stats": True}
+TRIDENT = {"use_trident_head": True, "num_bins": 3}
 VARIANTS = {
     "transformer": {},
     "conv": {"model": {"backbone_type": "conv"}},
@@ -41,6 +42,8 @@ VARIANTS = {
     "one head layer": {"model": {"head_num_layers": 1}},
     "SGP": {"model": SGP},
     "SGP, means": {"model": {**SGP, "downsample_type": "avg", "n_sgp_win_size": [1, 5, 3], "use_abs_pe": True}},
+    "trident head": {"model": TRIDENT},
+    "TriDet": {"model": {**SGP, **TRIDENT}},
     "no drop path": {"train_cfg": {"droppath": 0.0}},
 }
 

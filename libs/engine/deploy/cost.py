@@ -47,7 +47,7 @@ PARTS = {  # part -> modules of the network
     "stem": ("backbone.stem",),
     "branch": ("backbone.branch",),
     "neck": ("neck",),
-    "heads": ("cls_head", "reg_head"),
+    "heads": ("cls_head", "start_head", "end_head", "reg_head"),
 }
 OTHER = "other"  # modules of no part; listed only if not zero
 

@@ -7,6 +7,7 @@ Inputs:
 Outputs, for the P points of all FPN levels, fine to coarse, T / stride per level:
     logits (B, P, K), offsets (B, P, 2) in strides, valid (B, P); or, with decoding,
     scores (B, P, K), 0 at padded points, segments (B, P, 2) in units of the feature grid
+    (with model.use_trident_head offsets and segments are (B, P, K, 2))
 Choosing candidates, NMS and the conversion to seconds are not part of the graph (examples/onnx_inference.py).  The file holds
 the padding rule (`libs.datasets.padding.Padding`), the class names and the settings as JSON, named `tal`.
 """
@@ -55,7 +56,7 @@ class Network(nn.Module):
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         out = self.model(feats, mask)
-        return out.logits, out.offsets, out.mask
+        return out.logits, out.all_offsets(), out.mask
 
 
 class DecodingNetwork(Network):
@@ -65,8 +66,9 @@ class DecodingNetwork(Network):
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         out = self.model(feats, mask)
-        t_P, stride_P = out.points[:, 0], out.points[:, 3]
-        segments = torch.stack((t_P - out.offsets[..., 0] * stride_P, t_P + out.offsets[..., 1] * stride_P), dim=-1)
+        offsets = out.all_offsets()
+        t, stride = (out.points[:, i].view(-1, *(1,) * (offsets.dim() - 3)) for i in (0, 3))  # (P,), per class (P, 1)
+        segments = torch.stack((t - offsets[..., 0] * stride, t + offsets[..., 1] * stride), dim=-1)
         return torch.sigmoid(out.logits) * out.mask.unsqueeze(-1), segments
 
 

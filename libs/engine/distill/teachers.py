@@ -178,5 +178,6 @@ def run_teacher(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: Col
     """
     with matmul_precision(teacher.config.test_cfg.precision):
         outputs, features = teacher.model.trace(feats_BTC, mask_BT)
-    return TeacherOutputs(outputs.logits, outputs.offsets, features.stem, torch.cat(features.levels, dim=1),
+    offsets = outputs.offsets_at(outputs.logits.argmax(-1))
+    return TeacherOutputs(outputs.logits, offsets, features.stem, torch.cat(features.levels, dim=1),
                           None if order is None else order(features.inputs))

@@ -30,7 +30,7 @@ from libs.datasets.grid import Grid
 from libs.datasets.sample import Sample
 from libs.engine.inference.predict import Timeline, fused, suppress
 from libs.engine.runs.checkpoint import find_checkpoint
-from libs.modeling.decode import decode_batch
+from libs.modeling.decode import ALL_LENGTHS, decode_batch, decode_numbers
 from libs.modeling.model import LevelOutputs
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.files.io import write_atomic
@@ -38,7 +38,6 @@ from libs.utils.nms.api import Candidates
 
 CANDIDATES = "candidates.npz"
 ARRAYS = ("segments", "scores", "labels", "levels", "video_ids", "counts", "grids", "durations", "about")
-ALL_LENGTHS = -1.0  # a duration_thresh that every segment passes
 
 
 class CandidateCollector:
@@ -51,11 +50,8 @@ class CandidateCollector:
     def __call__(self, samples: Sequence[Sample], outputs: LevelOutputs) -> None:
         """Keep the candidates of a batch, on the CPU."""
         *columns, counts = decode_batch(outputs, self.config)
-        # to find the level of each candidate, decode again with the number of the level in place of the time of each point
         level_P = torch.cat([torch.full((n,), float(i)) for i, n in enumerate(outputs.level_sizes)]).to(outputs.points.device)
-        points = torch.cat([level_P.unsqueeze(1), outputs.points[:, 1:]], dim=1)
-        level_outputs = outputs._replace(points=points, offsets=torch.zeros_like(outputs.offsets))
-        columns.append(decode_batch(level_outputs, self.config).segments[:, 0].to(torch.uint8))
+        columns.append(decode_numbers(outputs, level_P, self.config).segments[:, 0].to(torch.uint8))
         parts = zip(*(t.cpu().split(counts.tolist()) for t in columns), strict=True)
         for sample, part in zip(samples, parts, strict=True):
             self._found[sample.video_id] = (part, Timeline.of(sample))

@@ -141,7 +141,8 @@ def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
 
 def _finite(outputs: LevelOutputs) -> Tensor:
     """(B,) bool: whether all outputs of a video are finite."""
-    return (torch.isfinite(outputs.logits).all(2) & torch.isfinite(outputs.offsets).all(2)).all(1)
+    tensors = (outputs.logits, outputs.offsets, *(outputs.boundaries or ()))
+    return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 
 def _refuse_non_finite(finite_B: Tensor, samples: Sequence[Sample], dataset: VideoDataset) -> None:

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers import CHANNELS, one_error, padded_batch, run_script, show_every_term, tiny_config
+from networks import SGP, TRIDENT
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
@@ -102,6 +103,24 @@ def test_the_file_says_what_it_expects(graph):
     assert about["test_cfg"]["nms_sigma"] == config.test_cfg.nms_sigma
     assert [i.name for i in session.get_inputs()] == ["feats", "mask"]
     assert [o.name for o in session.get_outputs()] == about["outputs"] == ["scores", "segments"]
+
+
+@pytest.mark.slow
+def test_distances_that_differ_by_class(tmp_path):
+    """TriDet: segments per class, and padding that is part of the definition."""
+    spec = importlib.util.spec_from_file_location("onnx_inference", ROOT / "examples" / "onnx_inference.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    published = {**SMALL["model"], **SGP, **TRIDENT, "masked_stats": False}
+    model, config, checkpoint = make(tmp_path, model=published)
+    differences = export(model, config, LABELS, tmp_path / "x.onnx", "onnx", with_decode=True, lengths=[7, 48])
+    assert max(differences.values()) < 1e-4
+    session, loaded = session_of(tmp_path / "x.onnx"), load_model(checkpoint, device="cpu")
+    feats = np.random.default_rng(3).normal(size=(30, CHANNELS)).astype(np.float32)
+    found, expected = example.detect(session, feats, 25.0), loaded.predict(feats, fps=25)
+    assert [row[3] for row in found] == expected.label.tolist()
+    for i, column in enumerate((expected.t_start, expected.t_end, expected.score)):
+        assert np.abs(np.array([row[i] for row in found]) - column).max() < 1e-4
 
 
 @pytest.mark.slow
