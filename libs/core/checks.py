@@ -24,8 +24,8 @@ Fail = Callable[[str, str], NoReturn]
 def check_relations(config: Config, where: Where | None = None) -> None:
     """Raise UserError for the first impossible combination; `where(dotted key)`: 'file: key' (default: `config.source`)."""
     fail = _fail_at(config, where)
-    for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _attention, _levels,
-                  _loader, _training, _schedule, _teachers, _distillation):
+    for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _pooler, _neck_norm,
+                  _attention, _levels, _loader, _training, _schedule, _teachers, _distillation):
         check(config, fail)
 
 
@@ -178,6 +178,35 @@ def _blocks(config: Config, fail: Fail) -> None:
     if model.fpn_type == "identity" and width != model.fpn_dim:
         fail("model.fpn_dim", f"{model.fpn_dim} differs from the backbone's width {width} (model.embd_dim), which the identity "
              f"neck cannot change; use fpn_dim: {width}, or fpn_type: fpn")
+
+
+def _pooler(config: Config, fail: Fail) -> None:
+    """Keys that the backbone of TemporalMaxer has no use for."""
+    model = config.model
+    if model.backbone_type != "convPooler":
+        if config.model_name == "TemporalMaxerArchitecture":
+            fail("model.backbone_type", f"{model.backbone_type} is not the backbone of model_name: TemporalMaxerArchitecture; "
+                 "use convPooler, or model_name: LocPointTransformer")
+        return
+    embeddings, stem, branch = model.backbone_arch
+    if stem:
+        fail("model.backbone_arch", f"{list(model.backbone_arch)}: convPooler has no stem blocks; write [{embeddings}, {branch}] "
+             f"or [{embeddings}, 0, {branch}]")
+    if max(config.level_windows) > 1:
+        fail("model.n_mha_win_size", "convPooler has no attention; remove the windows, or choose another backbone_type")
+    for name in ("use_abs_pe", "use_rel_pe"):
+        if getattr(model, name):
+            fail(f"model.{name}", "convPooler has no position encoding; use false, or another backbone_type")
+
+
+def _neck_norm(config: Config, fail: Fail) -> None:
+    model, width = config.model, sum(as_tuple(config.model.embd_dim))
+    if model.fpn_type != "identity" and model.fpn_norm != "layernorm":
+        fail("model.fpn_norm", f"{model.fpn_norm} belongs to fpn_type: identity; use layernorm (the fpn neck obeys fpn_with_ln)")
+    if model.fpn_norm == "groupnorm" and width % model.num_group:
+        fits = [n for n in range(1, width + 1) if width % n == 0]
+        fail("model.num_group", f"{model.num_group} groups do not divide the width {width} (model.embd_dim); use "
+             f"{min(fits, key=lambda n: abs(n - model.num_group))}, or another width")
 
 
 def _attention(config: Config, fail: Fail) -> None:

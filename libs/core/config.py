@@ -26,6 +26,7 @@ from libs.core.checks import check_relations, check_trainable
 from libs.core.coerce import coerce, field_types, is_record
 from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_text
+from libs.core.published import in_our_terms
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
 
@@ -162,7 +163,8 @@ class _Layers:
                                 f"{name}: {{{example}: ...}}")
 
     def build(self, check: bool) -> Config:
-        """The configuration: all layers over the defaults; `check`: check the relations between keys."""
+        """The configuration: all layers over the defaults of its `model_name`; `check`: check the relations between keys."""
+        self.raw = in_our_terms(self.raw)
         config = self._section(Config, "")
         lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in SPLITS}
         config = dataclasses.replace(config, source=self.top, **lower)

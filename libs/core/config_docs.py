@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from libs.core.coerce import UNIONS, describe, field_types, is_record
 from libs.core.config import plain
+from libs.core.published import DEFAULTS, SPELLINGS
 from libs.core.schema import Config
 from libs.core.yaml_text import dump
 
@@ -22,7 +23,7 @@ JSON_TYPES: dict[Any, str] = {int: "integer", float: "number", str: "string", bo
 
 def markdown(page: str) -> str:
     """The page with new tables: one for the top level and one per section, rows in the schema's order."""
-    return page.partition(TABLES)[0] + _tables(Config, "", "Top level")
+    return page.partition(TABLES)[0] + _tables(Config, "", "Top level") + _published()
 
 
 def json_schema() -> str:
@@ -48,6 +49,18 @@ def _tables(cls: Any, prefix: str, title: str) -> str:
             row = (f"`{dotted}`", describe(kind) + _limits(kind, meta), f"`{default}`", meta["doc"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join(lines) + "\n" + inside
+
+
+def _published() -> str:
+    """The table of what `model_name` and the published spellings stand for."""
+    lines = ["", "## Published programs", "", "Files of these programs load unchanged where their keys have a meaning here.", "",
+             "| in the file | means |", "| --- | --- |"]
+    for name, values in DEFAULTS.items():
+        meanings = ", ".join(f"`{dotted}: {dump(value).split()[0]}`" for dotted, value in values.items())
+        lines.append(f"| `model_name: {name}` | {f'defaults {meanings}' if values else 'the defaults above'} |")
+    for dotted, (theirs, ours) in SPELLINGS.items():
+        lines.append(f"| `{dotted}: {theirs}` | {ours} |")
+    return "\n".join(lines) + "\n"
 
 
 def _limits(kind: Any, meta: Any) -> str:

@@ -80,7 +80,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext", "SGP"] = key("convTransformer", "backbone; SGP: that of TriDet")
+    backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext", "SGP", "convPooler"] = key("convTransformer", "backbone; SGP: that of TriDet; convPooler: that of TemporalMaxer")
     block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions", low=1, odd="kernel")
     block_expansion: int = key(2, "(ours) convnext: width of the MLPs over that of the backbone", low=1)
     n_sgp_win_size: Ints = key(1, "SGP: window of the depthwise convolutions, per level (the stem's is always 1) or one for all", low=1, odd="window")
@@ -88,10 +88,10 @@ class ModelConfig:
     sgp_mlp_dim: int | None = key(None, "SGP: hidden channels of the MLPs (required by it)", low=1, high=65536)
     init_conv_vars: float = key(0.0, "SGP: standard deviation of the depthwise convolutions' initial weights; 0: they start at zero, and stay there for ever", low=0)
     downsample_type: Literal["max", "avg"] = key("max", "SGP: downsampling by max pooling, or by means and a 1x1 convolution")
-    masked_stats: bool = key(False, "(ours) statistics over time (SGP: pooling, means, GroupNorm) ignore padding, so that batches are padded as little as possible; false: they include it, as published, and every video is padded to its published length")
+    masked_stats: bool = key(False, "(ours) statistics over time (SGP: pooling, means, GroupNorm; convPooler: pooling; fpn_norm groupnorm) ignore padding, so that batches are padded as little as possible; false: they include it, as published, and every video is padded to its published length")
     branch_type: Literal["block", "max_pool"] = key("block", "(ours) downsampling levels: blocks of the backbone, or max pooling without parameters")
     fpn_type: Literal["identity", "fpn"] = key("identity", "neck")
-    backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks, downsampling blocks", low=0, high=64)
+    backbone_arch: tuple[int, int, int] = key((2, 2, 5), "embedding convs, stem blocks (convPooler: 0), downsampling blocks", low=0, high=64)
     scale_factor: int = key(2, "downsampling between two FPN levels", low=2, high=1024)
     regression_range: tuple[tuple[float, float], ...] = key(REGRESSION_RANGE, "per level: [low, high] of the distances to regress, grid units", low=0)
     n_head: int = key(4, "attention heads", low=1)
@@ -100,7 +100,10 @@ class ModelConfig:
     embd_dim: Ints = key(512, "width of the embedding and backbone (a list: one per input)", above=0, high=65536)
     embd_with_ln: bool = key(True, "LayerNorm in the embedding")
     fpn_dim: int = key(512, "width of the neck", above=0, high=65536)
-    fpn_with_ln: bool = key(True, "LayerNorm in the fpn neck")
+    fpn_with_ln: bool = key(True, "LayerNorm in the fpn neck; false: none in the identity neck either (convPooler ignores it)")
+    fpn_norm: Literal["layernorm", "groupnorm", "none"] = key("layernorm", "norm of the identity neck: over the channels of a step; over groups of channels and all steps, padding included, without parameters; or none")
+    fpn_shared_norm: bool = key(False, "(ours) one LayerNorm for all levels of the identity neck (published TemporalMaxer), or one for each")
+    num_group: int = key(4, "fpn_norm groupnorm: groups of channels", low=1)
     fpn_start_level: int = key(0, "first backbone level that the neck keeps", low=0)
     head_dim: int = key(512, "width of the heads", above=0, high=65536)
     head_kernel_size: int = key(3, "kernel of the head convs", low=1, odd="kernel")
@@ -248,7 +251,7 @@ class Config:
     train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")
     val_split: tuple[str, ...] = key(("validation",), "annotation subset to evaluate on, lower case")
     unlabelled_split: tuple[str, ...] = key((), "(ours) subsets of further training videos whose annotations are not used (there may be none): they train on teacher outputs alone; left out without teachers")
-    model_name: Literal["LocPointTransformer"] = key("LocPointTransformer", "model")
+    model_name: Literal["LocPointTransformer", "TemporalMaxerArchitecture"] = key("LocPointTransformer", "published program (ActionFormer, TemporalMaxer) whose defaults hold for keys that are not set, see [below](#published-programs)")
     output_folder: str = key("./ckpt/", "where runs are written")
     dataset: DatasetConfig = key(DatasetConfig, "dataset")
     loader: LoaderConfig = key(LoaderConfig, "batches")
@@ -292,6 +295,13 @@ class Config:
         """Strides of the FPN levels that have heads, in grid steps, fine to coarse."""
         model = self.model
         return tuple(model.scale_factor ** level for level in range(model.fpn_start_level, model.backbone_arch[2] + 1))
+
+    @property
+    def padding_counts(self) -> bool:
+        """Whether statistics include padding, so that only the published length gives the published outputs (F5, F24)."""
+        model = self.model
+        in_neck = model.fpn_type == "identity" and model.fpn_norm == "groupnorm"
+        return not model.masked_stats and (model.backbone_type == "SGP" or in_neck)
 
     @property
     def level_windows(self) -> tuple[int, ...]:

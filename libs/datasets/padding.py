@@ -80,12 +80,11 @@ def padding_of(config: Config, training: bool = False) -> Padding:
     model, distill = config.model, config.distill
     coarsest = config.level_strides[-1]
     half_kernel = max(model.embd_kernel_size, model.head_kernel_size, model.boudary_kernel_size, 3) // 2
-    statistics = model.backbone_type == "SGP" and not model.masked_stats  # they include padding (SPEC_FAMILY F5)
     # padding leaks through the published hallucinator's two convolutions, and through its time gate without limit
     margin = max(half_kernel * coarsest, 2 + half_kernel if model.hallucinator == "rgb2flow" else 0)
     unmasked = bool(distill.teachers) and distill.preset == "c2ms"
     longest = training and (config.loader.padding == "max_seq_len" or unmasked)
-    always = longest or statistics or model.temporal_gate == "published"
+    always = longest or config.padding_counts or model.temporal_gate == "published"
     alike = bool(distill.teachers) and any(getattr(distill, term).mask is False for term in TERMS)
     multiple = config.loader.pad_multiple if training else BF16_MULTIPLE if config.test_cfg.precision == "bf16" else 1
     return Padding(config.dataset.max_seq_len, max_div_factor(config), coarsest, margin,

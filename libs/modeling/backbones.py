@@ -161,5 +161,26 @@ class SGPBackbone(Backbone):
         return SGPBlock(width, stride, window, config.train_cfg.droppath, config.model)
 
 
+class ConvPoolerBackbone(Backbone):
+    """The TemporalMaxer backbone: the embedding, then max pooling of 3 steps around every stride-th (SPEC_FAMILY F22, F23).
+
+    The published levels keep what the embedding's norm leaves at padded steps, which the pooling of the next level reads.
+    """
+
+    uses_position = False
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.masked_stats = config.model.masked_stats
+
+    def before_pooling(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        lowest = torch.finfo(x_BTC.dtype).min  # not -inf, which times the mask would be NaN
+        return torch.where(mask_BT.unsqueeze(-1), x_BTC, lowest) if self.masked_stats else x_BTC
+
+    def make_block(self, config: Config, width: int, stride: int, window: int) -> nn.Module:
+        return MaxPoolBlock(stride, kernel=3)
+
+
 BACKBONES: dict[str, type[Backbone]] = {"convTransformer": ConvTransformerBackbone, "conv": ConvBackbone,
-                                        "conv_dw": ConvDwBackbone, "convnext": ConvNextBackbone, "SGP": SGPBackbone}
+                                        "conv_dw": ConvDwBackbone, "convnext": ConvNextBackbone, "SGP": SGPBackbone,
+                                        "convPooler": ConvPoolerBackbone}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
-from libs.modeling.blocks.layers import LayerNorm, MaskedConv1D, TimeConv
+from libs.modeling.blocks.layers import GroupNorm, LayerNorm, MaskedConv1D, TimeConv
 from libs.modeling.kernels.in_place import masked
 
 
@@ -47,7 +47,11 @@ class StepGate(nn.Module):
 
 
 class IdentityNeck(nn.Module):
-    """A LayerNorm per level, with an optional gate over time before or after it; the width stays that of the backbone."""
+    """A norm per level, with an optional gate over time before or after it; the width stays that of the backbone.
+
+    A LayerNorm (fpn_shared_norm: one for all levels, listed under each of their names), a GroupNorm without parameters, or
+    nothing (SPEC item 26, SPEC_FAMILY F24).
+    """
 
     def __init__(self, config: Config, width: int, levels: int):
         super().__init__()
@@ -57,7 +61,9 @@ class IdentityNeck(nn.Module):
         self.gates: nn.ModuleList | None = None
         if model.temporal_gate == "published":
             self.seblocks = nn.ModuleList(FixedLengthGate(config.dataset.max_seq_len // model.scale_factor**i) for i in kept)
-        self.fpn_norms = nn.ModuleList(LayerNorm(width) if model.fpn_with_ln else nn.Identity() for _ in kept)
+        self.masked_stats = model.masked_stats and model.fpn_norm == "groupnorm"
+        shared = _norm(config, width) if model.fpn_shared_norm else None
+        self.fpn_norms = nn.ModuleList(shared or _norm(config, width) for _ in kept)
         if model.temporal_gate == "post_norm":
             self.gates = nn.ModuleList(StepGate(width) for _ in kept)
 
@@ -70,11 +76,20 @@ class IdentityNeck(nn.Module):
         for i, (x, mask) in enumerate(zip(feats[self.start:], masks[self.start:], strict=True)):
             if self.seblocks is not None:
                 x = self.seblocks[i](x)
-            x = self.fpn_norms[i](x)
+            x = masked(self.fpn_norms[i](x, mask), mask) if self.masked_stats else self.fpn_norms[i](x)
             if self.gates is not None:
                 x = self.gates[i](x, mask)
             levels.append(x)
         return levels
+
+
+def _norm(config: Config, width: int) -> nn.Module:
+    """The norm of a level of the identity neck."""
+    model = config.model
+    if model.fpn_norm == "groupnorm":
+        return GroupNorm(model.num_group, width, affine=False)
+    with_ln = model.fpn_with_ln or model.backbone_type == "convPooler"
+    return LayerNorm(width) if model.fpn_norm == "layernorm" and with_ln else nn.Identity()
 
 
 class FPN(nn.Module):

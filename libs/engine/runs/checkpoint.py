@@ -134,6 +134,7 @@ def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dic
     Raises UserError naming the parameters that differ and the likely config key, or the weight that is not finite.
     """
     state = checkpoint.select(which)
+    _check_shared(model, checkpoint.path, state)
     difference = explain_difference(model.state_dict(), state)
     if difference:
         own = ("\n  the checkpoint holds the configuration of its training: leave the other one out to use that"
@@ -146,6 +147,16 @@ def fitting_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> dic
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{checkpoint.path}: {name}: holds NaN or infinite values ({WEIGHTS[which]}); use another epoch")
     return state
+
+
+def _check_shared(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
+    """UserError if a file holds different values for one parameter that the model lists under several names."""
+    names: dict[int, str] = {}
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(parameter), name)
+        if first != name and first in state and name in state and not torch.equal(state[first], state[name]):
+            raise UserError(f"{path}: {name}: differs from {first}, but the configuration has one norm for all levels; set "
+                            "model.fpn_shared_norm: false")
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, which: str) -> None:
@@ -161,6 +172,7 @@ def copy_matching(model: nn.Module, checkpoint: Checkpoint, which: str | None = 
     """
     source = checkpoint.select(which) if which else checkpoint.weights_ema or checkpoint.weights
     own = model.state_dict()
+    _check_shared(model, checkpoint.path, source)
     copied = [n for n, v in own.items() if n in source and source[n].shape == v.shape]
     # a class head with another number of classes is initialised as a whole, its bias too
     if any(n.startswith("cls_head.cls_head.") and n not in copied for n in own):

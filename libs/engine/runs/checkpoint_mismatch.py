@@ -25,7 +25,7 @@ NAME_RULES = (
     (r"\.(conv1|conv2|downsample)\.|\.(attn|mlp|ln1|ln2)\.", "model.backbone_type"),
     (r"^backbone\.stem\.", "model.backbone_arch[1] (stem blocks)"),
     (r"^backbone\.branch\.", "model.backbone_arch[2] (downsampling blocks)"),
-    (r"^neck\.(lateral_convs|fpn_convs)\.\d+\.conv\.bias|^neck\.fpn_norms\.", "model.fpn_with_ln"),
+    (r"^neck\.(lateral_convs|fpn_convs)\.\d+\.conv\.bias|^neck\.fpn_norms\.", "model.fpn_with_ln (or model.fpn_norm)"),
     (r"^neck\.(lateral_convs|fpn_convs)", "model.fpn_type"),
     (r"_head\.norm\.|_head\.head\.\d+\.conv\.bias", "model.head_with_ln"),
     (r"_head\.head\.", "model.head_num_layers"),
