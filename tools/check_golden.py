@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from golden import common, datasets, distill, distill_loss, metrics, model, nms, training
+from golden import common, datasets, distill, distill_loss, metrics, model, nms, temporalmaxer, training
 from golden.common import Check
 
 from libs.core.errors import UserError, run_main
@@ -34,8 +34,11 @@ CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "nms_": nms.check,
     "eval_": metrics.check,
     "datasets_": datasets.check,
+    "trunc_": datasets.check_crops,
+    "voting_": nms.check_voting,
     "distill_model_": distill.check_model,
     "distill_loss_": distill_loss.check,
+    "temporalmaxer_assign_": temporalmaxer.check,
 }
 ON_DEVICE = ("model_", "train_steps_", "nms_", "distill_model_", "distill_loss_")
 

@@ -4,6 +4,7 @@ The schema checks single keys (types, bounds, choices); these checks need two ke
 """
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -25,7 +26,7 @@ def check_relations(config: Config, where: Where | None = None) -> None:
     """Raise UserError for the first impossible combination; `where(dotted key)`: 'file: key' (default: `config.source`)."""
     fail = _fail_at(config, where)
     for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _pooler, _neck_norm,
-                  _attention, _levels, _loader, _training, _schedule, _teachers, _distillation):
+                  _assigner, _attention, _levels, _loader, _training, _schedule, _teachers, _distillation):
         check(config, fail)
 
 
@@ -39,6 +40,10 @@ def check_trainable(config: Config, where: Where | None = None) -> None:
         _fail_at(config, where)("opt.accumulation_steps", f"{steps} cannot be combined with the automatic loss weight "
                                 f"(train_cfg.loss_weight: {weight:g}), which needs all losses of a step at once; set "
                                 "train_cfg.loss_weight to a positive number, or opt.accumulation_steps: 1")
+    if steps > 1 and config.model.assigner.weighted:
+        _fail_at(config, where)("opt.accumulation_steps", f"{steps} cannot be combined with model.assigner.keep_percent below 1, "
+                                "whose weights need the predictions of all batches of a step at once; set keep_percent: 1, or "
+                                "opt.accumulation_steps: 1")
 
 
 def _fail_at(config: Config, where: Where | None) -> Callable[[str, str], NoReturn]:
@@ -207,6 +212,18 @@ def _neck_norm(config: Config, fail: Fail) -> None:
         fits = [n for n in range(1, width + 1) if width % n == 0]
         fail("model.num_group", f"{model.num_group} groups do not divide the width {width} (model.embd_dim); use "
              f"{min(fits, key=lambda n: abs(n - model.num_group))}, or another width")
+
+
+def _assigner(config: Config, fail: Fail) -> None:
+    assigner = config.model.assigner
+    if assigner.type == "cost":
+        if config.model.use_trident_head:
+            fail("model.assigner.type", "cost compares one segment per point, but the trident head predicts one per class; use "
+                 "center, or use_trident_head: false")
+        return
+    for field in dataclasses.fields(assigner):
+        if (value := getattr(assigner, field.name)) != field.default:
+            fail(f"model.assigner.{field.name}", f"{value} belongs to type: cost; set model.assigner.type: cost, or leave it out")
 
 
 def _attention(config: Config, fail: Fail) -> None:

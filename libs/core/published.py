@@ -8,7 +8,7 @@ from typing import Any
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LocPointTransformer": {},
     "TemporalMaxerArchitecture": {"model.backbone_type": "convPooler", "model.fpn_norm": "groupnorm",
-                                  "model.fpn_shared_norm": True},
+                                  "model.fpn_shared_norm": True, "model.assigner.type": "cost"},
 }
 SPELLINGS = {"model.backbone_arch": ("[2, 5]", "[2, 0, 5], with backbone_type: convPooler, which has no stem"),
              "model.fpn_norm": ("null", "none")}  # dotted key -> published spelling, ours; for the documentation

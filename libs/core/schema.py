@@ -79,6 +79,24 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True)
+class AssignerConfig:
+    """How points get their regression targets."""
+
+    type: Literal["center", "cost"] = key("center", "(ours) center: the shortest segment whose centre is near (train_cfg.center_sample); cost: of the segments around a point the one that its prediction fits best (TemporalMaxer)")
+    center_radius: float = key(2.5, "cost: centre radius of positives in level strides", above=0)
+    iou_weight: float = key(3.0, "cost: weight of 1 - DIoU between prediction and segment", low=0)
+    cls_weight: float = key(1.0, "cost: weight of the focal loss of the segment's class", low=0)
+    keep_percent: float = key(0.65, "cost: share of the points inside a segment, the cheapest ones, that count fully", low=0, high=1)
+    confuse_weight: float = key(0.1, "cost: weight of the others' positive points", low=0, high=1)
+    owner: Literal["inside", "matched"] = key("inside", "(ours) cost: segments that a point may be assigned to: all around it, as published (so its offsets may be those of a segment of another class), or only those whose class it gets")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether points count by weights, which depend on the predictions."""
+        return self.type == "cost" and self.keep_percent < 1
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     backbone_type: Literal["convTransformer", "conv", "conv_dw", "convnext", "SGP", "convPooler"] = key("convTransformer", "backbone; SGP: that of TriDet; convPooler: that of TemporalMaxer")
     block_kernel_size: int = key(9, "(ours) convnext: taps of the depthwise convolutions", low=1, odd="kernel")
@@ -121,6 +139,7 @@ class ModelConfig:
     hallucinated: tuple[str, ...] = key((), "(ours) names from dataset.modalities that the hallucinator predicts, e.g. [flow]")
     hallucinator_dim: int = key(0, "(ours) hidden channels of the bottleneck hallucinator; 0: a quarter of its output", low=0)
     fusion: Literal["none", "gated"] = key("none", "(ours) gated fusion of the first stream with the rest before the embedding")
+    assigner: AssignerConfig = key(AssignerConfig, "regression targets of the points")
     temporal_gate: Literal["none", "published", "post_norm"] = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm")
 
 

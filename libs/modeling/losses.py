@@ -80,6 +80,8 @@ class DetectionLoss(nn.Module):
         train = config.train_cfg
         self.num_classes = config.dataset.num_classes
         self.center_sample, self.radius = train.center_sample, train.center_sample_radius
+        if config.model.assigner.type == "cost":
+            self.center_sample, self.radius = "radius", config.model.assigner.center_radius
         self.smoothing, self.loss_weight, self.all_reduce = train.label_smoothing, train.loss_weight, all_reduce
         self.normalizer: Tensor
         self.register_buffer("normalizer", torch.tensor(float(train.init_loss_norm)), persistent=False)
@@ -120,11 +122,14 @@ class DetectionLoss(nn.Module):
                 classes = classes * (1 - self.smoothing) + self.smoothing / (self.num_classes + 1)
             normalizer = self.normalizer.clone()
         per_class = focal_loss(outputs.logits.float(), classes)
+        if targets.weights is not None:  # they lower positive points alone
+            per_class = per_class * torch.where(positive, targets.weights, 1.0).unsqueeze(-1)
         cls = torch.where(mask_BP.unsqueeze(-1), per_class, 0.0).sum() / normalizer
         # points without a segment compare a constant with itself: no loss, no gradient, and no NaN from either
         pred = torch.where(positive.unsqueeze(-1), outputs.offsets.float(), 1.0)
         wanted = torch.where(positive.unsqueeze(-1), targets.offsets, 1.0)
-        reg = torch.where(positive, diou_loss(pred, wanted), 0.0).sum() / normalizer
+        each = diou_loss(pred, wanted) if targets.weights is None else targets.weights * diou_loss(pred, wanted)
+        reg = torch.where(positive, each, 0.0).sum() / normalizer
         return Losses(cls + self._regression_weight(cls, reg) * reg, {"cls_loss": cls, "reg_loss": reg})
 
     @torch.no_grad()

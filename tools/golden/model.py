@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from golden import common
+from golden import common, temporalmaxer
 from golden.common import Check, agree, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
@@ -27,12 +27,14 @@ from libs.utils.evaluation.predictions import Detections
 
 LOGITS = {"atol": 2e-5, "rtol": 1e-4}
 LOSS = {"rtol": 1e-5}
+MODEL_NAMES = {"convPooler": "TemporalMaxerArchitecture"}  # of the fixtures of a backbone
 GRADIENT = {"rtol": 1e-4, "to_largest": True}
 
 
 def model_config(fixture: dict[str, Any], **extra: Any) -> Config:
     """Our configuration of a fixture's flat keyword dict; `extra` holds further top-level sections."""
     values = {k: v for k, v in fixture.items() if k not in ("train_cfg", "test_cfg")}
+    extra.setdefault("model_name", MODEL_NAMES.get(fixture.get("backbone_type"), "LocPointTransformer"))
     dataset = {k: values.pop(k) for k in ("input_dim", "num_classes", "max_seq_len") if k in values}
     return from_dict({"dataset": dataset, "model": values, "train_cfg": fixture.get("train_cfg", {}),
                       "test_cfg": fixture.get("test_cfg", {}), **extra}, "fixture", check=False)
@@ -140,7 +142,9 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
     without_dropout(model)
     batch = batch_of(data, [f"video{i}" for i in data["train/batch"]], config.dataset.max_seq_len)
     objective = DetectionObjective(model, config).to(common.device)
-    losses, norms = [], [float(objective.criterion.normalizer)]
+    losses, norms, checks = [], [float(objective.criterion.normalizer)], []
+    if config.model.assigner.type == "cost":
+        checks = temporalmaxer.check_train(data, config, objective, batch)
     for turn in range(2):
         part = objective.prepare(batch)
         objective.update_normalizer(part.denominators)
@@ -149,15 +153,16 @@ def _check_train(data: dict[str, np.ndarray], config: Config, model: LocPointTra
             model.zero_grad()
             result.final.backward()
             gradients = {k: p.grad for k, p in model.named_parameters()}
-            targets, points = part.targets, part.grid.points
+            targets, points = part.targets, part.grid.points  # those of the cost assigner are in `checks`
         losses.append([x.item() for x in (result.terms["cls_loss"], result.terms["reg_loss"], result.final)])
         norms.append(float(objective.criterion.normalizer))
     positive = data["train/gt_cls"].any(-1)
     total = torch.sqrt(sum(g.double().square().sum() for g in gradients.values() if g is not None))
-    checks = [compare("points", points, data["train/points"]),
+    if config.model.assigner.type == "center":
+        checks = [compare("offset targets", targets.offsets.cpu().numpy()[positive], data["train/gt_offsets"][positive],
+                          atol=1e-6, rtol=1e-6)]
+    checks += [compare("points", points, data["train/points"]),
               compare("class targets", targets.classes.to(torch.uint8), data["train/gt_cls"]),
-              compare("offset targets", targets.offsets.cpu().numpy()[positive], data["train/gt_offsets"][positive], atol=1e-6,
-                      rtol=1e-6),
               compare("losses", losses, data["train/losses"], **LOSS),
               compare("loss normalizer", norms, data["train/loss_normalizer"], **LOSS),
               compare("gradient norm", total, data["train/grad_norm"], rtol=1e-4)]

@@ -30,6 +30,20 @@ def check(path: Path) -> list[Check]:
     return checks
 
 
+def check_voting(path: Path) -> list[Check]:
+    """Boundary voting of every case, by each implementation."""
+    data = load(path)
+    library, checks, case = nms_native.cpu_library(), [], 0
+    while f"case{case}/segs" in data:
+        segments, scores = (torch.from_numpy(data[f"case{case}/{k}"]) for k in ("segs", "scores"))
+        for name in [*([library.name] if library else []), "torch fallback"]:
+            with nms.using(name):
+                voted = nms.vote(segments[data[f"case{case}/kept"]], segments, scores, float(data[f"case{case}/thr"]))
+            checks.append(compare(f"{name}: case{case}", voted, data[f"case{case}/voted"], atol=1e-5, rtol=1e-5))
+        case += 1
+    return checks
+
+
 def _case(data: dict[str, np.ndarray], case: str, title: str) -> list[Check]:
     segments, scores, labels = (torch.from_numpy(data[f"{case}/{k}"]).to(common.device) for k in ("segs", "scores", "labels"))
     unstable = case == "ties"  # these follow an unstable sort: op_nms and batched are informational

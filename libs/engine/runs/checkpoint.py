@@ -103,7 +103,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     try:
         with open(path, "rb") as file:
             verify(file)
-        content = load_plain(path, types=_harmless_types())
+        content = load_plain(path, types=HARMLESS)
     except PermissionError as error:  # not damaged: --resume auto must not go on from an older one
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except pickle.UnpicklingError as error:
@@ -404,7 +404,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _harmless_types() -> list[Any]:
-    """Plain number types that schedulers in published checkpoints may contain."""
+    """Plain number types that published checkpoints contain: counters of schedulers, the mAP of a bestmodel.pth.tar."""
     scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # as numpy before 2.0, and since, stores it
     dtypes = [type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    return [collections.Counter, collections.defaultdict, scalar, np.dtype, *dtypes]
+    return [collections.Counter, collections.defaultdict, *((scalar, name) for name in names), np.dtype, *dtypes]
+
+
+HARMLESS = _harmless_types()

@@ -22,9 +22,10 @@ from libs.datasets.batch import Batch
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher
+from libs.modeling.assigner import by_cost
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
 from libs.modeling.losses import Denominators, DetectionLoss, Losses
-from libs.modeling.model import LocPointTransformer
+from libs.modeling.model import LevelOutputs, LocPointTransformer
 from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets
 
@@ -34,7 +35,7 @@ class PreparedBatch(NamedTuple):
 
     batch: Batch  # as the student sees it, on the student's device
     grid: PointGrid
-    targets: Targets
+    targets: Targets  # their offsets change in the forward pass with model.assigner.type cost
     mask: Tensor  # (B, P) bool, points of the detection loss: valid ones of videos with annotations
     teacher_outputs: Sequence[TeacherOutputs]  # one per teacher
     denominators: Denominators
@@ -50,6 +51,7 @@ class DetectionObjective(nn.Module):
         super().__init__()
         self.model = model
         self.criterion = DetectionLoss(config, all_reduce)
+        self.assigner = config.model.assigner
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> PreparedBatch:
@@ -63,12 +65,28 @@ class DetectionObjective(nn.Module):
 
     def update_normalizer(self, denominators: Denominators) -> None:
         """Move the running loss normalizer, once per step; `denominators`: those of the whole step."""
-        self.criterion.update_normalizer(denominators)
+        if not self.assigner.weighted:
+            self.criterion.update_normalizer(denominators)
+
+    @torch.no_grad()
+    def complete(self, part: PreparedBatch, outputs: LevelOutputs, denominators: Denominators) -> Targets:
+        """The targets of `prepare`; with model.assigner.type cost, of the regression those that fit the predictions.
+
+        Weights of positives depend on predictions too, so that with them the normalizer moves here, in a step of one batch.
+        """
+        if self.assigner.type == "center":
+            return part.targets
+        batch = part.batch
+        targets = by_cost(part.targets, outputs, batch.segments, batch.labels, batch.present, self.assigner)
+        if self.assigner.weighted:
+            weight = torch.where(targets.positive & part.mask, 1.0 if targets.weights is None else targets.weights, 0.0).sum()
+            self.criterion.update_normalizer({**denominators, "positives": self.criterion.all_reduce(weight)})
+        return targets
 
     def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
         """Losses of a micro-batch; `denominators`: those of the whole step, which `update_normalizer` has seen."""
         outputs = self.model(part.batch.feats, part.batch.mask, part.grid)
-        return self.criterion(outputs, part.targets, part.mask)
+        return self.criterion(outputs, self.complete(part, outputs, denominators), part.mask)
 
     @property
     def trainable_modules(self) -> tuple[nn.Module, ...]:
@@ -124,7 +142,7 @@ class DistillationObjective(DetectionObjective):
         """Losses of a micro-batch: `final` is det_weight x detection + the weighted terms; terms are logged before any weight."""
         batch = part.batch
         outputs, features = self.model.trace(self.columns(batch.feats), batch.mask, part.grid)
-        detection = self.criterion(outputs, part.targets, part.mask)
+        detection = self.criterion(outputs, self.complete(part, outputs, denominators), part.mask)
         distillation, terms = self.distillation(outputs, features, batch.mask, part.targets.positive, part.teacher_outputs,
                                                 denominators)
         final = self.det_weight * detection.final + distillation

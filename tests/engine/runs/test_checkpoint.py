@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import copy
 import errno
+import json
 import os
 import pickle
 import resource
 import warnings
+import zipfile
 from pathlib import Path
 
+import check_golden
 import numpy as np
 import pytest
 import torch
@@ -30,6 +33,7 @@ from libs.engine.training.optim import make_optimizer
 from libs.modeling.model import build_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "checkpoint_seed0.pth.tar"
+TEMPORALMAXER = GOLDEN.with_name("checkpoint_temporalmaxer_seed0.pth.tar")
 
 
 def model_of(**sections):
@@ -106,6 +110,23 @@ def test_numpy_numbers_in_a_published_scheduler_are_harmless(tmp_path):
     content["scheduler"]["base_lrs"] = [np.float64(1e-4), np.float64(1e-4)]
     torch.save(content, tmp_path / "a.pth.tar")
     assert load_checkpoint(tmp_path / "a.pth.tar").scheduler["base_lrs"] == [1e-4, 1e-4]
+
+
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])  # numpy since 2.0, and before
+def test_the_published_bestmodel_holds_a_numpy_number(tmp_path, module):
+    path = tmp_path / "bestmodel.pth.tar"
+    with zipfile.ZipFile(TEMPORALMAXER) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            assert b"numpy._core.multiarray" in content or not entry.filename.endswith("data.pkl")
+            new.writestr(entry.filename, content.replace(b"numpy._core.multiarray", module))
+    found = load_checkpoint(path)
+    assert found.epoch == load_checkpoint(TEMPORALMAXER).epoch > 0
+    with np.load(TEMPORALMAXER.with_name("train_steps_temporalmaxer_seed0.npz")) as steps:
+        config = check_golden.model.model_config(json.loads(str(steps["config"])))
+    model = build_model(config)
+    load_weights(model, found, "ema")
+    assert torch.equal(model.neck.fpn_norms[2].weight, found.weights_ema["neck.fpn_norms.0.weight"])
 
 
 def test_prefix_or_not(tmp_path):
