@@ -17,7 +17,7 @@ from helpers import run_script
 import eval as eval_script
 import train
 from libs.core.config import load_config
-from libs.core.schema import Config
+from libs.core.schema import AssignerConfig, Config
 from libs.datasets.presets import get_preset
 from libs.datasets.synthetic.planted_config import plant
 from libs.modeling.model import build_model
@@ -85,6 +85,32 @@ def test_published_values(name: str):
     assert config.dataset.file_ext == (".npz" if "epic" in name else ".npy")
 
 
+# F36, F39: embedding convs, neck, epochs, loss norm, topk, segments, sigma, trunc, classes, channels, ranges, million parameters
+TEMPORALMAXER = {
+    "thumos_i3d": (2, "groupnorm", 60, 100, 2000, 200, 0.5, 0.5, 20, 2048, PLAIN, 7.118),
+    "epic_verb": (2, "layernorm", 32, 250, 5000, 2000, 0.4, 0.3, 97, 2304, [*DOUBLED, (32, 1e4)], 7.630),
+    "epic_noun": (2, "groupnorm", 32, 250, 5000, 2000, 0.4, 0.3, 300, 2304, [*DOUBLED, (32, 1e4)], 7.941),
+    "multithumos_i3d": (3, "layernorm", 60, 100, 3000, 300, 0.5, 0.5, 65, 1024, PLAIN, 6.403)}
+
+
+@pytest.mark.parametrize("name", TEMPORALMAXER)
+def test_published_values_and_sizes_of_temporalmaxer(name: str):
+    config = load_config(CONFIGS / f"temporalmaxer_{name}.yaml")
+    model, train, test, data = config.model, config.train_cfg, config.test_cfg, config.dataset
+    found = (model.backbone_arch[0], model.fpn_norm, config.opt.epochs, train.init_loss_norm, test.pre_nms_topk, test.max_seg_num,
+             test.nms_sigma, data.trunc_thresh, data.num_classes, config.model_channels, list(model.regression_range))
+    assert found == TEMPORALMAXER[name][:-1]
+    assert model.backbone_arch[1:] == (0, 5)
+    assert model.assigner == AssignerConfig("cost", 1.5, 2, 1, 1, 0)
+    assert (config.opt.learning_rate, config.opt.weight_decay, config.opt.warmup_epochs) == (1e-4, 0.05, 5)
+    assert (config.loader.batch_size, train.clip_grad_l2norm, train.label_smoothing) == (2, 1, 0)
+    assert (data.max_seq_len, data.crop_ratio, test.min_score) == (2304, (0.9, 1.0), 0.001)
+    assert (data.feat_stride, data.num_frames) == ((16, 32) if "epic" in name else (4, 16))
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in build_model(config).parameters()) / 1e6
+    assert millions == pytest.approx(TEMPORALMAXER[name][-1], abs=5e-4)
+
+
 @pytest.mark.parametrize("name", TIOUS)
 def test_thresholds(name: str):
     assert get_preset(name).tious == pytest.approx(np.linspace(*TIOUS[name]))
@@ -98,12 +124,13 @@ NARROW = {"anet": ["model.embd_dim=16", "model.fpn_dim=16", "model.head_dim=16",
 
 def narrow(name: str) -> list[str]:
     """Overrides: a narrow network, one epoch without warm-up, on the CPU; every score counts, since two steps teach little."""
-    kind = {2: "pair", 3: "triple"}.get(len(np.atleast_1d(SHAPES[name][0])), name.split("_")[0])
+    kind = {2: "pair", 3: "triple"}.get(len(np.atleast_1d(SHAPES.get(name, (0,))[0])), name.split("_")[0])
     return [*NARROW.get(kind, NARROW["other"]), "devices=[cpu]", "loader.num_workers=0", "opt.warmup_epochs=0", "opt.epochs=1",
             "test_cfg.pre_nms_thresh=0", "test_cfg.min_score=0", "test_cfg.max_seg_num=50", "test_cfg.pre_nms_topk=200"]
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "thumos_i3d"])
+@pytest.mark.parametrize("name", [*(name for name in SHAPES if name != "thumos_i3d"), "temporalmaxer_thumos_i3d",
+                                  "temporalmaxer_epic_verb"])
 def test_one_epoch_and_evaluation(capsys, tmp_path, name: str):
     path = plant(load_config(CONFIGS / f"{name}.yaml"), tmp_path / "data", 4, 2, seconds=(20.0, 30.0))
     settings = [*narrow(name), f"output_folder={tmp_path}/ckpt"]

@@ -183,6 +183,8 @@ class FeatureStore:
             has = " + ".join(str(shape[1]) for shape in shapes)
             turned = sum(shape[0] for shape in shapes) == self.width
             hint = "they look transposed, store them as (T, C)" if turned else f"correct {section}.{key} or {section}.{folder}"
+            if not turned and width > self.width and section == "dataset":
+                hint += ", or name the channels to read in dataset.modalities and model.modalities"
             raise UserError(f"{self.path(video_id)}: has {has} channels (shape {shapes[0]}), but {section}.{key} says "
                             f"{self.width}; {hint}")
         for i, shape in enumerate(shapes):

@@ -31,6 +31,8 @@ NAME_RULES = (
     (r"_head\.head\.", "model.head_num_layers"),
     (r"^reg_head\.scale\.", "model.backbone_arch[2] and model.fpn_start_level (FPN levels)"),
 )
+CONFIGS = {"ActionFormer": "thumos_i3d.yaml", "TriDet": "tridet_thumos_i3d.yaml",
+           "TemporalMaxer": "temporalmaxer_thumos_i3d.yaml"}
 SHAPE_RULES = (
     (r"^rgb2flow\.|^hallucinator\.|^fusion\.",
      "dataset.modalities, model.modalities or model.hallucinated (or model.hallucinator_dim, or which hallucinator)"),
@@ -50,6 +52,10 @@ def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) 
     extra = [n for n in file if n not in model]
     shapes = [n for n in model if n in file and model[n].shape != file[n].shape]
     lines = []
+    ours, theirs = method_of(model), method_of(file)
+    if ours and theirs and ours != theirs:
+        lines.append(f"  the checkpoint is one of {theirs}, the configuration one of {ours}: use a configuration of {theirs}, "
+                     f"e.g. configs/{CONFIGS[theirs]}")
     if missing:
         lines.append(f"  not in the checkpoint: {_some(missing)}")
     if extra:
@@ -64,6 +70,18 @@ def explain_difference(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) 
     causes = [*depth, *_causes(others, NAME_RULES), *_causes(shapes, SHAPE_RULES)]
     remedy = "; ".join(dict.fromkeys(causes)) or "the model section"
     return "\n".join([*lines, f"  likely config key: {remedy}"])
+
+
+def method_of(state: Mapping[str, Tensor]) -> str:
+    """The published method that the names of parameters belong to, '' if they fit several."""
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in state)
+
+    if has(r"^start_head\.|\.psi\.weight$"):
+        return "TriDet"
+    if has(r"^backbone\.(stem|branch)\."):
+        return "ActionFormer" if has(r"\.attn\.") else ""
+    return "TemporalMaxer" if has(r"^backbone\.embd\.0\.conv\.weight$") else ""
 
 
 def _other_depth(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:

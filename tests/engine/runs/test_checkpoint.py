@@ -20,6 +20,7 @@ from helpers import tiny_config, without_permission
 from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.engine.runs import checkpoint as ck
+from libs.engine.runs import checkpoint_mismatch as ck_mismatch
 from libs.engine.runs.checkpoint import (
     copy_matching,
     find_checkpoint,
@@ -296,6 +297,18 @@ def test_another_architecture_names_the_config_key(tmp_path, sections, key, turn
     assert key in message.splitlines()[-1], message
     assert len(message.splitlines()) <= 6
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("of_file", "of_config"), [("TemporalMaxer", "ActionFormer"), ("ActionFormer", "TemporalMaxer"),
+                                                    ("TriDet", "ActionFormer"), ("TemporalMaxer", "TriDet")])
+def test_a_checkpoint_of_another_method_names_both(tmp_path, of_file, of_config):
+    sections = {"ActionFormer": {}, "TriDet": {"backbone_type": "SGP", "sgp_mlp_dim": 16},
+                "TemporalMaxer": {"backbone_type": "convPooler", "backbone_arch": [1, 0, 2], "n_mha_win_size": -1}}
+    file = save(tmp_path / "epoch_003.pth.tar", model_of(model=sections[of_file]))
+    with pytest.raises(UserError) as error:
+        load_weights(model_of(model=sections[of_config]), load_checkpoint(file), "raw")
+    said = f"the checkpoint is one of {of_file}, the configuration one of {of_config}: use a configuration of {of_file}, e.g. "
+    assert f"{said}configs/{ck_mismatch.CONFIGS[of_file]}" in str(error.value)
 
 
 def test_the_first_cause_is_the_right_one(tmp_path):
