@@ -19,8 +19,8 @@ FIXTURES = sorted(p.name for p in GOLDEN.iterdir() if p.name.startswith(tuple(ch
 def test_every_kind_of_fixture_is_here():
     kinds = {prefix for prefix in check_golden.CHECKS for name in FIXTURES if name.startswith(prefix)}
     assert kinds == set(check_golden.CHECKS)
-    kinds = ("model_", "model_temporalmaxer_", "distill_model_", "distill_loss_")
-    assert [sum(n.startswith(kind) for n in FIXTURES) for kind in kinds] == [18, 2, 5, 4]
+    kinds = ("model_", "model_temporalmaxer_", "model_tridet_", "distill_model_", "distill_loss_")
+    assert [sum(n.startswith(kind) for n in FIXTURES) for kind in kinds] == [24, 2, 6, 5, 4]
 
 
 @pytest.mark.parametrize("name", [n for n in FIXTURES if not n.startswith(ELSEWHERE)])
@@ -79,6 +79,14 @@ TAMPERED: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "a crop": ("trunc_temporalmaxer_seed0.npz", "trunc0/segments", lambda a: shifted(a, 1e-3)),
     "a distillation term": ("distill_loss_structure_teacher_seed0.npz", "kl_mean_over_levels", lambda a: a * 1.001),
     "a distillation loss": ("distill_loss_structure_teacher_seed0.npz", "total", lambda a: a * 1.001),
+    "bins of a trident head": ("model_tridet_avg_seed0.npz", "eval1/offset_bins", lambda a: shifted(a, 1e-2)),
+    "logits of starts": ("model_tridet_avg_seed0.npz", "eval1/start_logits", lambda a: shifted(a, 1e-2)),
+    "distances of a class": ("model_tridet_avg_seed0.npz", "eval1/offsets", lambda a: shifted(a, 1e-2)),
+    "a pair's IoU": ("model_tridet_avg_seed0.npz", "train/pair_iou", lambda a: shifted(a, 1e-2)),
+    "a trident gradient": ("model_tridet_avg_seed0.npz", "grad/start_head.cls_head.conv.weight", lambda a: a * 1.001),
+    "a living convolution": ("train_steps_tridet_seed0.npz", "sd12/backbone.stem.0.psi.weight", lambda a: shifted(a, 1e-4)),
+    "an expectation": ("trident_decode_seed0.npz", "case2/offsets", lambda a: shifted(a, 1e-2)),
+    "a vote by score": ("voting_tridet_seed0.npz", "case1/voted", lambda a: shifted(a, 1e-3)),
     "an NMS index": ("nms_seed0.npz", "n40/op_nms_0.50", next_index),
 }
 

@@ -32,15 +32,16 @@ CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "checkpoint_": training.check_checkpoint,
     "lr_": training.check_lr,
     "nms_": nms.check,
+    "voting_": nms.check_voting,
+    "trident_decode_": model.check_trident_decode,
     "eval_": metrics.check,
     "datasets_": datasets.check,
     "trunc_": datasets.check_crops,
-    "voting_": nms.check_voting,
     "distill_model_": distill.check_model,
     "distill_loss_": distill_loss.check,
     "temporalmaxer_assign_": temporalmaxer.check,
 }
-ON_DEVICE = ("model_", "train_steps_", "nms_", "distill_model_", "distill_loss_")
+ON_DEVICE = ("model_", "train_steps_", "nms_", "voting_", "trident_decode_", "distill_model_", "distill_loss_")
 
 
 def run(path: Path, verbose: bool) -> bool | None:

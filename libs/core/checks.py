@@ -16,7 +16,7 @@ from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, ModelConfig, as_tuple
 
 SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
-TRIDENT_KEYS = ("num_bins", "boudary_kernel_size")
+TRIDENT_KEYS = ("num_bins", "boudary_kernel_size", "iou_weight_power")
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
 Fail = Callable[[str, str], NoReturn]
@@ -56,18 +56,18 @@ def _fail_at(config: Config, where: Where | None) -> Callable[[str, str], NoRetu
 
 
 def max_div_factor(config: Config) -> int:
-    """Padding unit of the reference beyond max_seq_len, in feature steps: the least common multiple over the backbone's
-    levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1; SGP: stride_l * w_l) or stride_l (global, or no
-    windows at all).
+    """Padding unit of the reference beyond max_seq_len, in feature steps (SPEC items 12 and 13, SPEC_FAMILY F6).
 
-    SPEC items 12 and 13, SPEC_FAMILY F6.  The reference takes the maximum, which is wrong for mixed windows, and refuses a
-    max_seq_len that is not a multiple of it; our attention accepts any.
+    The least common multiple over the backbone's levels l = 0 .. arch[2] of stride_l * 2 * (w_l // 2) (local window w_l > 1) or
+    stride_l (global, or no windows).  The reference takes the maximum, which is wrong for mixed windows, and refuses a
+    max_seq_len that is not a multiple of it; our attention accepts any.  SGP: the least multiple of the last stride and of the
+    reference's maximum of stride_l * w_l, since statistics depend on the length.
     """
     strides = [config.model.scale_factor**level for level in range(config.model.backbone_arch[2] + 1)]
-    backbone = config.model.backbone_type
-    windows = config.level_windows if backbone in ("convTransformer", "SGP") else (-1,) * len(strides)
-    return math.lcm(*(s * (1 if w <= 1 else w if backbone == "SGP" else 2 * (w // 2))
-                      for s, w in zip(strides, windows, strict=True)))
+    if config.model.backbone_type == "SGP":
+        return math.lcm(strides[-1], max(s * w for s, w in zip(strides, config.level_windows, strict=True)))
+    windows = config.level_windows if config.model.backbone_type == "convTransformer" else (-1,) * len(strides)
+    return math.lcm(*(s * (2 * (w // 2) if w > 1 else 1) for s, w in zip(strides, windows, strict=True)))
 
 
 def _paths(config: Config, fail: Fail) -> None:
@@ -268,6 +268,9 @@ def _training(config: Config, fail: Fail) -> None:
     data, train = config.dataset, config.train_cfg
     if train.cuda_graphs and config.distill.teachers:
         fail("train_cfg.cuda_graphs", "true cannot record teacher outputs; set it to false, or train without distill.teachers")
+    for key, off in (("use_trident_head", False), ("input_noise", 0.0)):  # pairs differ in number, noise comes from the CPU
+        if train.cuda_graphs and getattr(config.model, key) != off:
+            fail("train_cfg.cuda_graphs", f"true cannot record steps with model.{key}; set it to false")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")
@@ -280,6 +283,9 @@ def _training(config: Config, fail: Fail) -> None:
 
 def _schedule(config: Config, fail: Fail) -> None:
     opt = config.opt
+    if opt.eta_min is not None and opt.eta_min >= opt.learning_rate:
+        fail("opt.eta_min", f"{opt.eta_min:g} is not below opt.learning_rate {opt.learning_rate:g}, from which the rate falls; "
+             f"use e.g. {opt.learning_rate / 100:g}")
     if opt.lr_scaling != "none" and opt.lr_reference_batch is None:
         fail("opt.lr_reference_batch", f"is not set, but opt.lr_scaling is {opt.lr_scaling}; write the videos per step that "
              f"opt.learning_rate was chosen for, e.g. {config.loader.batch_size}")

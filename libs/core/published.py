@@ -7,6 +7,8 @@ from typing import Any
 # model_name -> dotted key: default of that program where it differs from the schema's
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LocPointTransformer": {},
+    "TriDet": {"model.backbone_type": "SGP", "model.use_trident_head": True, "test_cfg.voting_iou_weight": False,
+               "opt.eta_min": 1e-8},
     "TemporalMaxerArchitecture": {"model.backbone_type": "convPooler", "model.fpn_norm": "groupnorm",
                                   "model.fpn_shared_norm": True, "model.assigner.type": "cost"},
 }

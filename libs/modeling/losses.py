@@ -64,6 +64,15 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
     return 1 - iou + torch.square(rho / hull.clamp(min=EPS))
 
 
+def _regression(pred: Tensor, targets: Targets, positive_BP: Tensor) -> Tensor:
+    """The sum of the DIoU loss of offsets (B, P, 2) over positive points, times their weights."""
+    # points without a segment compare a constant with itself: no loss, no gradient, and no NaN from either
+    pred = torch.where(positive_BP.unsqueeze(-1), pred.float(), 1.0)
+    wanted = torch.where(positive_BP.unsqueeze(-1), targets.offsets, 1.0)
+    each = diou_loss(pred, wanted) if targets.weights is None else targets.weights * diou_loss(pred, wanted)
+    return torch.where(positive_BP, each, 0.0).sum()
+
+
 class DetectionLoss(nn.Module):
     """Classification + regression loss of `LevelOutputs` against ground truth (SPEC items 31 to 34).
 
@@ -83,6 +92,7 @@ class DetectionLoss(nn.Module):
         if config.model.assigner.type == "cost":
             self.center_sample, self.radius = "radius", config.model.assigner.center_radius
         self.smoothing, self.loss_weight, self.all_reduce = train.label_smoothing, train.loss_weight, all_reduce
+        self.iou_power, self.iou_gradient = config.model.iou_weight_power, train.iou_weight_gradient
         self.normalizer: Tensor
         self.register_buffer("normalizer", torch.tensor(float(train.init_loss_norm)), persistent=False)
 
@@ -122,15 +132,33 @@ class DetectionLoss(nn.Module):
                 classes = classes * (1 - self.smoothing) + self.smoothing / (self.num_classes + 1)
             normalizer = self.normalizer.clone()
         per_class = focal_loss(outputs.logits.float(), classes)
+        if outputs.boundaries is None:
+            reg = _regression(outputs.offsets, targets, positive) / normalizer
+        else:
+            weight_BPK, reg = self._pairs(outputs, targets, positive)
+            per_class, reg = per_class * weight_BPK, reg / normalizer
         if targets.weights is not None:  # they lower positive points alone
             per_class = per_class * torch.where(positive, targets.weights, 1.0).unsqueeze(-1)
         cls = torch.where(mask_BP.unsqueeze(-1), per_class, 0.0).sum() / normalizer
-        # points without a segment compare a constant with itself: no loss, no gradient, and no NaN from either
-        pred = torch.where(positive.unsqueeze(-1), outputs.offsets.float(), 1.0)
-        wanted = torch.where(positive.unsqueeze(-1), targets.offsets, 1.0)
-        each = diou_loss(pred, wanted) if targets.weights is None else targets.weights * diou_loss(pred, wanted)
-        reg = torch.where(positive, each, 0.0).sum() / normalizer
         return Losses(cls + self._regression_weight(cls, reg) * reg, {"cls_loss": cls, "reg_loss": reg})
+
+    def _pairs(self, outputs: LevelOutputs, targets: Targets, positive_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (B, P, K) of the classification loss, and the sum of the regression loss over all pairs of a positive point
+        and a class of its target (SPEC_FAMILY F13).
+
+        The weight of a pair is its IoU to the power of model.iou_weight_power, 1 elsewhere.  The host waits for the number of
+        pairs.
+        """
+        pairs = ((targets.classes > 0) & positive_BP.unsqueeze(-1)).nonzero().unbind(1)
+        pred, wanted = outputs.offsets_of(*pairs), targets.offsets[pairs[:2]]
+        weight_BPK = torch.ones_like(outputs.logits, dtype=torch.float32)
+        if self.iou_power > 0:
+            iou = iou_offsets(pred, wanted)[0]
+            iou = iou if self.iou_gradient else iou.detach()
+            # at 0 the derivative of a root is infinite: there the weight is a constant
+            weight = torch.where(iou > 0, torch.where(iou > 0, iou, 1.0) ** self.iou_power, 0.0)
+            weight_BPK = weight_BPK.index_put(pairs, weight)
+        return weight_BPK, diou_loss(pred, wanted).sum()
 
     @torch.no_grad()
     def _regression_weight(self, cls: Tensor, reg: Tensor) -> float | Tensor:

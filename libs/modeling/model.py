@@ -67,7 +67,7 @@ class LocPointTransformer(nn.Module):
         levels = model.backbone_arch[2] + 1
         self.train_precision, self.test_precision = config.train_cfg.precision, config.test_cfg.precision
         self.strides = config.level_strides
-        self.ranges = model.regression_range
+        self.ranges, self.input_noise = model.regression_range, model.input_noise
         self.hallucinator_name = "rgb2flow" if model.hallucinator == "rgb2flow" else "hallucinator"  # published name
         if model.hallucinator != "none":
             self.add_module(self.hallucinator_name, make_hallucinator(config))
@@ -117,9 +117,12 @@ class LocPointTransformer(nn.Module):
         return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
     def _streams(self, feats_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """The features after input dropout, followed by the hallucinated streams."""
+        """The features after input noise and dropout, followed by the hallucinated streams."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
+        if self.training and self.input_noise > 0:  # drawn on the CPU, in the published layout and order (SPEC_FAMILY F14)
+            B, T, C = feats_BTC.shape
+            feats_BTC = feats_BTC + self.input_noise * torch.randn(B, C, T).transpose(1, 2).to(feats_BTC.device)
         if self.training and self.input_dropout.p > 0:
             feats_BTC = self.input_dropout(feats_BTC.transpose(1, 2)).transpose(1, 2).contiguous()
         hallucinator = getattr(self, self.hallucinator_name, None)

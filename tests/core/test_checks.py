@@ -57,6 +57,10 @@ from libs.core.schema import Config
     (["model.num_bins=8"], ["model.num_bins", "8 belongs to the trident head", "use_trident_head: true"]),
     (["model.boudary_kernel_size=5"], ["model.boudary_kernel_size", "use_trident_head: true"]),
     (["model.use_trident_head=true", "model.boudary_kernel_size=4"], ["model.boudary_kernel_size", "use 3 or 5"]),
+    (["model.iou_weight_power=0.2"], ["model.iou_weight_power", "use_trident_head: true"]),
+    (["train_cfg.cuda_graphs=true", "model.input_noise=0.1"], ["train_cfg.cuda_graphs", "model.input_noise"]),
+    (["train_cfg.cuda_graphs=true", "model.use_trident_head=true"], ["train_cfg.cuda_graphs", "model.use_trident_head"]),
+    (["opt.eta_min=0.01"], ["opt.eta_min", "not below opt.learning_rate", "e.g. 1e-05"]),
     (["opt.epochs=0", "opt.warmup=false"], ["nothing would be trained"]),
 ])
 def test_impossible_combinations(tmp_path: Path, overrides: list[str], parts: list[str]) -> None:

@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 from helpers import padded_batch, show_every_term, tiny_config
+from networks import TRIDENT
 from steps import detection_losses
 
 from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
 from libs.modeling.model import build_model
+from libs.modeling.trident import Boundaries
 
 
 def setup(truth=((10.0, 14.0, 1),), **train_cfg):
@@ -120,3 +122,83 @@ def test_label_smoothing():
     want = focal_loss(out.logits, targets)[out.mask].sum() / (0.9 * 20 + 0.1 * 3)
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
     assert criterion.normalizer.item() == pytest.approx(18.3)  # positives are counted before smoothing
+
+
+# ---- TriDet: one loss per pair of positive point and class
+
+OVERLAPPING = ((10.0, 14.0, 1), (10.0, 14.0, 2), (20.0, 22.6, 0))  # two classes at the same points
+
+
+def trident(power=0.5, **train_cfg):
+    """As `setup` with a trident head, and the pairs of positive points and classes."""
+    config = tiny_config(model={**TRIDENT, "iou_weight_power": power}, train_cfg={"dropout": 0.0, **train_cfg})
+    model = show_every_term(build_model(config)).eval()
+    segments = torch.tensor([[[s, e] for s, e, _ in OVERLAPPING]] * 2)
+    labels, present = torch.tensor([[c for *_, c in OVERLAPPING]] * 2), torch.tensor([[False] * 3, [True] * 3])
+    with torch.no_grad():
+        out = model(*padded_batch([40, 23], 48))
+    criterion = DetectionLoss(config)
+    return criterion, out, criterion.assign(out.points, segments, labels, present)
+
+
+@pytest.mark.parametrize(("power", "smoothing"), [(0.5, 0.0), (1.0, 0.1), (0.0, 0.0)])
+def test_trident_losses_by_hand(power, smoothing):
+    criterion, out, targets = trident(power, label_smoothing=smoothing)
+    got, offsets = criterion(out, targets, out.mask), out.all_offsets()
+    cls = reg = 0.0
+    pairs = 0
+    for b, p, c in torch.ones(2, out.mask.shape[1], 3).nonzero().tolist():
+        if not out.mask[b, p]:
+            continue
+        target, weight = float(targets.classes[b, p, c]), 1.0
+        if target > 0:
+            pairs += 1
+            iou = 1 - float(giou_loss(offsets[b, p, c], targets.offsets[b, p]))
+            weight, reg = iou**power, reg + float(diou_loss(offsets[b, p, c], targets.offsets[b, p]))
+        soft = torch.tensor(target * (1 - smoothing) + smoothing / 4)
+        cls += weight * float(focal_loss(out.logits[b, p, c], soft))
+    assert pairs > int(targets.positive.sum()) > 2
+    assert got.terms["cls_loss"].item() == pytest.approx(cls / 20, rel=1e-5)
+    assert got.terms["reg_loss"].item() == pytest.approx(reg / 20, rel=1e-5)
+
+
+def test_gradient_of_the_iou_weight_against_finite_differences():
+    criterion, out, targets = trident(0.5)
+    parts = [out.logits, out.offsets, *out.boundaries]
+
+    def loss(*parts):
+        logits, bins, start, end = parts
+        return criterion(out._replace(logits=logits, offsets=bins, boundaries=Boundaries(start, end)), targets, out.mask)
+
+    for detached, term in ((False, "cls_loss"), (False, "reg_loss"), (True, "cls_loss")):
+        criterion.iou_gradient = not detached
+        leaves = [p.clone().requires_grad_() for p in parts]
+        gradients = torch.autograd.grad(loss(*leaves).terms[term], leaves, allow_unused=True)
+        for k in (1, 2, 3):  # bins, starts, ends: along a random direction
+            direction = torch.randn(parts[k].shape, generator=torch.Generator().manual_seed(k)) * (parts[k] != 0)
+            ends = [loss(*(p + s * 1e-2 * direction if i == k else p for i, p in enumerate(parts))).terms[term] for s in (1, -1)]
+            want = float((ends[0] - ends[1]).double() / 2e-2)
+            got = 0.0 if gradients[k] is None else float((gradients[k] * direction).sum())
+            assert abs(want) > 1e-4
+            assert got == (0.0 if detached else pytest.approx(want, rel=2e-2, abs=1e-5)), (term, k)
+
+
+def test_a_distance_of_zero_has_no_infinite_gradient():
+    criterion, out, targets = trident(0.2)
+    bins = torch.full_like(out.offsets, -1e4)
+    bins[..., [3, 4]] = 0.0  # all weight on distance 0, both sides
+    bins.requires_grad_()
+    zeros = Boundaries(torch.zeros_like(out.logits), torch.zeros_like(out.logits))
+    losses = criterion(out._replace(offsets=bins, boundaries=zeros), targets, out.mask)
+    losses.final.backward()
+    assert torch.isfinite(bins.grad).all()
+    assert torch.isfinite(losses.final)
+
+
+def test_trident_batches_without_positives():
+    criterion, out, targets = trident()
+    out = out._replace(offsets=out.offsets.clone().requires_grad_())
+    losses = criterion(out, targets._replace(classes=torch.zeros_like(targets.classes)), out.mask)
+    losses.final.backward()
+    assert losses.terms["reg_loss"].item() == 0
+    assert not out.offsets.grad.any()

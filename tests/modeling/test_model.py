@@ -157,6 +157,19 @@ def test_input_dropout_drops_whole_channels_of_a_video():
     assert 0 < kept.float().mean(1).std() < 0.4
 
 
+def test_input_noise_is_drawn_in_training_alone_and_reaches_padding():
+    _, model = network(model={"input_noise": 0.5}, train_cfg={"dropout": 0.0, "droppath": 0.0})
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+    x, mask = padded_batch([40, 17], 48)
+    torch.manual_seed(4)
+    model.train()(x, mask)
+    torch.manual_seed(4)
+    assert torch.allclose(seen[0] - x, 0.5 * torch.randn(2, 6, 48).transpose(1, 2), atol=1e-6)  # the published layout
+    model.eval()(x, mask)
+    assert torch.equal(seen[1], x)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_state_dict_round_trip(name):
     config, model = network(**VARIANTS[name])

@@ -96,7 +96,7 @@ def test_masked_group_norm_is_that_of_the_valid_steps():
 
 @pytest.mark.parametrize(("keys", "length", "longer"), [
     ({"n_sgp_win_size": 1}, 2304, 32), ({"n_sgp_win_size": 5}, 2304, 160), ({"n_sgp_win_size": 15}, 768, 480),
-    ({"n_sgp_win_size": [1, 1, 1, 1, 3, 1]}, 2304, 96)])
+    ({"n_sgp_win_size": [1, 1, 1, 1, 3, 1]}, 2304, 96), ({"n_sgp_win_size": [9, 1, 3, 5, 7, 3]}, 160, 224)])
 def test_published_lengths(keys, length, longer):
     ranges = [[0, 4], [4, 8], [8, 16], [16, 32], [32, 64], [64, 10000]]
     config = tiny_config(dataset={"max_seq_len": length},

@@ -60,7 +60,7 @@ def soft(segments, scores, method, threshold, sigma, min_score):
     return [row[0] for row in rows], [row[2] for row in rows]
 
 
-def vote_one(segment, segments, scores, threshold):
+def vote_one(segment, segments, scores, threshold, by_iou=True):
     """Refined (start, end), or None without a voter."""
     total, start, end = 0.0, 0.0, 0.0
     for other, score in zip(segments, scores, strict=True):
@@ -69,13 +69,13 @@ def vote_one(segment, segments, scores, threshold):
         if union == 0:
             return None
         if inter / union >= F(threshold):
-            share = float(score * (inter / union))
+            share = float(score * (inter / union) if by_iou else score)
             total, start, end = total + share, start + share * float(other[0]), end + share * float(other[1])
     return None if total == 0 else (start / total, end / total)
 
 
 def batched(segments, scores, labels, *, method, iou_threshold, min_score, max_seg_num, sigma, multiclass, voting_thresh,
-            multiclass_voting=False):
+            multiclass_voting=False, voting_iou_weight=True):
     """(segment, score, label) rows, best first."""
     rows = []
     for label in sorted(set(labels.tolist())) if multiclass else [None]:
@@ -89,6 +89,6 @@ def batched(segments, scores, labels, *, method, iou_threshold, min_score, max_s
         for i, score in picks[:max_seg_num]:
             refined = None
             if voting_thresh > 0 and (multiclass_voting or not multiclass):
-                refined = vote_one(segments[i], segments[mine], scores[mine], voting_thresh)
+                refined = vote_one(segments[i], segments[mine], scores[mine], voting_thresh, voting_iou_weight)
             rows.append((refined or tuple(segments[i]), score, labels[i]))
     return sorted(rows, key=lambda row: -row[1])[:max_seg_num]

@@ -101,8 +101,8 @@ def _check_crop(data: dict[str, np.ndarray], name: str) -> list[Check]:
     args = text(data[f"{name}/args"])
     ratio = args["crop_ratio"]
     crop = random_crop(args["feat_len"], data[f"{name}/in_segments"], data[f"{name}/in_labels"], max_seq_len=args["max_seq_len"],
-                       trunc_thresh=args["trunc_thresh"], offset=args["offset"], crop_ratio=tuple(ratio) if ratio else None,
-                       rng=random.Random(args["seed"]))
+                       trunc_thresh=args["trunc_thresh"], offset=args["offset"] or 0.0,
+                       crop_ratio=tuple(ratio) if ratio else None, rng=random.Random(args["seed"]))
     return [compare(f"{name}/window", np.array([crop.start, crop.length]), data[f"{name}/window"]),
             compare(f"{name}/segments", crop.segments, data[f"{name}/segments"], atol=1e-6),
             compare(f"{name}/labels", crop.labels, data[f"{name}/labels"])]

@@ -31,14 +31,16 @@ def check(path: Path) -> list[Check]:
 
 
 def check_voting(path: Path) -> list[Check]:
-    """Boundary voting of every case, by each implementation."""
+    """Boundary voting of TriDet (by score) or TemporalMaxer (by score x IoU) by each implementation."""
     data = load(path)
-    library, checks, case = nms_native.cpu_library(), [], 0
+    library = nms_native.cuda_library() if common.device.type == "cuda" else nms_native.cpu_library()
+    checks, case = [], 0
     while f"case{case}/segs" in data:
-        segments, scores = (torch.from_numpy(data[f"case{case}/{k}"]) for k in ("segs", "scores"))
+        segments, scores = (torch.from_numpy(data[f"case{case}/{k}"]).to(common.device) for k in ("segs", "scores"))
         for name in [*([library.name] if library else []), "torch fallback"]:
             with nms.using(name):
-                voted = nms.vote(segments[data[f"case{case}/kept"]], segments, scores, float(data[f"case{case}/thr"]))
+                voted = nms.vote(segments[data[f"case{case}/kept"]], segments, scores, float(data[f"case{case}/thr"]),
+                                 by_iou="tridet" not in path.name)
             checks.append(compare(f"{name}: case{case}", voted, data[f"case{case}/voted"], atol=1e-5, rtol=1e-5))
         case += 1
     return checks

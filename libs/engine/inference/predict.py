@@ -47,7 +47,8 @@ def nms_settings(config: TestConfig) -> dict[str, Any]:
     """The keywords of `nms_of_batch`."""
     return {"method": config.nms_method, "iou_threshold": config.iou_threshold, "min_score": config.min_score,
             "max_seg_num": config.max_seg_num, "sigma": config.nms_sigma, "multiclass": config.multiclass_nms,
-            "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting}
+            "voting_thresh": config.voting_thresh, "multiclass_voting": config.multiclass_voting,
+            "voting_iou_weight": config.voting_iou_weight}
 
 
 def detections_of_batch(outputs: LevelOutputs, config: TestConfig, videos: Sequence[Timeline]) -> Detections:

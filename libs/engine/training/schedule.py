@@ -58,7 +58,8 @@ def rate_factor(opt: OptConfig, videos_per_step: int) -> float:
 
 def make_schedule(opt: OptConfig, iters_per_epoch: int, factor: float = 1.0) -> Schedule:
     """The schedule of `opt` with `factor` times its learning rate; without warm-up, training starts at the base rate."""
+    default = ETA_MIN if opt.warmup else 0.0
     warmup = opt.warmup_epochs * iters_per_epoch if opt.warmup else 0
     return Schedule(base=factor * opt.learning_rate, warmup=warmup, total=warmup + opt.epochs * iters_per_epoch,
                     kind=opt.schedule_type, milestones=tuple(m * iters_per_epoch for m in opt.schedule_steps),
-                    gamma=opt.schedule_gamma, eta_min=ETA_MIN if opt.warmup else 0.0)
+                    gamma=opt.schedule_gamma, eta_min=default if opt.eta_min is None else opt.eta_min)

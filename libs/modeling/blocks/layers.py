@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.modeling.kernels.conv1d import as_image, as_sequence, channels_innermost, conv_time
+from libs.modeling.kernels.conv1d import channels_innermost, conv_time
 from libs.modeling.kernels.in_place import gelu, masked
 from libs.modeling.kernels.residual import add_branch
 
@@ -98,7 +98,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x_BTC: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Statistics of all steps, as published, or of those that `mask_BT` counts."""
         if mask_BT is None:
-            return as_sequence(super().forward(as_image(x_BTC)))
+            # not channels last: on CPUs that kernel takes differences of squares and loses digits
+            return super().forward(x_BTC.transpose(1, 2).contiguous()).transpose(1, 2).contiguous()
         x_BTGC = x_BTC.unflatten(-1, (self.num_groups, -1))
         counted = mask_BT[:, :, None, None]
         number = counted.sum((1, 3), keepdim=True).clamp(min=1) * x_BTGC.shape[-1]

@@ -41,11 +41,11 @@ class SGPBlock(nn.Module):
         self.global_fc = TimeConv(channels, channels, 1, groups=channels)
         for conv in self.depthwise:
             nn.init.normal_(conv.weight, 0.0, model.init_conv_vars)
-        hidden = model.sgp_mlp_dim or channels
-        self.mlp = nn.Sequential(TimeConv(channels, hidden, 1), GELU(), TimeConv(hidden, channels, 1))
         self.downsample: nn.Sequential | None = None
         if stride > 1 and model.downsample_type == "avg":
             self.downsample = nn.Sequential(nn.Identity(), TimeConv(channels, channels, 1))  # published name: downsample.1
+        hidden = model.sgp_mlp_dim or channels
+        self.mlp = nn.Sequential(TimeConv(channels, hidden, 1), GELU(), TimeConv(hidden, channels, 1))
         self.drop_path_out, self.drop_path_mlp = AffineDropPath(channels, droppath), AffineDropPath(channels, droppath)
         self.register_load_state_dict_post_hook(lambda block, _keys: block.find_dead())
 

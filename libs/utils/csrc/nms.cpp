@@ -115,13 +115,13 @@ void hard_groups(const float* segments, const float* scores, const std::vector<i
 
 // Weighted mean of the voters' boundaries, summed in double; NaN without a voter.  `index` null: all n candidates vote.
 void vote_one(float s, float e, const float* segments, const float* scores, const int64_t* index, int64_t n, float threshold,
-              float* out) {
+              bool by_iou, float* out) {
     double weight = 0.0, start = 0.0, end = 0.0;
     for (int64_t j = 0; j < n; ++j) {
         const int64_t i = index ? index[j] : j;
         const float i_start = segments[2 * i], i_end = segments[2 * i + 1];
         if (tal_overlap(s, e, i_start, i_end) == 0.0f && (e > s || i_end > i_start)) continue;  // weight 0, without a division
-        const float w = tal_vote_weight(tal_vote_iou(s, e, i_start, i_end), scores[i], threshold);
+        const float w = tal_vote_weight(tal_vote_iou(s, e, i_start, i_end), scores[i], threshold, by_iou);
         if (w == 0.0f) continue;
         weight += w;
         start += static_cast<double>(w) * i_start;
@@ -141,6 +141,7 @@ struct Setting {
     bool multiclass;
     int vote;
     float vote_threshold;
+    bool vote_by_iou;
 };
 
 // NMS of the n candidates of one video; outputs hold min(n, limit) rows.  Returns their number.
@@ -169,7 +170,7 @@ int64_t nms_of_video(const float* segments, const float* scores, const int64_t* 
         if (setting.vote) {
             const int64_t first = own_class ? begin[picks[i].group] : 0, last = own_class ? begin[picks[i].group + 1] : n;
             vote_one(own[0], own[1], segments, scores, own_class ? order.data() + first : nullptr, last - first,
-                     setting.vote_threshold, out);
+                     setting.vote_threshold, setting.vote_by_iou, out);
         }
         if (!setting.vote || out[0] != out[0] || out[1] != out[1]) {
             out[0] = own[0];
@@ -227,9 +228,9 @@ TAL_API int64_t tal_soft_nms(const float* segments, const float* scores, int64_t
 
 // Refined boundaries of `count` kept segments into `out` (count, 2).
 TAL_API void tal_vote(const float* kept, int64_t count, const float* segments, const float* scores, int64_t n, float threshold,
-                      float* out) {
+                      int by_iou, float* out) {
     for (int64_t k = 0; k < count; ++k)
-        vote_one(kept[2 * k], kept[2 * k + 1], segments, scores, nullptr, n, threshold, out + 2 * k);
+        vote_one(kept[2 * k], kept[2 * k + 1], segments, scores, nullptr, n, threshold, by_iou != 0, out + 2 * k);
 }
 
 // NMS of every video of a batch: per class or over all labels, each video capped at `limit`, best score first.  Video v owns the
@@ -237,13 +238,14 @@ TAL_API void tal_vote(const float* kept, int64_t count, const float* segments, c
 // sum(min(counts[v], limit)) rows; returns how many are filled.  `threads` work on the videos, with the same results.
 // `soft` 1: gaussian soft-NMS (scores must be >= 0); 0: hard, after dropping scores <= min_score.  `vote` 0: no voting, 1: among
 // all candidates of the video with their input scores, 2: among those of the pick's class; a pick without voters keeps its
-// boundaries.
+// boundaries; `vote_by_iou`: votes count by score * IoU, else by score.
 TAL_API int64_t tal_nms_of_batch(const float* segments, const float* scores, const int64_t* labels, const int64_t* counts,
                                  int64_t videos, int soft, float threshold, float min_score, int64_t limit, float sigma,
-                                 int multiclass, int vote, float vote_threshold, int threads, float* out_segments,
-                                 float* out_scores, int64_t* out_labels, int64_t* out_counts) {
+                                 int multiclass, int vote, float vote_threshold, int vote_by_iou, int threads,
+                                 float* out_segments, float* out_scores, int64_t* out_labels, int64_t* out_counts) {
     return guarded([&]() -> int64_t {
-        const Setting setting = {soft != 0, threshold, min_score, limit, sigma, multiclass != 0, vote, vote_threshold};
+        const Setting setting = {soft != 0,       threshold, min_score,      limit,           sigma,
+                                 multiclass != 0, vote,      vote_threshold, vote_by_iou != 0};
         std::vector<int64_t> first(1, 0), room(1, 0);
         for (int64_t v = 0; v < videos; ++v) {
             first.push_back(first[v] + counts[v]);

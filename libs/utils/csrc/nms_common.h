@@ -18,7 +18,7 @@
 #define TAL_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int TAL_ABI = 2;  // raise with every change of a signature; libs/utils/nms/native.py refuses other values
+constexpr int TAL_ABI = 3;  // raise with every change of a signature; libs/utils/nms/native.py refuses other values
 constexpr int TAL_BINS = 256;  // the same number in libs/utils/nms/native.py
 
 enum TalMethod : int { TAL_VANILLA = 0, TAL_LINEAR = 1, TAL_GAUSSIAN = 2 };
@@ -84,7 +84,7 @@ TAL_HD float tal_weight(int method, float iou, float threshold, float sigma) {
     return method == TAL_LINEAR ? 1.0f - iou : 0.0f;
 }
 
-// Weight of one voter: score * IoU from the threshold on, else 0; NaN (not 0) where the IoU is NaN.
-TAL_HD float tal_vote_weight(float iou, float score, float threshold) {
-    return (iou >= threshold ? score : 0.0f) * iou;
+// Weight of one voter: score (`by_iou`: times IoU) from the threshold on, else 0; NaN (not 0) where the IoU is NaN.
+TAL_HD float tal_vote_weight(float iou, float score, float threshold, bool by_iou) {
+    return (iou >= threshold ? score : 0.0f) * (by_iou || iou != iou ? iou : 1.0f);
 }

@@ -218,7 +218,7 @@ hard_kernel(const float* segments, const int64_t* order, const int64_t* begin, f
 // One block per kept segment; sums in double.  Segment k listens to candidates order[first[k]..last[k] - 1]; `order` null: to all n.
 __global__ void __launch_bounds__(THREADS)
 vote_kernel(const float* kept, const float* segments, const float* scores, const int64_t* order, const int64_t* first,
-            const int64_t* last, int64_t n, float threshold, float* out) {
+            const int64_t* last, int64_t n, float threshold, bool by_iou, float* out) {
     __shared__ double sums[3][THREADS];
     const int t = threadIdx.x;
     const float s = kept[2 * blockIdx.x], e = kept[2 * blockIdx.x + 1];
@@ -226,7 +226,7 @@ vote_kernel(const float* kept, const float* segments, const float* scores, const
     double weight = 0.0, start = 0.0, end = 0.0;
     for (int64_t j = from + t; j < to; j += THREADS) {
         const int64_t i = order ? order[j] : j;
-        const float w = tal_vote_weight(tal_vote_iou(s, e, segments[2 * i], segments[2 * i + 1]), scores[i], threshold);
+        const float w = tal_vote_weight(tal_vote_iou(s, e, segments[2 * i], segments[2 * i + 1]), scores[i], threshold, by_iou);
         weight += w;
         start += static_cast<double>(w) * segments[2 * i];
         end += static_cast<double>(w) * segments[2 * i + 1];
@@ -284,11 +284,11 @@ TAL_API int tal_cuda_hard_nms(const float* segments, const int64_t* order, const
 // Refined boundaries of `count` kept segments into `out` (count, 2); NaN without a voter.  Segment k listens to candidates
 // order[first[k]..last[k] - 1]; order, first, last null: to all n.
 TAL_API int tal_cuda_vote(const float* kept, int count, const float* segments, const float* scores, const int64_t* order,
-                          const int64_t* first, const int64_t* last, int64_t n, float threshold, float* out, int device,
-                          void* stream) {
+                          const int64_t* first, const int64_t* last, int64_t n, float threshold, int by_iou, float* out,
+                          int device, void* stream) {
     const cudaError_t error = use_device(device);
     if (error != cudaSuccess || count == 0) return error;
     TAL_LAUNCH(vote_kernel, count, THREADS, static_cast<cudaStream_t>(stream), kept, segments, scores, order, first, last, n,
-               threshold, out);
+               threshold, by_iou != 0, out);
     return cudaGetLastError();
 }

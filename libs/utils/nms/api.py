@@ -71,10 +71,12 @@ def soft_nms(segments: torch.Tensor, scores: torch.Tensor, *, method: str = "gau
     return index.to(home), rows.to(home)
 
 
-def vote(kept_segments: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+def vote(kept_segments: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, iou_threshold: float,
+         by_iou: bool = True) -> torch.Tensor:
     """Boundary voting (SPEC item 42): mean of `segments` weighted by score * tIoU where tIoU >= iou_threshold.
 
-    Args: kept_segments (k, 2); segments (M, 2), scores (M,) of the voters, scores >= 0.
+    Args: kept_segments (k, 2); segments (M, 2), scores (M,) of the voters, scores >= 0; by_iou False: weighted by score alone
+    (SPEC_FAMILY F11).
     Returns: refined segments (k, 2) float32; NaN for a segment without voters (all weights 0, or an empty segment, whose tIoU
     with itself is undefined).  `batched_nms` keeps the boundaries of such a segment instead.
     Raises: as `soft_nms`.
@@ -86,7 +88,7 @@ def vote(kept_segments: torch.Tensor, segments: torch.Tensor, scores: torch.Tens
         raise ValueError(f"vote: kept_segments are on {kept_segments.device}, segments on {segments.device}")
     backend = backend_for(segments.device)
     kept_segments, segments, scores, home = _move(backend, kept_segments, segments, scores)
-    return backend.vote(kept_segments, segments, scores, threshold).to(home)
+    return backend.vote(kept_segments, segments, scores, threshold, by_iou).to(home)
 
 
 def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor,
@@ -97,14 +99,15 @@ def batched_nms(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tens
 
 
 def nms_of_batch(candidates: Candidates, *, method: str, iou_threshold: float, min_score: float, max_seg_num: int, sigma: float,
-                 multiclass: bool, voting_thresh: float, multiclass_voting: bool = False) -> Candidates:
+                 multiclass: bool, voting_thresh: float, multiclass_voting: bool = False,
+                 voting_iou_weight: bool = True) -> Candidates:
     """NMS of the candidates of B videos, each video separately, with the settings of `test_cfg` (SPEC items 42, 43).
 
     Args: candidates, all tensors on one device.
     method 'soft': gaussian soft-NMS, iou_threshold unused; 'hard': candidates with score <= min_score are dropped first;
     'none': everything is returned unchanged.  multiclass: NMS per class, then merged; else over all labels.  voting_thresh
     > 0: boundary voting by all candidates of the video with their input scores, in class-agnostic mode, or per class with
-    multiclass_voting.
+    multiclass_voting; voting_iou_weight as `by_iou` of `vote`.
     Returns: the kept segments on the inputs' device, <= max_seg_num per video, score descending.
     Raises: as `soft_nms`; UserError also for max_seg_num < 1.
     """
@@ -126,7 +129,7 @@ def nms_of_batch(candidates: Candidates, *, method: str, iou_threshold: float, m
     backend = backend_for(candidates.scores.device)
     *moved, home = _move(backend, *candidates)
     kept = backend.batched(*moved, method == "soft", threshold, low, min(int(max_seg_num), 2**31 - 1), sigma, bool(multiclass),
-                           voting, voting_threshold)
+                           voting, voting_threshold, bool(voting_iou_weight))
     return Candidates(*(t.to(home) for t in kept))
 
 

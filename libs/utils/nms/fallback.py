@@ -100,7 +100,7 @@ def soft(segments: torch.Tensor, scores: torch.Tensor, method: str, threshold: f
     return index, torch.cat([segments[index], decayed[:, None]], dim=1)
 
 
-def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float, by_iou: bool) -> torch.Tensor:
     """Refined segments (k, 2), NaN without a voter."""
     refined = torch.empty(len(kept), 2)
     out = refined.numpy()
@@ -110,7 +110,8 @@ def vote(kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, thres
         inter = _overlap(segment, voters)
         with np.errstate(invalid="ignore"):
             iou = inter / ((segment[1] - segment[0]) + lengths - inter)
-            weights = np.where(iou >= np.float32(threshold), weight, np.float32(0)) * iou
+            factor = iou if by_iou else np.where(np.isnan(iou), iou, np.float32(1))
+            weights = np.where(iou >= np.float32(threshold), weight, np.float32(0)) * factor
             weights = weights.astype(np.float64)
             out[i] = (weights[:, None] * wide).sum(axis=0) / weights.sum()
     return refined
@@ -127,7 +128,7 @@ def batched(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, 
 
 def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, soft: bool, threshold: float, min_score: float,
               limit: int, sigma: float, multiclass: bool, voting: str,
-              voting_threshold: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+              voting_threshold: float, by_iou: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Segments (k, 2), scores (k), labels (k), k <= limit; `voting` 'off', 'all' or 'class'.
 
     The picks of a class have descending scores, so a lazy merge of the classes is a stable sort of all picks (ties: lower class
@@ -148,6 +149,6 @@ def _of_video(segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
         for label in labels[index].unique() if voting == "class" else [None]:
             chosen = labels[index] == label if label is not None else torch.ones(len(index), dtype=torch.bool)
             voters = labels == label if label is not None else torch.ones(len(labels), dtype=torch.bool)
-            refined[chosen] = vote(picked[chosen], segments[voters], scores[voters], voting_threshold)
+            refined[chosen] = vote(picked[chosen], segments[voters], scores[voters], voting_threshold, by_iou)
         picked = torch.where(refined.isnan().any(dim=1, keepdim=True), picked, refined)
     return picked, torch.tensor([float(p[1]) for p in picks], dtype=torch.float32), labels[index]

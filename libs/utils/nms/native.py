@@ -18,7 +18,7 @@ import torch
 
 from libs.core.files import is_file
 
-ABI, BINS = 2, 256  # TAL_ABI and TAL_BINS of csrc/nms_common.h
+ABI, BINS = 3, 256  # TAL_ABI and TAL_BINS of csrc/nms_common.h
 METHODS = {"vanilla": 0, "linear": 1, "gaussian": 2}
 FOLDER = Path(__file__).parents[1] / "csrc"
 SUFFIX = ".dll" if sys.platform == "win32" else ".so"
@@ -63,9 +63,9 @@ class CpuLibrary:
         library = _open(path, "tal_abi")
         self._hard = _declare(library, "tal_hard_nms", LONG, POINTER, POINTER, LONG, FLOAT, POINTER)
         self._soft = _declare(library, "tal_soft_nms", LONG, POINTER, POINTER, LONG, INT, FLOAT, FLOAT, FLOAT, POINTER, POINTER)
-        self._vote = _declare(library, "tal_vote", None, POINTER, LONG, POINTER, POINTER, LONG, FLOAT, POINTER)
+        self._vote = _declare(library, "tal_vote", None, POINTER, LONG, POINTER, POINTER, LONG, FLOAT, INT, POINTER)
         self._batched = _declare(library, "tal_nms_of_batch", LONG, *4 * [POINTER], LONG, INT, FLOAT, FLOAT, LONG, FLOAT, INT,
-                                 INT, FLOAT, INT, *4 * [POINTER])
+                                 INT, FLOAT, INT, INT, *4 * [POINTER])
         self._decode = _declare(library, "tal_decode", LONG, *5 * [POINTER], LONG, LONG, LONG, FLOAT, LONG, FLOAT, INT,
                                 *4 * [POINTER])
 
@@ -83,15 +83,17 @@ class CpuLibrary:
                                     min_score, kept.data_ptr(), rows.data_ptr()))
         return kept[:count], rows[:count]
 
-    def vote(self, kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    def vote(self, kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float,
+             by_iou: bool) -> torch.Tensor:
         """Refined segments (k, 2), NaN without a voter."""
         refined = torch.empty(len(kept), 2)
-        self._vote(kept.data_ptr(), len(kept), segments.data_ptr(), scores.data_ptr(), len(scores), threshold, refined.data_ptr())
+        self._vote(kept.data_ptr(), len(kept), segments.data_ptr(), scores.data_ptr(), len(scores), threshold, by_iou,
+                   refined.data_ptr())
         return refined
 
     def batched(self, segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor, soft: bool,
                 threshold: float, min_score: float, limit: int, sigma: float, multiclass: bool, voting: str,
-                voting_threshold: float) -> Batch:
+                voting_threshold: float, by_iou: bool) -> Batch:
         """Segments (k, 2), scores (k), labels (k), counts (B) <= limit of B videos; `voting` 'off', 'all' or 'class'.
 
         The videos are spread over as many threads as torch uses.
@@ -99,7 +101,8 @@ class CpuLibrary:
         room = sum(min(count, limit) for count in counts.tolist())
         return _filled_rows(room, len(counts), lambda *out: self._batched(
             segments.data_ptr(), scores.data_ptr(), labels.data_ptr(), counts.data_ptr(), len(counts), soft, threshold, min_score,
-            limit, sigma, multiclass, ("off", "all", "class").index(voting), voting_threshold, torch.get_num_threads(), *out))
+            limit, sigma, multiclass, ("off", "all", "class").index(voting), voting_threshold, by_iou,
+            torch.get_num_threads(), *out))
 
     def decode(self, scores: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor, points: torch.Tensor,
                level_sizes: Sequence[int], threshold: float, topk: int, duration: float) -> Batch:
@@ -145,7 +148,8 @@ class CudaLibrary:
         self._soft = _declare(library, "tal_cuda_soft_nms", INT, *4 * [POINTER], INT, INT, FLOAT, FLOAT, FLOAT, LONG,
                               *9 * [POINTER], INT, POINTER)
         self._hard = _declare(library, "tal_cuda_hard_nms", INT, *3 * [POINTER], INT, FLOAT, LONG, *3 * [POINTER], INT, POINTER)
-        self._vote = _declare(library, "tal_cuda_vote", INT, POINTER, INT, *5 * [POINTER], LONG, FLOAT, POINTER, INT, POINTER)
+        self._vote = _declare(library, "tal_cuda_vote", INT, POINTER, INT, *5 * [POINTER], LONG, FLOAT, INT, POINTER, INT,
+                              POINTER)
 
     def _run(self, function: Callable, device: torch.device, *arguments: object) -> None:
         values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
@@ -190,15 +194,17 @@ class CudaLibrary:
         index, decayed = self._soft_groups(segments, scores, _one_group(order), method, threshold, sigma, min_score, len(order))
         return index, torch.cat([segments[index], decayed[:, None]], dim=1)
 
-    def vote(self, kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    def vote(self, kept: torch.Tensor, segments: torch.Tensor, scores: torch.Tensor, threshold: float,
+             by_iou: bool) -> torch.Tensor:
         """Refined segments (k, 2), NaN without a voter."""
         refined = torch.empty_like(kept)
-        self._run(self._vote, kept.device, kept, len(kept), segments, scores, None, None, None, len(scores), threshold, refined)
+        self._run(self._vote, kept.device, kept, len(kept), segments, scores, None, None, None, len(scores), threshold, by_iou,
+                  refined)
         return refined
 
     def batched(self, segments: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor, soft: bool,
                 threshold: float, min_score: float, limit: int, sigma: float, multiclass: bool, voting: str,
-                voting_threshold: float) -> Batch:
+                voting_threshold: float, by_iou: bool) -> Batch:
         """Segments (k, 2), scores (k), labels (k), counts (B) <= limit of B videos; `voting` 'off', 'all' or 'class'.
 
         The host waits for the number of groups and of results (and of high scores, with hard NMS).
@@ -227,7 +233,8 @@ class CudaLibrary:
             group = torch.empty_like(all_candidates).index_copy_(0, voters.order, voters.group)[index]
             refined = torch.empty_like(picked)
             self._run(self._vote, picked.device, picked, len(picked), segments, scores, voters.order,
-                      *(voters.begin[group + side].contiguous() for side in (0, 1)), len(scores), voting_threshold, refined)
+                      *(voters.begin[group + side].contiguous() for side in (0, 1)), len(scores), voting_threshold, by_iou,
+                      refined)
             picked = torch.where(refined.isnan().any(dim=1, keepdim=True), picked, refined)
         return picked, score, labels[index], found.clamp(max=limit)
 

@@ -30,6 +30,13 @@ def test_the_cosine_ends_near_zero_and_goes_on_periodically():
     assert got[32] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_lowest_rate_can_be_set(warmup):
+    got = rates(21, warmup=warmup, warmup_epochs=2, epochs=3, eta_min=0.004)
+    assert min(got[8:] if warmup else got) == pytest.approx(0.004)
+    assert got[20 if warmup else 12] == pytest.approx(0.004)
+
+
 def test_no_warm_up_starts_at_the_base():
     got = rates(12, warmup=False, warmup_epochs=5, epochs=3)
     assert got[0] == 0.01

@@ -54,13 +54,13 @@ def test_soft_equals_twin(backend, kind, method, min_score):
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard", "soft multiclass", "hard multiclass", "soft multiclass vote",
-                                  "hard multiclass vote"])
+                                  "hard multiclass vote", "soft by score", "hard multiclass vote by score"])
 @pytest.mark.parametrize("limit", [1, 12, 500])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batched_equals_twin(backend, kind, mode, limit):
     inputs = candidates(kind, 60, seed=5)
     setting = {**SETTING, "method": mode.split()[0], "multiclass": "multiclass" in mode, "multiclass_voting": "vote" in mode,
-               "max_seg_num": limit}
+               "max_seg_num": limit, "voting_iou_weight": "by score" not in mode}
     segments, scores, labels = nms.batched_nms(*inputs, **setting)
     want = twin.batched(*numbers(*inputs), **setting)
     assert labels.tolist() == [row[2] for row in want]

@@ -46,7 +46,7 @@ def settings(limits):
     for method, multiclass, voting, limit, low in itertools.product(("soft", "hard"), (True, False), (True, False), limits,
                                                                     (0.0, 0.03)):
         yield {**SETTING, "method": method, "multiclass": multiclass, "multiclass_voting": voting, "max_seg_num": limit,
-               "min_score": low}
+               "min_score": low, "voting_iou_weight": low > 0}
 
 
 def assert_same_as_fallback(library, device, kind, n, seed):
@@ -130,7 +130,7 @@ def test_kernels_on_empty_input(emulated):
 
 def test_a_cuda_error_is_raised_with_its_name(emulated):
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
-        emulated._run(emulated._vote, torch.device("cuda:3"), None, 1, None, None, None, None, None, 0, 0.5, None)
+        emulated._run(emulated._vote, torch.device("cuda:3"), None, 1, None, None, None, None, None, 0, 0.5, 1, None)
 
 
 def test_nvcc_builds_the_library(built):
