@@ -10,6 +10,7 @@ STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
 MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
 SGP = {"backbone_type": "SGP", "sgp_mlp_dim": 20, "n_sgp_win_size": 3, "masked_stats": True}
 TRIDENT = {"use_trident_head": True, "num_bins": 3}
+POOLER = {"backbone_type": "convPooler", "backbone_arch": [1, 2], "n_mha_win_size": -1}
 VARIANTS = {
     "transformer": {},
     "conv": {"model": {"backbone_type": "conv"}},
@@ -44,6 +45,8 @@ VARIANTS = {
     "SGP, means": {"model": {**SGP, "downsample_type": "avg", "n_sgp_win_size": [1, 5, 3], "use_abs_pe": True}},
     "trident head": {"model": TRIDENT},
     "TriDet": {"model": {**SGP, **TRIDENT}},
+    "convPooler": {"model": {**POOLER, "fpn_shared_norm": True}},
+    "convPooler, GroupNorm": {"model": {**POOLER, "fpn_norm": "groupnorm", "masked_stats": True}},
     "no drop path": {"train_cfg": {"droppath": 0.0}},
 }
 

@@ -29,6 +29,16 @@ def test_published_arithmetic_from_the_first_step_on():
     assert average.updates == 5
 
 
+def test_a_shared_parameter_moves_once_per_step_under_each_of_its_names():
+    shared = nn.Linear(1, 1)
+    module = nn.ModuleList([shared, shared, shared])
+    nn.init.constant_(shared.weight, 1.0)
+    average = EMA(module, 0.9)
+    nn.init.constant_(shared.weight, 2.0)
+    average.update()
+    assert [average.state_dict()[f"{i}.weight"].item() for i in range(3)] == pytest.approx([1.1, 1.1, 1.1])
+
+
 def test_warm_up_follows_the_weights_at_once():
     module = model()
     average = EMA(module, 0.999, warmup=True)

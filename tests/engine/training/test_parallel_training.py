@@ -65,6 +65,9 @@ def work(tmp_path_factory):
         "adamw": data_config(data, folder, **merged(STILL, {"opt": {"type": "AdamW", "learning_rate": 0.003}})),
         "auto weight": data_config(data, folder, **merged(STILL, {"train_cfg": {"loss_weight": 0, "label_smoothing": 0.1}})),
         "buckets": data_config(data, folder, **merged(STILL, BUCKETS)),
+        "temporalmaxer": data_config(data, folder, model_name="TemporalMaxerArchitecture", **merged(STILL, {"model": {
+            "backbone_type": "convPooler", "backbone_arch": [1, 2], "n_mha_win_size": -1, "fpn_norm": "layernorm",
+            "assigner": {"keep_percent": 0.3}}})),
         "corrected": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4, "loss_weight": -1}),
         "fixed weight": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4}),
         "unmasked": taught([transformer], distill={
@@ -120,7 +123,7 @@ def compare(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "names"), [
-    (2, 1, ["adamw", "auto weight", "c2ms"]), (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["plain"])])
+    (2, 1, ["adamw", "auto weight", "c2ms", "temporalmaxer"]), (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["plain"])])
 def test_processes_equal_one(work, whole, processes, accumulation, names):
     folder, configs = work
     paths = [write(folder, f"{processes} x {accumulation} {name}", configs[name], split(configs[name], processes, accumulation))
