@@ -37,6 +37,16 @@ def test_levels_are_the_maximum_of_three_steps(scale):
             assert torch.equal(levels[level][0, t], want)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_only_the_published_pooling_sees_padding(masked):
+    network = show_every_term(build_model(pooler(fpn_norm="layernorm", masked_stats=masked))).eval()
+    feats, mask = padded_batch([41], 48)
+    with torch.no_grad():
+        (fine, coarse, _), _ = network.backbone(feats, mask)
+    assert torch.equal(coarse[0, 20], fine[0, 39:41 if masked else 42].max(0).values)  # step 41 is padding
+    assert (fine[0, 41] > fine[0, 39:41].max(0).values).any()
+
+
 @pytest.mark.parametrize("model", [{"fpn_norm": "groupnorm"}, {"fpn_norm": "groupnorm", "masked_stats": True},
                                    {"fpn_norm": "layernorm"}, {"fpn_norm": "none"}])
 def test_every_group_has_the_outputs_of_each_video_alone(model):
