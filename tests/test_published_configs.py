@@ -111,13 +111,62 @@ def test_published_values_and_sizes_of_temporalmaxer(name: str):
     assert millions == pytest.approx(TEMPORALMAXER[name][-1], abs=5e-4)
 
 
+# F37: lr, eta_min, warm-up, epochs, weight decay, batch, clip, max_seq_len
+TRIDET_TRAINING = {
+    "thumos_i3d": (1e-4, 1e-8, 20, 20, 0.025, 2, 1, 2304), "epic_verb": (1e-4, 5e-5, 5, 22, 0.05, 2, 1, 2304),
+    "epic_noun": (1e-4, 1e-8, 5, 14, 0.05, 2, 1, 2304), "anet_tsp": (1e-3, 5e-5, 10, 5, 0.04, 16, 0.4, 768),
+    "hacs_slowfast": (1e-3, 5e-4, 7, 4, 0.03, 16, 0.5, 960), "hacs_i3d": (1e-3, 2e-4, 10, 3, 0.03, 16, 1, 512)}
+# window, k, bins, IoU power, H, E, F, D, head kernels, abs PE, noise, init_conv_vars
+TRIDET_MODEL = {
+    "thumos_i3d": (1, 5, 16, 0.2, 768, 512, 512, 512, 3, 3, False, 0.0005, 0),
+    "epic_verb": (5, 2, 16, 0.25, 1024, 512, 512, 512, 3, 3, False, 0, 0),
+    "epic_noun": (1, 4, 16, 0.25, 1024, 512, 512, 512, 3, 3, False, 0, 0),
+    "anet_tsp": (15, 1.3, 12, 1, 2048, 256, 256, 512, 3, 3, True, 0.5, 0.2),
+    "hacs_slowfast": (3, 1.2, 14, 1, 1024, 1024, 1024, 1024, 5, 1, True, 0.2, 0.1),
+    "hacs_i3d": (15, 1.2, 12, 1, 1024, 1024, 1024, 1024, 5, 1, True, 0, 0.1)}
+# loss norm, smoothing, topk, segments, sigma, voting, duration, classes, ranges, channels, stride, frames, fps, trunc
+TRIDET_DATA = {
+    "thumos_i3d": (100, 0, 2000, 2000, 0.5, 0.7, 0.05, 20, PLAIN, 2048, 4, 16, None, 0.5),
+    "epic_verb": (250, 0, 5000, 2000, 0.4, 0.75, 0.05, 97, [*DOUBLED, (32, 1e4)], 2304, 16, 32, 30, 0.3),
+    "epic_noun": (250, 0.1, 5000, 2000, 0.4, 0.75, 0.05, 300, [*DOUBLED, (32, 1e4)], 2304, 16, 32, 30, 0.3),
+    "anet_tsp": (400, 0.1, 2000, 200, 0.7, 0.95, 0.1, 1, PLAIN, 512, 16, 16, 15, 0.5),
+    "hacs_slowfast": (400, 0.1, 2000, 250, 0.75, 0.95, 0.05, 200, PLAIN, 2304, 8, 32, 15, 0.5),
+    "hacs_i3d": (400, 0.1, 2000, 250, 0.75, 0.95, 0.05, 200, [*PLAIN[:-1], (64, 128), (128, 1e4)], 2048, 1, 1, 2, 0.5)}
+MILLIONS = {"thumos_i3d": 15.99, "epic_verb": 18.59, "epic_noun": 19.50, "anet_tsp": 12.81, "hacs_slowfast": 51.86,
+            "hacs_i3d": 53.41}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_published_values_and_sizes_of_tridet(name: str):
+    config = load_config(CONFIGS / f"tridet_{name}.yaml")
+    model, train, test, data, opt = config.model, config.train_cfg, config.test_cfg, config.dataset, config.opt
+    assert (opt.learning_rate, opt.eta_min, opt.warmup_epochs, opt.epochs, opt.weight_decay, config.loader.batch_size,
+            train.clip_grad_l2norm, data.max_seq_len) == TRIDET_TRAINING[name]
+    assert (model.n_sgp_win_size, model.k, model.num_bins, model.iou_weight_power, model.sgp_mlp_dim, model.embd_dim,
+            model.fpn_dim, model.head_dim, model.head_kernel_size, model.boudary_kernel_size, model.use_abs_pe, model.input_noise,
+            model.init_conv_vars) == TRIDET_MODEL[name]
+    assert (train.init_loss_norm, train.label_smoothing, test.pre_nms_topk, test.max_seg_num, test.nms_sigma, test.voting_thresh,
+            test.duration_thresh, data.num_classes, list(model.regression_range), data.input_dim, data.feat_stride,
+            data.num_frames, data.default_fps, data.trunc_thresh) == TRIDET_DATA[name]
+    assert model.backbone_arch == (2, 2, 6 if name == "hacs_i3d" else 5)
+    assert (model.backbone_type, model.use_trident_head, model.downsample_type, model.head_num_layers) == ("SGP", True, "max", 3)
+    assert (model.embd_kernel_size, model.masked_stats, train.droppath, train.loss_weight) == (3, False, 0.1, 1)
+    assert (test.voting_iou_weight, data.crop_offset, data.crop_ratio, data.force_upsampling) == (False, False, (0.9, 1), False)
+    assert (test.multiclass_nms, data.file_prefix) == ((False, "v_") if name == "anet_tsp" else (True, None))
+    assert (data.subset_folders, data.file_ext) == (
+        "hacs" in name, ".npz" if "epic" in name else ".pkl" if name == "hacs_slowfast" else ".npy")
+    assert (test.min_score, test.pre_nms_thresh, test.nms_method) == (0.001, 0.001, "soft")
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in build_model(config).parameters()) / 1e6
+    assert millions == pytest.approx(MILLIONS[name], abs=5e-3)
+
+
 @pytest.mark.parametrize("name", TIOUS)
 def test_thresholds(name: str):
     assert get_preset(name).tious == pytest.approx(np.linspace(*TIOUS[name]))
 
 
-NARROW = {"anet": ["model.embd_dim=16", "model.fpn_dim=16", "model.head_dim=16", "loader.batch_size=2"],
-          "pair": ["model.embd_dim=[12,12]", "model.fpn_dim=24", "model.head_dim=16"],
+NARROW = {"pair": ["model.embd_dim=[12,12]", "model.fpn_dim=24", "model.head_dim=16"],
           "triple": ["model.embd_dim=[16,8,8]", "model.fpn_dim=32", "model.head_dim=16"],
           "other": ["model.embd_dim=16", "model.fpn_dim=16", "model.head_dim=16"]}
 
@@ -125,12 +174,13 @@ NARROW = {"anet": ["model.embd_dim=16", "model.fpn_dim=16", "model.head_dim=16",
 def narrow(name: str) -> list[str]:
     """Overrides: a narrow network, one epoch without warm-up, on the CPU; every score counts, since two steps teach little."""
     kind = {2: "pair", 3: "triple"}.get(len(np.atleast_1d(SHAPES.get(name, (0,))[0])), name.split("_")[0])
-    return [*NARROW.get(kind, NARROW["other"]), "devices=[cpu]", "loader.num_workers=0", "opt.warmup_epochs=0", "opt.epochs=1",
-            "test_cfg.pre_nms_thresh=0", "test_cfg.min_score=0", "test_cfg.max_seg_num=50", "test_cfg.pre_nms_topk=200"]
+    return [*NARROW.get(kind, NARROW["other"]), "devices=[cpu]", "loader.num_workers=0", "loader.batch_size=2",
+            "opt.warmup_epochs=0", "opt.epochs=1", "test_cfg.pre_nms_thresh=0", "test_cfg.min_score=0",
+            "test_cfg.max_seg_num=50", "test_cfg.pre_nms_topk=200"]
 
 
 @pytest.mark.parametrize("name", [*(name for name in SHAPES if name != "thumos_i3d"), "temporalmaxer_thumos_i3d",
-                                  "temporalmaxer_epic_verb"])
+                                  "temporalmaxer_epic_verb", "tridet_thumos_i3d", "tridet_anet_tsp", "tridet_hacs_slowfast"])
 def test_one_epoch_and_evaluation(capsys, tmp_path, name: str):
     path = plant(load_config(CONFIGS / f"{name}.yaml"), tmp_path / "data", 4, 2, seconds=(20.0, 30.0))
     settings = [*narrow(name), f"output_folder={tmp_path}/ckpt"]

@@ -8,7 +8,7 @@ from typing import Any
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LocPointTransformer": {},
     "TriDet": {"model.backbone_type": "SGP", "model.use_trident_head": True, "test_cfg.voting_iou_weight": False,
-               "opt.eta_min": 1e-8},
+               "opt.eta_min": 1e-8, "dataset.crop_offset": False},
     "TemporalMaxerArchitecture": {"model.backbone_type": "convPooler", "model.fpn_norm": "groupnorm",
                                   "model.fpn_shared_norm": True, "model.assigner.type": "cost"},
 }

@@ -50,7 +50,7 @@ class DatasetConfig:
     json_file: str = key("", "annotation JSON in the ActivityNet layout (required)")
     feat_folder: Strings = key("", "folder of feature files, or one .h5/.hdf5 file; several folders are joined along channels (required)")
     file_prefix: str | None = key(None, "text before the video id in a feature file's name")
-    file_ext: str | None = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5 or .pt")
+    file_ext: str | None = key(".npy", "extension of feature files: .npy, .npz, .h5, .hdf5, .pt or .pkl")
     feat_stride: float = key(16.0, "frames between two feature vectors; <= 0: the video is stretched to its feature count", high=MOST_FRAMES)
     num_frames: float = key(32.0, "frames that one feature vector sees", above=0, high=MOST_FRAMES)
     default_fps: float | None = key(None, "frames per second of every video; null: the annotation's own fps", low=FPS_LIMITS[0], high=FPS_LIMITS[1])
@@ -65,6 +65,8 @@ class DatasetConfig:
     strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length, and labels that differ in spelling only (case, spaces, hyphens, Unicode composition)")
     tiou_thresholds: tuple[float, ...] | None = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
     modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
+    subset_folders: bool = key(False, "(ours) the feature files of a subset (the first of train_split or val_split) lie in a folder of its name inside feat_folder, as HACS features are published")
+    crop_offset: bool = key(True, "(ours) segments may reach beyond a training crop by half of what a feature vector sees, as published by ActionFormer; false: they end with the crop")
     crop_align: int = key(1, "(ours) training crops start at multiples of this many feature vectors; cached teacher outputs need the coarsest level's stride", low=1)
 
 

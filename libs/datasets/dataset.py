@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 import random
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ import torch
 
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
-from libs.core.schema import Config
+from libs.core.schema import Config, as_tuple
 from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
 from libs.datasets.features.cache import FeatureCache, available_memory
@@ -73,7 +74,8 @@ class TalDataset(VideoDataset):
         self.unlabelled_ids = self._choose_unlabelled()
         if not config.distill.teachers:
             self._annotated = tuple(v for v in self._annotated if v.id not in self.unlabelled_ids)
-        self._reader = StreamReader(config, config.model.modalities if modalities is None else modalities)
+        streams = config.model.modalities if modalities is None else modalities
+        self._reader = StreamReader(_of_subset(config, self.subset[0]), streams)
         missing = {v.id: where for v in self._annotated if (where := self._reader.missing(v.id)) is not None}
         self.videos: tuple[Video, ...] = tuple(v for v in self._annotated if v.id not in missing)
         self.missing_ids = tuple(missing)
@@ -101,7 +103,8 @@ class TalDataset(VideoDataset):
         if self._single_class:
             labels = np.zeros_like(labels)
         if self.training and self.preset.trim:
-            segments, labels = trim_to_features(segments, labels, length + grid.offset, self._data.trunc_thresh)
+            end, share = (length, 0.0) if self.preset.trim_any else (length + grid.offset, self._data.trunc_thresh)
+            segments, labels = trim_to_features(segments, labels, end, share)
         duration_s = video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
         return Sample(index, video.id, grid, duration_s, length, length, torch.from_numpy(np.array(segments, np.float32)),
                       torch.from_numpy(np.array(labels, np.int64)), labelled=labelled)
@@ -109,9 +112,10 @@ class TalDataset(VideoDataset):
     def crop(self, whole: Sample, rng: random.Random) -> Sample:
         """The training crop of a whole video that `rng` draws (SPEC item 10)."""
         data = self._data
+        offset = whole.grid.offset if data.crop_offset else 0.0
         start, steps, segments, labels = random_crop(
             whole.steps, whole.segments.numpy(), whole.labels.numpy(), max_seq_len=data.max_seq_len,
-            trunc_thresh=data.trunc_thresh, offset=whole.grid.offset, crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
+            trunc_thresh=data.trunc_thresh, offset=offset, crop_ratio=data.crop_ratio, rng=rng, align=data.crop_align)
         return dataclasses.replace(whole, start=start, steps=steps, segments=torch.from_numpy(segments),
                                    labels=torch.from_numpy(labels))
 
@@ -323,6 +327,15 @@ class TalDataset(VideoDataset):
                 texts.append(f"{provenance.path} says otherwise of the features of {len(found)} of {len(used)} videos, so times "
                              f"are off: {name} of {vid!r} is {theirs:g} there and {ours:g} here; correct {remedy}")
         return texts
+
+
+def _of_subset(config: Config, subset: str) -> Config:
+    """The configuration with the feature folders of a subset (dataset.subset_folders)."""
+    data = config.dataset
+    if not data.subset_folders:
+        return config
+    folders = tuple(os.path.join(folder, subset) for folder in as_tuple(data.feat_folder))
+    return dataclasses.replace(config, dataset=dataclasses.replace(data, feat_folder=folders))
 
 
 def is_single_class(config: Config) -> bool:

@@ -20,7 +20,8 @@ class Preset:
     class_agnostic: with num_classes 1, every label becomes 0; find_empty_classes: report class ids without annotations;
     unlabelled: videos may lack the `annotations` key; needs_duration: every video must have a duration; drop_duplicates: remove
     repeated segments; trim: in training, clamp or drop segments past the last feature, and only warn of features that are much
-    too short for their video.
+    too short for their video; trim_any: keep every segment that starts before the last feature (SPEC_FAMILY F21), not only those
+    with a share of dataset.trunc_thresh before it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Preset:
     needs_duration: bool = False
     drop_duplicates: bool = False
     trim: bool = False
+    trim_any: bool = False
 
 
 PRESETS = {preset.name: preset for preset in (
@@ -40,7 +42,8 @@ PRESETS = {preset.name: preset for preset in (
     Preset("generic", _grid(0.3, 0.7, 5)),
     Preset("anet", _grid(0.5, 0.95, 10), all_classes=True, class_agnostic=True, needs_duration=True, drop_duplicates=True,
            trim=True),
-    Preset("hacs", _grid(0.5, 0.95, 10), all_classes=True, needs_duration=True, drop_duplicates=True, trim=True),
+    Preset("hacs", _grid(0.5, 0.95, 10), all_classes=True, needs_duration=True, drop_duplicates=True, trim=True,
+           trim_any=True),
     Preset("multithumos", _grid(0.1, 0.9, 9), all_classes=True),
     Preset("epic", _grid(0.1, 0.5, 5), find_empty_classes=True),
     Preset("ego4d", _grid(0.1, 0.5, 5), all_classes=True, unlabelled=True),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden.datasets import check
-from helpers import item
+from helpers import TRAINING, VALIDATION, data_config, item, write_data
 from torch.utils.data import DataLoader
 
 from libs.core.errors import UserError
@@ -22,13 +22,14 @@ from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import Grid
 from libs.datasets.presets import PRESETS, get_preset
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "datasets_seed0.npz"
+GOLDEN = Path(__file__).parent.parent / "golden"
 LENGTHS = {"a": 100, "b": 37, "c": 64, "d": 12}  # at 25 fps, stride 5, 10 frames: 5 vectors per second
 
 
-def test_published_data_sets_and_crops():
-    checks = check(GOLDEN)
-    assert len(checks) > 300
+@pytest.mark.parametrize(("name", "comparisons"), [("datasets_seed0", 300), ("datasets_tridet_seed0", 150)])
+def test_published_data_sets_and_crops(name, comparisons):
+    checks = check(GOLDEN / f"{name}.npz")
+    assert len(checks) > comparisons
     assert [c.name for c in checks if not c.passed] == []
 
 
@@ -405,3 +406,24 @@ def test_without_durations_the_features_tell_the_unit(make, training):
         for vid, entry in DATABASE.items()}
     with pytest.raises(UserError, match=r"a\.json: 4 of 4 segments lie outside .*'a' reach to 19000, the video to 20.*milli"):
         make(database=database, subset="training", training=training)
+
+
+def test_a_folder_per_subset_and_crops_that_end_with_the_window(tmp_path):
+    """The two data rules of TriDet and HACS that configurations choose."""
+    data = write_data(tmp_path)
+    for subset, videos in (("training", TRAINING), ("validation", VALIDATION)):
+        (data.features / subset).mkdir()
+        for video in videos:
+            (data.features / f"{video}.npy").rename(data.features / subset / f"{video}.npy")
+    config = data_config(data, tmp_path, dataset={"subset_folders": True, "crop_offset": False})
+    train = TalDataset(config, ["training"], training=True)
+    assert {v.id for v in train.videos} == set(TRAINING)
+    assert {v.id for v in TalDataset(config, ["validation"], training=False).videos} == set(VALIDATION)
+    crops = [train.sample((epoch, i)) for epoch in range(20) for i in range(len(train))]
+    assert all((c.segments >= 0).all() and (c.segments <= c.steps).all() for c in crops)
+    beyond = TalDataset(data_config(data, tmp_path, dataset={"subset_folders": True}), ["training"], training=True)
+    crops = [beyond.sample((epoch, i)) for epoch in range(20) for i in range(len(beyond))]
+    assert any((c.segments < 0).any() for c in crops)
+    data.edit(lambda document: document["database"]["v0"].update(subset="test"))
+    with pytest.raises(UserError, match=r"features.test: no such feature folder; check dataset.feat_folder"):
+        TalDataset(config, ["test"], training=False)

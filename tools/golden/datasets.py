@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import random
 import tempfile
 import unittest.mock
@@ -9,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from golden.common import Check, agree, compare, load, text
 from libs.core.schema import Config, DatasetConfig, ModelConfig
@@ -22,7 +24,7 @@ SAME_NAMES = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "ma
 def check(path: Path) -> list[Check]:
     """Compare every dataset and every crop of one fixture."""
     data = load(Path(path))
-    return [c for tag in text(data["tags"]) for c in _check_dataset(data, tag)] + _check_crops(data)
+    return [c for tag in text(data["tags"]) for c in _check_dataset(data, tag, Path(path).name)] + _check_crops(data)
 
 
 def check_crops(path: Path) -> list[Check]:
@@ -35,12 +37,12 @@ def _check_crops(data: dict[str, np.ndarray]) -> list[Check]:
     return [c for name in crops for c in _check_crop(data, name)]
 
 
-def _check_dataset(data: dict[str, np.ndarray], tag: str) -> list[Check]:
+def _check_dataset(data: dict[str, np.ndarray], tag: str, source: str) -> list[Check]:
     kwargs, checks = text(data[f"{tag}/kwargs"]), []
     odd_lengths = unittest.mock.patch("libs.datasets.sample.implausible_length", return_value=False)  # the check is ours alone
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), odd_lengths:
         warnings.simplefilter("ignore")  # the fixtures hold odd segments and missing features on purpose
-        config = _config(data, tag, kwargs, Path(folder))
+        config = _config(data, tag, kwargs, Path(folder), source)
         for mode in ("eval", "train"):
             dataset = TalDataset(config, kwargs["split"], training=mode == "train")
             name = f"{tag}/{mode}"
@@ -53,28 +55,43 @@ def _check_dataset(data: dict[str, np.ndarray], tag: str) -> list[Check]:
     return checks
 
 
-def _config(data: dict[str, np.ndarray], tag: str, kwargs: dict, folder: Path) -> Config:
+def _config(data: dict[str, np.ndarray], tag: str, kwargs: dict, folder: Path, source: str) -> Config:
     """Write the annotation and feature files, and the configuration that reads them."""
     (folder / "annotations.json").write_text(str(data[f"{tag}/json"]), encoding="utf-8")
-    widths = {}
     for key, feats in data.items():
-        if key.startswith(f"{tag}/file/"):
+        if key.startswith(f"{tag}/file/") and ".pkl/" not in key:
             file = folder / key.removeprefix(f"{tag}/file/")
             file.parent.mkdir(exist_ok=True)
-            widths[file.parent.name] = feats.shape[1]
             if file.suffix == ".npz":
                 np.savez(file, feats=feats)
             else:
                 np.save(file, feats)
-    same = {key: kwargs[key] for key in SAME_NAMES}
+    for pickled in {key.rpartition("/")[0] for key in data if key.startswith(f"{tag}/file/") and ".pkl/" in key}:
+        file = folder / pickled.removeprefix(f"{tag}/file/")
+        file.parent.mkdir(exist_ok=True, parents=True)
+        names = ("fast_feature", "slow_feature")  # the order in the file does not count
+        file.write_bytes(pickle.dumps({name: torch.from_numpy(data[f"{pickled}/{name}"]) for name in names}))
+    hacs = kwargs.get("backbone_type")
+    same = {"file_prefix": "v_" if hacs == "tsp" else None, "subset_folders": hacs == "slowfast",
+            **{key: kwargs[key] for key in SAME_NAMES if key in kwargs}}
     same["crop_ratio"] = tuple(same["crop_ratio"]) if same["crop_ratio"] else None
     folders = tuple(str(folder / name) for name in kwargs["folders"])
-    width, read = sum(widths[name] for name in kwargs["folders"]), {}
+    width, read = _width(data, tag, kwargs["folders"]), {}
     if kwargs["dataset"] == "multithumos" and kwargs["input_dim"] < width:  # TemporalMaxer reads the first half alone
         same["modalities"], read = {"rgb": (0, kwargs["input_dim"])}, {"modalities": ("rgb",)}
     dataset = DatasetConfig(json_file=str(folder / "annotations.json"), feat_folder=folders,
-                            input_dim=width, missing="skip", **same)
+                            input_dim=width, missing="skip", crop_offset="tridet" not in source, **same)
     return dataclasses.replace(Config(), dataset_name=kwargs["dataset"], dataset=dataset, model=ModelConfig(**read))
+
+
+def _width(data: dict[str, np.ndarray], tag: str, folders: list[str]) -> int:
+    """Channels of one video's files, all folders together; a .pkl file holds two arrays."""
+    width = 0
+    for name in folders:
+        keys = sorted(key for key in data if key.startswith(f"{tag}/file/{name}/"))
+        pair = ".pkl/" in keys[0]
+        width += sum(data[key].shape[1] for key in keys[:2 if pair else 1])
+    return width
 
 
 def _check_item(data: dict[str, np.ndarray], name: str, dataset: TalDataset, i: int) -> list[Check]:

@@ -1,4 +1,4 @@
-"""Feature file formats: open a .npy, .npz, .h5/.hdf5 or .pt file as a lazy 2-d array.
+"""Feature file formats: open a .npy, .npz, .h5/.hdf5, .pt or .pkl file as a lazy 2-d array.
 
 Each `open_*` is a context manager yielding an object with `shape`, `dtype` and slicing by (rows, columns).  Opening reads
 the header only; slicing reads what is needed, except inside compressed .npz members (decompressed up to the last row).
@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from libs.core.files import refuse_special
-from libs.utils.files.torch_files import load_plain
+from libs.utils.files.torch_files import load_plain, read_tensor_pickle
 
 NPZ_KEY = "feats"
+SLOWFAST = ("slow_feature", "fast_feature")
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv", ".3gp")
 
@@ -100,7 +101,23 @@ def open_pt(path: str, key: str) -> Iterator[Any]:
     yield (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-OPENERS = {".npy": open_npy, ".npz": open_npz, ".h5": open_hdf5_file, ".hdf5": open_hdf5_file, ".pt": open_pt}
+@contextlib.contextmanager
+def open_pkl(path: str, key: str) -> Iterator[Any]:
+    """The tensors `slow_feature` and `fast_feature` (1, C, T) of a pickled dict, side by side: the published SlowFast features of
+    HACS (SPEC_FAMILY F21)."""
+    refuse_special(path, "feature file")
+    value = read_tensor_pickle(path, "feature file of HACS")
+    parts = [value[name] for name in SLOWFAST if name in value] if isinstance(value, dict) else []
+    if len(parts) < 2:
+        held = f"a dict with the keys {_listed(value)}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise WrongKey(f"holds {held}, not {' and '.join(SLOWFAST)}; save features of another kind as .npy, (T, C)")
+    shapes = [np.shape(part) for part in parts]
+    if any(len(shape) != 3 or shape[0] != 1 for shape in shapes) or shapes[0][2] != shapes[1][2]:
+        raise WrongKey(f"holds features of shapes {shapes[0]} and {shapes[1]}; two of shape (1, C, T) of the same T are needed")
+    yield np.concatenate([part[0] for part in parts]).T
+
+
+OPENERS = {".npy": open_npy, ".npz": open_npz, ".h5": open_hdf5_file, ".hdf5": open_hdf5_file, ".pt": open_pt, ".pkl": open_pkl}
 
 
 def hdf5_file(path: str) -> Any:

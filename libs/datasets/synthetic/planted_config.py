@@ -42,7 +42,7 @@ def plant(config: Config, out: str | os.PathLike, training: int, validation: int
     file with too few videos, and for a configuration of features that cannot be planted (named modalities, .h5, .pt).
     """
     data, out = config.dataset, Path(out)
-    if data.modalities is not None or data.feat_stride <= 0 or format_of(data.file_ext or "") not in (".npy", ".npz"):
+    if data.modalities is not None or data.feat_stride <= 0 or format_of(_extension(config) or "") not in (".npy", ".npz"):
         raise UserError(f"{config.source}: planted features need dataset.feat_stride above 0, dataset.file_ext .npy or .npz and "
                         "no dataset.modalities")
     if training < 1 or validation < 1 or seed < 0:
@@ -82,12 +82,17 @@ def _write_features(work: Path, config: Config, folders: Mapping[str, int], data
         events = [(*a["segment"], a["label_id"]) for a in entry["annotations"]]
         feats = make_video(world, seed, video, steps, events, fps, level, data.feat_stride, data.num_frames)
         for folder, part in zip(folders, np.split(feats, borders, axis=1), strict=True):
-            path = work / folder / f"{data.file_prefix or ''}{video}{data.file_ext}"
+            path = work / folder / f"{data.file_prefix or ''}{video}{_extension(config)}"
             if path.suffix.lower() == ".npz":
                 arrays: dict[str, Any] = {NPZ_KEY: part}
                 np.savez(path, **arrays)
             else:
                 np.save(path, part)
+
+
+def _extension(config: Config) -> str | None:
+    """The extension of the planted files: .npy for a format that is only read."""
+    return ".npy" if config.dataset.file_ext == ".pkl" else config.dataset.file_ext
 
 
 def _folders(config: Config) -> dict[str, int]:
@@ -151,5 +156,6 @@ def _configuration(config: Config, out: Path, folders: Mapping[str, int]) -> str
     """The configuration with the paths of the planted data, as YAML."""
     values = json.loads(json.dumps(to_dict(config)))
     paths = [str(out / folder) for folder in folders]
-    values["dataset"] |= {"json_file": str(out / ANNOTATIONS), "feat_folder": paths if len(paths) > 1 else paths[0]}
+    values["dataset"] |= {"json_file": str(out / ANNOTATIONS), "feat_folder": paths if len(paths) > 1 else paths[0],
+                          "file_ext": _extension(config), "subset_folders": False}
     return dump_yaml(from_dict(values, config.source))

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 # settings of the dataset and the evaluation; all others are the checkpoint's
 SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
-SHARED_DATA = ("json_file", "feat_folder", "file_prefix", "file_ext", "default_fps", "missing", "strict", "tiou_thresholds")
+SHARED_DATA = ("json_file", "feat_folder", "subset_folders", "file_prefix", "file_ext", "default_fps", "missing", "strict",
+               "tiou_thresholds")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,20 @@
 """Read untrusted files of torch.save: no code runs, and sizes are checked before they are used."""
 from __future__ import annotations
 
+import io
+import math
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from libs.core.files import read_bytes
+from libs.utils.files.untrusted_pickle import load_plain_pickle
 
 
 def load_plain(path: str | os.PathLike, mapped: bool = False, types: Sequence[Any] = ()) -> Any:
@@ -38,6 +44,31 @@ def load_plain(path: str | os.PathLike, mapped: bool = False, types: Sequence[An
     if sum(storages.values()) > size:
         raise ValueError(f"its tensors claim {sum(storages.values())} bytes, the file has {size}")
     return content
+
+
+def read_tensor_pickle(path: str | os.PathLike, what: str) -> Any:
+    """The content of a pickle of plain data and torch tensors, these as numpy arrays; `what`: the kind of file, for errors.
+
+    Raises UserError as `read_plain_pickle`.
+    """
+    names: dict[str, Callable] = {"torch._utils._rebuild_tensor_v2": _as_array,
+                                  "torch.storage._load_from_bytes": _storage}
+    return load_plain_pickle(read_bytes(path, what), str(path), what, names)
+
+
+def _storage(content: Any) -> torch.TypedStorage:
+    """The stand-in for torch's function of that purpose, which runs pickled code."""
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.TypedStorage) or storage.nbytes() > len(content):
+        raise ValueError("a tensor claims more values than the file holds")
+    return storage
+
+
+def _as_array(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> np.ndarray:
+    if not isinstance(storage, torch.TypedStorage) or math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of shape {size} claims more values than the file holds")
+    tensor = torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), offset, size, stride)  # checks the bounds
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _tensors(content: Any) -> list[Tensor]:

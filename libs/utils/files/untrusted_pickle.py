@@ -12,8 +12,9 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,10 +57,11 @@ def read_plain_npy(path: str | os.PathLike, what: str) -> Any:
     return array.item() if isinstance(array, np.ndarray) and shape == () and array.size == 1 else array
 
 
-def load_plain_pickle(content: bytes, source: str, what: str) -> Any:
-    """`read_plain_pickle` for bytes; `source` names them in errors."""
+def load_plain_pickle(content: bytes, source: str, what: str, extra: Mapping[str, Callable] = MappingProxyType({})) -> Any:
+    """`read_plain_pickle` for bytes; `source` names them in errors; extra: stand-ins for further names, which must check their
+    arguments."""
     try:
-        value = _Reader(content).load()
+        value = _Reader(content, extra).load()
         _check(value, {}, 0)
         return value
     except _Refused as error:
@@ -90,13 +92,13 @@ class _Reader(pickle._Unpickler):
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, extra: Mapping[str, Callable]) -> None:
         super().__init__(io.BytesIO(content))
         self.bytes_left = 2 * len(content)  # twice: protocols 0 to 2 store the bytes of an array as text, which is counted too
         self.allowed = {"numpy.ndarray": _NDARRAY, "numpy.dtype": self.dtype, "_codecs.encode": self.encode,
                         "collections.OrderedDict": self.ordered_dict, "builtins.bytes": self.empty_bytes,
                         "numpy.core.multiarray._reconstruct": self.reconstruct, "numpy.core.multiarray.scalar": self.scalar,
-                        "numpy.core.numeric._frombuffer": self.from_buffer}
+                        "numpy.core.numeric._frombuffer": self.from_buffer, **extra}
 
     def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins"}.get(module, module).replace("numpy._core.", "numpy.core.")

@@ -301,3 +301,45 @@ def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
     without_permission(monkeypatch, tmp_path / "f", calls=["open"])
     with pytest.raises(UserError, match=r"v1\.npy: cannot be read \(Permission denied\); check its permissions"):
         store.read("v1")
+
+
+SLOW, FAST = np.random.default_rng(1).normal(size=(2, 1, 4, 9)).astype(np.float32)
+
+
+def pickled(folder, **tensors):
+    (folder / "v1.pkl").write_bytes(pickle.dumps({name: torch.from_numpy(value) for name, value in tensors.items()}))
+    return FeatureStore(str(folder), None, ".pkl")
+
+
+def test_slowfast_features_of_hacs(tmp_path):
+    store = pickled(tmp_path, fast_feature=FAST[:, :2], slow_feature=SLOW)
+    assert store.shape("v1") == (9, 6)
+    want = np.concatenate([SLOW[0], FAST[0, :2]]).T
+    assert np.array_equal(store.read("v1"), want)
+    assert np.array_equal(store.read("v1", slice(2, 8, 3), [(3, 5)]), want[2:8:3, 3:5])
+
+
+@pytest.mark.parametrize(("tensors", "parts"), [
+    ({"slow_feature": SLOW}, ["slow_feature", "fast_feature"]), ({"a": SLOW, "b": FAST}, ["keys a, b"]),
+    ({"slow_feature": SLOW[0], "fast_feature": FAST[0]}, ["(4, 9)", "(1, C, T)"]),
+    ({"slow_feature": SLOW, "fast_feature": FAST[..., :5]}, ["(1, 4, 9) and (1, 4, 5)"])])
+def test_pickles_that_are_no_slowfast_features(tmp_path, tensors, parts):
+    with pytest.raises(UserError) as error:
+        pickled(tmp_path, **tensors).read("v1")
+    assert all(part in str(error.value) for part in ["v1.pkl", *parts])
+
+
+def test_pickles_that_ask_for_code_or_memory_are_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("ran pickled code",))
+
+    class Nested:  # torch's own function, which would run what is in its argument
+        def __reduce__(self):
+            return (torch.storage._load_from_bytes, (pickle.dumps(Bomb()),))
+
+    wide = torch.zeros(1).expand(1, 100_000, 100_000)
+    for content in (Bomb(), Nested(), {"slow_feature": wide, "fast_feature": wide}, b"nothing"):
+        (tmp_path / "v1.pkl").write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+        with pytest.raises(UserError, match=r"v1\.pkl"):
+            FeatureStore(str(tmp_path), None, ".pkl").read("v1")
