@@ -7,8 +7,8 @@ from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.runs.checkpoint import BEST
-from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.runs.network import note_dead_blocks
+from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
 from libs.utils.evaluation.metrics import Scores
