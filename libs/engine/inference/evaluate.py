@@ -101,7 +101,9 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
         raise UserError(f"{folder}: holds the checkpoints of a run, whose {ENVIRONMENT} would be replaced; choose another "
                         "--output")
     check_writable(folder / RESULTS)
-    print(f"{path}: epoch {checkpoint.epoch}, {which} weights, {len(dataset)} videos of {', '.join(config.val_split)}, {device}"
+    counted = " (counted from 0)" if checkpoint.counted_from_0 else ""
+    print(f"{path}: epoch {checkpoint.epoch}{counted}, {which} weights, "
+          f"{len(dataset)} videos of {', '.join(config.val_split)}, {device}"
           + (f"; other settings than the checkpoint's own: {'; '.join(changed.values())}" if changed else ""), flush=True)
 
     if save_candidates and world.size > 1:

@@ -27,7 +27,7 @@ from libs.core.config import config_diff, from_dict
 from libs.core.errors import UserError, note, shown
 from libs.core.files import entries, is_file, is_folder
 from libs.core.schema import Config
-from libs.engine.runs.checkpoint_mismatch import explain_difference
+from libs.engine.runs.checkpoint_mismatch import explain_difference, method_of
 from libs.utils.files.io import write_atomic
 from libs.utils.files.seal import seal, verify
 from libs.utils.files.torch_files import load_plain
@@ -70,6 +70,16 @@ class Checkpoint:
     optimizer: dict[str, Any] | None
     scheduler: dict[str, Any] | None
     training: dict[str, Any] | None  # None: a published checkpoint
+
+    @property
+    def counted_from_0(self) -> bool:
+        """Whether `epoch` of a published file is the number of its last epoch from 0 on (TriDet), not that of epochs done."""
+        return self.training is None and method_of(self.weights) == "TriDet"
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that the weights were trained for."""
+        return self.epoch + self.counted_from_0
 
     def select(self, which: str) -> dict[str, Tensor]:
         """The `ema` or the `raw` weights.  UserError if the file lacks them."""

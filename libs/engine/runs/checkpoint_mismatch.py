@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 SHOWN = 6
-LAYERED = ("backbone.", "neck.", "cls_head.", "reg_head.")  # parts whose names depend on the number of levels and blocks
+# parts whose names depend on the number of levels and blocks
+LAYERED = ("backbone.", "neck.", "cls_head.", "start_head.", "end_head.", "reg_head.")
 
 # (pattern of a parameter name, config key) for parameters that only model or file has; the first match counts
 NAME_RULES = (
     (r"^rgb2flow\.|^hallucinator\.", "model.hallucinator"),
     (r"^fusion\.", "model.fusion"),
     (r"^neck\.(seblocks|gates)\.", "model.temporal_gate"),
+    (r"^(start|end)_head\.", "model.use_trident_head"),
+    (r"^backbone\.branch\.\d+\.downsample\.1\.", "model.downsample_type"),
+    (r"\.(ln|gn|psi|fc|convw|convkw|global_fc)\.", "model.backbone_type"),
     (r"_head\.(head\.\d+|cls_head|offset_head)\.conv\.(depth_conv|point_conv|weight)|_head\.(cls_head|offset_head)\.conv\.bias",
      "model.head_type"),
     (r"^backbone\..*(\.depth_conv\.|\.point_conv\.)|^backbone\.embd\.\d+\.conv\.weight", "model.backbone_type"),
@@ -37,6 +41,11 @@ SHAPE_RULES = (
     (r"^rgb2flow\.|^hallucinator\.|^fusion\.",
      "dataset.modalities, model.modalities or model.hallucinated (or model.hallucinator_dim, or which hallucinator)"),
     (r"^neck\.seblocks\.", "dataset.max_seq_len (the published temporal gate has fixed lengths)"),
+    (r"\.(psi|convw)\.weight$", "model.n_sgp_win_size"),
+    (r"\.convkw\.weight$", "model.n_sgp_win_size or model.k"),
+    (r"\.mlp\.(0|2)\.", "model.sgp_mlp_dim (SGP) or model.embd_dim"),
+    (r"^reg_head\.offset_head\.", "model.num_bins (or model.use_trident_head, model.head_dim, model.head_kernel_size)"),
+    (r"^(start|end)_head\.", "model.boudary_kernel_size (or dataset.num_classes, model.head_dim)"),
     (r"^cls_head\.cls_head\.", "dataset.num_classes (or model.head_dim, model.head_kernel_size)"),
     (r"^backbone\.embd\.0\.conv\.(weight|depth_conv|point_conv)|^backbone\.proj\.",
      "dataset.input_dim (or model.modalities, model.hallucinated, model.embd_dim, model.embd_kernel_size)"),

@@ -60,7 +60,7 @@ def restore_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
         if checkpoint.optimizer is None:
             raise UserError(f"{checkpoint.path}: optimizer: missing, so training cannot go on from it; use --init-from")
         load_optimizer(trainer.optimizer, checkpoint.optimizer, checkpoint.path)
-        trainer.epoch = checkpoint.epoch
+        trainer.epoch = checkpoint.epochs_done
         if checkpoint.training is None:
             _restore_published(trainer, checkpoint)
         else:
@@ -71,7 +71,7 @@ def restore_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 
 def _restore_published(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    trainer.iteration = int((checkpoint.scheduler or {}).get("last_epoch", checkpoint.epoch * trainer.iters_per_epoch))
+    trainer.iteration = int((checkpoint.scheduler or {}).get("last_epoch", checkpoint.epochs_done * trainer.iters_per_epoch))
     ema = checkpoint.weights_ema
     trainer.ema.load_state_dict(fitting_weights(trainer.model, checkpoint, "ema" if ema else "raw"), trainer.iteration)
     note(f"warning: {checkpoint.path}: has no loss normaliser, random state or data order (another program wrote it); "

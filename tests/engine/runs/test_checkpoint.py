@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_config, without_permission
+from networks import SGP, TRIDENT
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
@@ -386,3 +387,13 @@ def test_an_unreadable_checkpoint_is_not_taken_for_a_damaged_one(tmp_path, monke
         with pytest.raises(UserError, match=r"epoch_003.*: cannot be read \(Permission denied\); check its permissions") as error:
             call(argument)
         assert not isinstance(error.value, ck.DamagedCheckpoint)
+
+
+@pytest.mark.parametrize(("model", "training", "done"), [
+    ({**SGP, **TRIDENT}, None, 35), ({**SGP, **TRIDENT}, {}, 34), ({}, None, 34)])
+def test_published_epochs_of_tridet_count_from_0(tmp_path, model, training, done):
+    weights = build_model(tiny_config(model=model)).state_dict()
+    path = tmp_path / "epoch_034.pth.tar"
+    save_checkpoint(path, 34, weights, weights, {}, {}, training)
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.epoch, checkpoint.epochs_done, checkpoint.counted_from_0) == (34, done, done == 35)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import tiny_config
+from networks import SGP, TRIDENT
 
 from libs.engine.runs.checkpoint_mismatch import explain_difference
 from libs.modeling.model import build_model
@@ -25,6 +26,8 @@ def made_up(kind, **model):
     ({"backbone_type": "conv"}, {"backbone_type": "conv_dw"}, "model.backbone_type"),
     ({}, {"backbone_type": "conv_dw"}, "model.backbone_type"),
     ({}, {"head_type": "separable"}, "model.head_type"),
+    (SGP, {**SGP, "downsample_type": "avg"}, "model.downsample_type"),
+    (SGP, {"backbone_type": "conv"}, "model.backbone_type"),
     ({}, {"temporal_gate": "published"}, "model.temporal_gate"),
     ({}, {"temporal_gate": "post_norm"}, "model.temporal_gate"),
     ({}, {"branch_type": "max_pool"}, "branch_type: max_pool"),
@@ -52,6 +55,22 @@ def test_the_option_behind_a_different_shape():
     two, one = (weights(modalities=names, backbone_type="conv_dw") for names in (["rgb", "flow"], ["rgb"]))
     assert explain_difference(two, one).splitlines()[-1].startswith("  likely config key: dataset.input_dim (or model.modalities")
     assert explain_difference(two, two) == ""
+
+
+@pytest.mark.parametrize(("changed", "cause"), [
+    ({"n_sgp_win_size": 5}, "model.n_sgp_win_size"), ({"k": 3}, "model.n_sgp_win_size or model.k"),
+    ({"sgp_mlp_dim": 24}, "model.sgp_mlp_dim"), ({"num_bins": 5}, "model.num_bins"),
+    ({"boudary_kernel_size": 1}, "model.boudary_kernel_size")])
+def test_the_option_behind_another_size_in_tridet(changed, cause):
+    usual = {**SGP, **TRIDENT}
+    last = explain_difference(weights(**usual), weights(**{**usual, **changed})).splitlines()[-1]
+    assert last.startswith(f"  likely config key: {cause}")
+
+
+def test_a_checkpoint_without_a_trident_head():
+    plain, trident = weights(**SGP), weights(**SGP, **TRIDENT)
+    for sides in ((plain, trident), (trident, plain)):
+        assert explain_difference(*sides).splitlines()[-1].startswith("  likely config key: model.use_trident_head; ")
 
 
 def test_another_depth_does_not_hide_another_hallucinator():
