@@ -142,3 +142,13 @@ def test_zero_convolutions_get_no_gradient():
     assert dead_blocks(living) == 0
     stds = torch.stack([c.weight.std() for b in living.modules() if isinstance(b, SGPBlock) for c in b.depthwise])
     assert 0.2 < stds.mean() < 0.4
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_masked_pooling_does_not_see_padding(kind):
+    backbone = network(model={**SGP, "downsample_type": kind})[1].backbone
+    x, mask = padded_batch([13, 16], 16, 16)
+    other = torch.where(mask.unsqueeze(-1), x, 9.0)
+    with torch.no_grad():
+        a, b = (backbone.branch[0](backbone.before_pooling(v, mask), mask[:, ::2]) for v in (x - 20, other - 20))
+    assert torch.allclose(a[mask[:, ::2]], b[mask[:, ::2]])
