@@ -12,7 +12,6 @@ import functools
 import io
 import os
 import pickle
-import random
 import re
 import zipfile
 from collections.abc import Mapping
@@ -328,32 +327,6 @@ def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
     for error in damaged:
         note(f"warning: {error}; going on from {best.path}")
     return best
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all global random generators, as plain types and tensors."""
-    numpy = np.random.get_state(legacy=False)
-    keys, position = numpy["state"]["key"], numpy["state"]["pos"]
-    version, internal, gauss = random.getstate()
-    return {"torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [numpy["bit_generator"], torch.from_numpy(keys.astype(np.int64)), int(position), int(numpy["has_gauss"]),
-                      float(numpy["gauss"])],
-            "python": [version, list(internal), gauss]}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore `random_state`.  With another number of GPUs their generators are left as they are, with a note."""
-    torch.set_rng_state(state["torch"])
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if len(state["cuda"]) == devices and devices:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    elif len(state["cuda"]) != devices:
-        note("note: the checkpoint was written with another number of GPUs; dropout will draw other numbers than it would have")
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:

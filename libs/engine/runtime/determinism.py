@@ -1,4 +1,4 @@
-"""Seeds and deterministic kernels; --deterministic makes operations without a deterministic kernel an error."""
+"""Seeds, states of random generators, deterministic kernels; with --deterministic others are an error."""
 from __future__ import annotations
 
 import contextlib
@@ -7,11 +7,12 @@ import random
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, note
 
 REFUSED = re.compile(r"(\S+) does not have a deterministic implementation|Deterministic behavior was enabled")
 
@@ -27,6 +28,32 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global random generators, as plain types and tensors."""
+    numpy = np.random.get_state(legacy=False)
+    keys, position = numpy["state"]["key"], numpy["state"]["pos"]
+    version, internal, gauss = random.getstate()
+    return {"torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [numpy["bit_generator"], torch.from_numpy(keys.astype(np.int64)), int(position), int(numpy["has_gauss"]),
+                      float(numpy["gauss"])],
+            "python": [version, list(internal), gauss]}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore `random_state`.  With another number of GPUs their generators are left as they are, with a note."""
+    torch.set_rng_state(state["torch"])
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(state["cuda"]) == devices and devices:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    elif len(state["cuda"]) != devices:
+        note("note: the checkpoint was written with another number of GPUs; dropout will draw other numbers than it would have")
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 def use_deterministic_kernels(strict: bool = False) -> None:

@@ -16,11 +16,9 @@ from libs.engine.runs.checkpoint import (
     fitting_weights,
     load_optimizer,
     load_weights,
-    random_state,
-    restore_random_state,
     save_checkpoint,
 )
-from libs.engine.runtime.determinism import seed_generators
+from libs.engine.runtime.determinism import random_state, restore_random_state, seed_generators
 from libs.engine.training.trainer import Trainer
 
 # keys that may change without a warning when a run is resumed
