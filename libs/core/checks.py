@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from libs.core.devices import check_devices
@@ -55,6 +56,12 @@ def _fail_at(config: Config, where: Where | None) -> Callable[[str, str], NoRetu
     return fail
 
 
+def repeated_folder(folders: Sequence[str]) -> str | None:
+    """The first folder of features that is named twice; None: there is none."""
+    known = [os.path.normpath(folder) for folder in folders]
+    return next((folder for i, folder in enumerate(folders) if known[i] in known[:i]), None)
+
+
 def max_div_factor(config: Config) -> int:
     """Padding unit of the reference beyond max_seq_len, in feature steps (SPEC items 12 and 13, SPEC_FAMILY F6).
 
@@ -80,6 +87,8 @@ def _paths(config: Config, fail: Fail) -> None:
              f"{', '.join(modalities)}")
     if not own_folders and (not data.feat_folder or (isinstance(data.feat_folder, tuple) and not all(data.feat_folder))):
         fail("dataset.feat_folder", "is not set; name the folder of feature files, e.g. ./data/thumos/i3d_features")
+    if repeated := repeated_folder(as_tuple(data.feat_folder)):
+        fail("dataset.feat_folder", f"names {repeated} twice, which would double its channels; name it once")
     if not config.output_folder:
         fail("output_folder", "is empty; name the folder that runs are written to, e.g. ./ckpt/")
 

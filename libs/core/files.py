@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 
 from libs.core.errors import UserError, article
 
+GZIP = b"\x1f\x8b"  # how such files begin
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # nothing can be there
 
 
@@ -72,6 +74,8 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder, not {article(what)}; name the file itself") from error
     except UnicodeDecodeError as error:
+        if error.object[:2] == GZIP:
+            raise UserError(f"{path}: is compressed (gzip); unpack it: gunzip {shlex.quote(str(path))}") from error
         raise UserError(f"{path}: is not a text file ({error.reason} at byte {error.start}); expected {article(what)}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise _unreadable(path, what, error) from error

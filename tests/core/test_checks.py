@@ -16,6 +16,7 @@ from libs.core.schema import Config
     (["dataset.json_file="], ["dataset.json_file", "expected text"]),
     (["dataset.json_file=''"], ["dataset.json_file", "is not set"]),
     (["dataset.feat_folder=[]"], ["dataset.feat_folder", "is not set"]),
+    (["dataset.feat_folder=[a/rgb, a/flow, ./a/rgb]"], ["dataset.feat_folder", "./a/rgb twice", "name it once"]),
     (["output_folder=''"], ["output_folder", "is empty"]),
     (["val_split=[]"], ["val_split", "names no subset"]),
     (["devices=[]"], ["devices", "is empty"]),

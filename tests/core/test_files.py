@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from libs.core import files
 from libs.core.errors import UserError, failure
+from libs.core.files import read_text
 
 ASK = (files.exists, files.is_file, files.is_folder)
 
@@ -72,3 +74,13 @@ def test_what_the_system_refuses_anywhere_is_one_line_and_other_failures_keep_th
     assert (code, text) == (2, "error: /data/x: Permission denied; check permissions and free space, or name another path")
     for bug in (FileNotFoundError(errno.ENOENT, "gone", "/data/x"), OSError(errno.EACCES, "no name"), ValueError("x")):
         assert failure(bug) == (1, None)
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(gzip.compress(b"video,start,end,label\n" * 20))
+    with pytest.raises(UserError, match=r"labels\.csv: is compressed \(gzip\); unpack it: gunzip "):
+        read_text(path, "CSV file")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"labels\.csv: is not a text file .*expected a CSV file"):
+        read_text(path, "CSV file")

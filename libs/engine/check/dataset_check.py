@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from libs.core.checks import repeated_folder
 from libs.core.config import load_config
 from libs.core.errors import UserError
 from libs.core.problems import Problems
@@ -89,8 +90,11 @@ class Report:
 def check_dataset(path: str, features: Sequence[str], options: CheckOptions = CheckOptions()) -> Report:
     """Check annotations, features, their fit, the configuration and the pyramid; the report lists every problem.
 
-    path: annotation JSON; features: folders (or .h5 files) joined along channels, as dataset.feat_folder.
+    path: annotation JSON; features: folders (or .h5 files) joined along channels, as dataset.feat_folder.  UserError for a folder
+    that is named twice.
     """
+    if repeated := repeated_folder(features):
+        raise UserError(f"{repeated}: is named twice, which would double its channels; name it once")
     problems = Problems()
     config = _config(options.config_path, problems)
     annotations = _annotations(path, config, problems)

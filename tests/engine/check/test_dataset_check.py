@@ -12,6 +12,7 @@ from dataset_faults import FAULTS, STRIDE, TRAIN, VAL, WINDOW, Case
 from helpers import one_error, run_script
 
 from libs.core.config import load_config
+from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.engine.check.dataset_check import CheckOptions, check_dataset
 from libs.engine.check.report import as_dict, as_text
@@ -46,6 +47,13 @@ def test_a_sound_dataset_has_no_findings(configured, tmp_path):
     report = run(case)
     assert report.problems.found == []
     assert (report.grid.stride, report.grid.num_frames, report.grid.share) == (STRIDE, WINDOW, 1.0)
+
+
+def test_a_folder_named_twice_is_one_error(tmp_path):
+    case = Case(tmp_path)
+    case.save()
+    with pytest.raises(UserError, match=r"features/: is named twice.*name it once"):
+        check_dataset(str(case.annotations), [str(case.features), f"{case.features}/"])
 
 
 def test_short_words_are_names_and_no_typing_mistakes(tmp_path):
