@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from libs.core.checks import check_relations
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
@@ -41,8 +42,13 @@ def check_graphs(config: Config, device: torch.device, processes: int) -> None:
 
 def graphs_hint(config: Config, device: torch.device, processes: int) -> str | None:
     """A line on how to train faster, for a run on a GPU whose steps could be recorded but are not."""
-    off = config.train_cfg.cuda_graphs or config.distill.teachers or processes > 1 or config.opt.accumulation_steps > 1
-    if device.type != "cuda" or off:
+    if device.type != "cuda" or config.train_cfg.cuda_graphs:
+        return None
+    recorded = dataclasses.replace(config, train_cfg=dataclasses.replace(config.train_cfg, cuda_graphs=True))
+    try:
+        check_relations(recorded)
+        check_graphs(recorded, device, processes)
+    except UserError:
         return None
     multiple = max(config.dataset.max_seq_len // 8, 1)
     return (f"note: {config.source}: a GPU waits for Python in most of a step; --set train_cfg.cuda_graphs=true "

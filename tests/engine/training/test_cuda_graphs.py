@@ -141,7 +141,8 @@ def test_runs_on_a_gpu_are_told_of_graphs():
     assert "train_cfg.cuda_graphs=true loader.pad_multiple=12" in graphs_hint(config, cuda, 1)
     assert graphs_hint(config, torch.device("cpu"), 1) is None
     assert graphs_hint(config, cuda, 2) is None
-    for sections in ({"train_cfg": {"cuda_graphs": True}}, {"opt": {"accumulation_steps": 2}}):
+    for sections in ({"train_cfg": {"cuda_graphs": True}}, {"opt": {"accumulation_steps": 2}}, {"model": {"input_noise": 0.5}},
+                     {"model": {"use_trident_head": True}}):
         assert graphs_hint(tiny_config(**sections), cuda, 1) is None
 
 
