@@ -9,6 +9,7 @@ Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed
 """
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ from libs.engine.runs.checkpoint import (
     newest_checkpoint,
 )
 from libs.engine.runs.run_folder import run_folder
+
+
+@functools.lru_cache(maxsize=8)  # a checkpoint is loaded once for both kinds of weights, whether or not they are evaluated yet
+def _other_settings(path: Path, _changed_ns: int, _size: int, config: Config) -> dict[str, str]:
+    return other_settings(load_checkpoint(path), config)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ class StageRun:
     def results_file(self, weights: str) -> Path:
         """The file that `evaluation` with `ema` or `raw` weights writes; test_cfg and val_split may differ from those of the
         training."""
-        return evaluation_folder(self.last, weights, other_settings(load_checkpoint(self.last), self.config)) / RESULTS
+        about = self.last.stat()
+        changed = _other_settings(self.last, about.st_mtime_ns, about.st_size, self.config)
+        return evaluation_folder(self.last, weights, changed) / RESULTS
 
     @property
     def teacher_paths(self) -> tuple[str, ...]:
