@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from common import spread
+from planted_thumos import THUMOS, prepare
 
 from libs.core.config import load_config
 from libs.core.schema import Config
@@ -45,6 +46,14 @@ class Day(NamedTuple):
         """A configuration of configs/ on this device; `tiny`: that of the demo, narrow."""
         chosen = ("demo", TINY) if self.tiny else (name, ())
         return load_config(ROOT / "configs" / f"{chosen[0]}.yaml", [*chosen[1], f"devices=[{self.device}]", *overrides])
+
+    def prepared(self, name: str, train: int, test: int) -> tuple[Path, list[str]]:
+        """THUMOS14-shaped data of so many videos in a folder of that name: the configuration, and overrides that read them."""
+        folder = self.folder / name
+        folder.mkdir()
+        source, small = (ROOT / "configs" / "demo.yaml", TINY) if self.tiny else (THUMOS, ())
+        path, overrides = prepare(folder, None, train, test, source, small)
+        return path, [*small, *overrides, f"devices=[{self.device}]"]
 
 
 class Part(NamedTuple):

@@ -14,8 +14,8 @@ import bench_train_step
 import torch
 import torch.nn.functional as F
 from common import device_of, memory_of, seconds_of, synchronize
-from gpu_common import EXACT, ROOT, TENSOR_CORES, TINY, Day, Row, made_batch, made_trainer, ms
-from planted_thumos import THUMOS, answer_like_trained, prepare
+from gpu_common import EXACT, TENSOR_CORES, Day, Row, made_batch, made_trainer, ms
+from planted_thumos import THUMOS, answer_like_trained
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -98,13 +98,10 @@ def postprocess(day: Day) -> Iterator[Row]:
 
 def test_set(day: Day) -> Iterator[Row]:
     """The whole test set from features on disk to mAP."""
-    device, folder = device_of(day.device), day.folder / "test"
-    folder.mkdir()
-    small = (ROOT / "configs" / "demo.yaml", TINY) if day.tiny else ()
-    path, paths = prepare(folder, None, 1, 3 if day.tiny else 212, *small)
+    device = device_of(day.device)
+    path, overrides = day.prepared("test", 1, 3 if day.tiny else 212)
     for precision, size in (("fp32", 1), ("bf16", 4)):
-        config = load_config(path, [*(TINY if day.tiny else ()), *paths, f"test_cfg.batch_size={size}",
-                                    f"test_cfg.precision={precision}", f"devices=[{day.device}]"])
+        config = load_config(path, [*overrides, f"test_cfg.batch_size={size}", f"test_cfg.precision={precision}"])
         torch.manual_seed(0)
         model = build_model(config).eval().to(device)
         answer_like_trained(model, config, device)
@@ -115,29 +112,24 @@ def test_set(day: Day) -> Iterator[Row]:
 
 def data(day: Day) -> Iterator[Row]:
     """Training steps with reading, by the benchmark of the CPU: padded, as short as possible, features kept on the device."""
-    folder = day.folder / "steps"
-    folder.mkdir()
-    source, base = prepare(folder, None, 4 if day.tiny else 64, 1, *((ROOT / "configs" / "demo.yaml", TINY) if day.tiny else ()))
-    base += [*(TINY if day.tiny else ()), f"devices=[{day.device}]"]
+    path, overrides = day.prepared("steps", 4 if day.tiny else 64, 1)
     variants = ["padded", "fp32", "bucket"]
     if day.on_gpu:
         variants += ["bucket+bf16", "padded+bf16+graphs", "bucket+bf16+few+graphs"]
     for variant in variants:
-        got = bench_train_step.measure(source, base, variant, device_of(day.device), *((40, 24) if day.on_gpu else (3, 2)))
+        got = bench_train_step.measure(path, overrides, variant, device_of(day.device), *((40, 24) if day.on_gpu else (3, 2)))
         yield {"case": variant, "median_ms": ms(got.seconds), "mean_ms": 1e3 * sum(got.seconds) / len(got.seconds),
                "padding_%": 100 * (1 - sum(got.valid) / sum(got.computed)), "peak_GiB": got.peak_gib}
 
 
 def epoch(day: Day) -> Iterator[Row]:
     """Whole epochs over 200 videos of THUMOS14's lengths, everything included."""
-    folder = day.folder / "epochs"
-    folder.mkdir()
-    path, paths = prepare(folder, None, 4 if day.tiny else 200, 1, *((ROOT / "configs" / "demo.yaml", TINY) if day.tiny else ()))
+    path, overrides = day.prepared("epochs", 4 if day.tiny else 200, 1)
     kinds = {"fp32": [], "bf16, graphs": ["train_cfg.precision=bf16", "train_cfg.cuda_graphs=true", "loader.pad_multiple=256"]}
-    for case, overrides in itertools.islice(kinds.items(), 2 if day.on_gpu else 1):
-        config = load_config(path, [*(TINY if day.tiny else ()), *paths, f"devices=[{day.device}]", "loader.cache=device",
-                                    "loader.bucket=16", "opt.warmup_epochs=1", f"opt.epochs={1 if day.tiny else 2}", *overrides])
-        got = bench_epochs.once(config, day.folder / f"run_{len(overrides)}", device_of(day.device))
+    for case, chosen in itertools.islice(kinds.items(), 2 if day.on_gpu else 1):
+        config = load_config(path, [*overrides, "loader.cache=device", "loader.bucket=16", "opt.warmup_epochs=1",
+                                    f"opt.epochs={1 if day.tiny else 2}", *chosen])
+        got = bench_epochs.once(config, day.folder / f"run_{len(chosen)}", device_of(day.device))
         yield {"case": case, "epochs": config.total_epochs, **got, "ms_per_step": 1e3 * got["seconds"] / got["steps"]}
 
 

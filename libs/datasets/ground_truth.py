@@ -61,8 +61,7 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
     split: its name; None: the one that has the videos of the first file.  labels_from: with a folder, the annotation JSON whose
     class ids the predictions use.  With a JSON, class_scores: a file of scores per video that replace the labels of the
     predictions; class_agnostic: all labels are one class; merge_labels: labels that differ in spelling only are one class, in
-    both files.  Raises UserError for unreadable files, and for a split that does not
-    exist or cannot be told from the predictions.
+    both files.  Raises UserError for unreadable files, and for a split that does not exist or that the predictions do not tell.
     """
     if is_folder(annotations):
         if class_scores or class_agnostic or merge_labels:
