@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from helpers import padded_batch, show_every_term, tiny_config
+from helpers import tiny_config
+from networks import groups_that_equal_videos_alone
 
 from libs.datasets.padding import Padding, padding_of
-from libs.datasets.samplers import group_for_inference
-from libs.modeling.model import build_model
 
 
 def test_published_lengths():
@@ -46,15 +44,4 @@ def test_exact_lengths_are_refused_in_one_batch():
 @pytest.mark.parametrize("model", [{}, {"use_abs_pe": True}, {"backbone_type": "conv"}, {"fpn_type": "fpn"}])
 def test_every_group_has_the_outputs_of_each_video_alone(model, lengths):
     """Lengths around max_seq_len and its multiples, with weights that make padding and positions visible."""
-    config = tiny_config(model=model)
-    network, padding = show_every_term(build_model(config)).eval(), padding_of(config)
-    groups = group_for_inference(lengths, padding, 4)
-    assert len(groups) < len(lengths)
-    with torch.no_grad():
-        for group in groups:
-            steps = [lengths[i] for i in group]
-            out = network(*padded_batch(steps, padding.of_batch(steps)))
-            for b, n in enumerate(steps):
-                alone = network(*padded_batch([n], padding.published(n)))
-                assert (out.logits[b][out.mask[b]] - alone.logits[alone.mask]).abs().max() < 2e-5, steps
-                assert (out.offsets[b][out.mask[b]] - alone.offsets[alone.mask]).abs().max() < 2e-5, steps
+    assert len(groups_that_equal_videos_alone(tiny_config(model=model), lengths)) < len(lengths)

@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import padded_batch, show_every_term, tiny_config
+from networks import groups_that_equal_videos_alone
 
 from libs.core.errors import UserError
 from libs.datasets.padding import padding_of
-from libs.datasets.samplers import group_for_inference
 from libs.engine.runs.checkpoint import Checkpoint, load_weights
 from libs.engine.training.optim import parameter_groups
 from libs.modeling.model import build_model
@@ -51,17 +51,8 @@ def test_only_the_published_pooling_sees_padding(masked):
                                    {"fpn_norm": "layernorm"}, {"fpn_norm": "none"}])
 def test_every_group_has_the_outputs_of_each_video_alone(model):
     config = pooler(**model)
-    network, padding = show_every_term(build_model(config)).eval(), padding_of(config)
-    groups = group_for_inference(LENGTHS, padding, 4)
+    groups, padding = groups_that_equal_videos_alone(config, LENGTHS), padding_of(config)
     assert padding.always == (model == {"fpn_norm": "groupnorm"})
-    with torch.no_grad():
-        for group in groups:
-            steps = [LENGTHS[i] for i in group]
-            out = network(*padded_batch(steps, padding.of_batch(steps)))
-            for b, n in enumerate(steps):
-                alone = network(*padded_batch([n], padding.published(n)))
-                assert (out.logits[b][out.mask[b]] - alone.logits[alone.mask]).abs().max() < 2e-5, steps
-                assert (out.offsets[b][out.mask[b]] - alone.offsets[alone.mask]).abs().max() < 2e-5, steps
     if model == {"fpn_norm": "groupnorm"}:
         assert all(len({padding.published(LENGTHS[i]) for i in group}) == 1 for group in groups)
         assert padding_of(config, training=True).of_batch([20, 30]) == 48

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import torch
-from helpers import show_every_term, tiny_config
+from helpers import padded_batch, show_every_term, tiny_config
 
+from libs.core.schema import Config
+from libs.datasets.padding import padding_of
+from libs.datasets.samplers import group_for_inference
 from libs.modeling.model import build_model
 
 STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
@@ -60,3 +63,19 @@ def network(**sections):
 def channels(config):
     dims = config.model_input_dim
     return sum(dims) if isinstance(dims, tuple) else dims
+
+
+def groups_that_equal_videos_alone(config: Config, lengths: list[int]) -> list[list[int]]:
+    """How inference groups videos of these lengths; asserts that in its group each has the outputs that it has alone, padded as
+    published.  The weights make padding and positions visible."""
+    network, padding = show_every_term(build_model(config)).eval(), padding_of(config)
+    groups = group_for_inference(lengths, padding, 4)
+    with torch.no_grad():
+        for group in groups:
+            steps = [lengths[i] for i in group]
+            out = network(*padded_batch(steps, padding.of_batch(steps)))
+            for b, n in enumerate(steps):
+                alone = network(*padded_batch([n], padding.published(n)))
+                assert (out.logits[b][out.mask[b]] - alone.logits[alone.mask]).abs().max() < 2e-5, steps
+                assert (out.offsets[b][out.mask[b]] - alone.offsets[alone.mask]).abs().max() < 2e-5, steps
+    return groups
