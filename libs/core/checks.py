@@ -17,7 +17,7 @@ from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DistillConfig, FolderModality, ModelConfig, as_tuple
 
 SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
-TRIDENT_KEYS = ("num_bins", "boudary_kernel_size", "iou_weight_power")
+TRIDENT_KEYS = ("num_bins", "boudary_kernel_size", "trident_border", "iou_weight_power")
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
 Fail = Callable[[str, str], NoReturn]

@@ -132,6 +132,7 @@ class ModelConfig:
     use_trident_head: bool = key(False, "TriDet: distances as expectations over bins, with heads for the starts and ends of every class")
     num_bins: int = key(16, "trident head: bins on each side of a point, one level stride each; no distance is longer", low=1, high=4096)
     boudary_kernel_size: int = key(3, "trident head: kernel of the start and end heads (published spelling)", low=1, odd="kernel")
+    trident_border: Literal["zero", "valid"] = key("zero", "(ours) trident head: bins beyond the first and the last valid point have the logit 0, as published, which draws boundaries near them outwards; valid: they do not count")
     iou_weight_power: float = key(1.0, "trident head: the classification loss of a point and its class counts by this power of the IoU of their segment with the ground truth; 0: all alike", low=0, high=100)
     input_noise: float = key(0.0, "standard deviation of the noise added to the features in training, padded steps included", low=0)
     head_type: Literal["conv", "separable"] = key("conv", "(ours) convs of the heads: dense, or depthwise then pointwise")

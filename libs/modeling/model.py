@@ -46,8 +46,9 @@ class LevelOutputs(NamedTuple):
         """Distances (B, P, 2) of all points, with `boundaries` (B, P, K, 2) of all points and classes."""
         if self.boundaries is None:
             return self.offsets
-        parts = (x.split(list(self.level_sizes), dim=1) for x in (*self.boundaries, self.offsets))
-        return torch.cat([offsets_of_level(*level) for level in zip(*parts, strict=True)], dim=1)
+        start, end, outside = self.boundaries
+        parts = (x.split(list(self.level_sizes), dim=1) for x in (start, end, self.offsets))
+        return torch.cat([offsets_of_level(s, e, bins, outside) for s, e, bins in zip(*parts, strict=True)], dim=1)
 
 
 class Features(NamedTuple):
@@ -68,6 +69,7 @@ class LocPointTransformer(nn.Module):
         self.train_precision, self.test_precision = config.train_cfg.precision, config.test_cfg.precision
         self.strides = config.level_strides
         self.ranges, self.input_noise = model.regression_range, model.input_noise
+        self.valid_borders = model.trident_border == "valid"
         self.hallucinator_name = "rgb2flow" if model.hallucinator == "rgb2flow" else "hallucinator"  # published name
         if model.hallucinator != "none":
             self.add_module(self.hallucinator_name, make_hallucinator(config))
@@ -142,6 +144,8 @@ class LocPointTransformer(nn.Module):
         if self.start_head is not None and self.end_head is not None:
             fixed_BPC = joined_BPC.detach()  # the losses of boundaries do not reach neck and backbone
             boundaries = Boundaries(*(head(fixed_BPC, grid.mask, grid.level_sizes) for head in (self.start_head, self.end_head)))
+            if self.valid_borders:
+                boundaries = boundaries.within(grid.mask)
         return LevelOutputs(logits, offsets, grid.mask, grid.points, grid.level_sizes, boundaries)
 
 

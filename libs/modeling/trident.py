@@ -1,8 +1,8 @@
 """Trident decoding of TriDet: a distance is an expectation over the `bins` + 1 steps on one side of a point, per class.
 
 The left distance of point t and class c has the logits start[t - bins + j, c] + bins_left[t, j] at distance bins - j, the right
-one end[t + j, c] + bins_right[t, j] at distance j, j = 0 .. bins (Shi et al., CVPR 2023; SPEC_FAMILY F9).  Logits outside the
-level are 0, as they are at padded points.  Neighbours never cross levels.
+one end[t + j, c] + bins_right[t, j] at distance j, j = 0 .. bins (Shi et al., CVPR 2023; SPEC_FAMILY F9).  Neighbours never cross
+levels.  Logits outside the level and at padded points are 0, as published, or `EXCLUDED` from the softmax (F41).
 """
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EXCLUDED = torch.finfo(torch.float32).min / 2  # finite: where every step is excluded, at padded points, -inf gives NaN
+
 
 class Boundaries(NamedTuple):
     """Logits of boundaries at every point."""
 
-    start: Tensor  # (B, P, K), 0 at padded points
-    end: Tensor  # (B, P, K), 0 at padded points
+    start: Tensor  # (B, P, K), `outside` at padded points
+    end: Tensor  # (B, P, K), `outside` at padded points
+    outside: float = 0.0  # the logit of what lies outside the level
+
+    def within(self, mask_BP: Tensor) -> Boundaries:
+        """With neighbours that are valid points alone."""
+        start, end = (torch.where(mask_BP.unsqueeze(-1), logits.float(), EXCLUDED) for logits in (self.start, self.end))
+        return Boundaries(start, end, EXCLUDED)
 
 
-def offsets_of_level(start_BTK: Tensor, end_BTK: Tensor, bins_BTJ: Tensor) -> Tensor:
+def offsets_of_level(start_BTK: Tensor, end_BTK: Tensor, bins_BTJ: Tensor, outside: float = 0.0) -> Tensor:
     """Distances (B, T, K, 2) of all points and classes of one level; `bins_BTJ`: left bins, then right ones, J = 2 (bins + 1)."""
     left_BTN, right_BTN = bins_BTJ.float().chunk(2, dim=-1)
     bins = left_BTN.shape[-1] - 1
-    before = F.pad(start_BTK.float(), (0, 0, bins, 0)).unfold(1, bins + 1, 1)  # (B, T, K, N)
-    after = F.pad(end_BTK.float(), (0, 0, 0, bins)).unfold(1, bins + 1, 1)
+    before = F.pad(start_BTK.float(), (0, 0, bins, 0), value=outside).unfold(1, bins + 1, 1)  # (B, T, K, N)
+    after = F.pad(end_BTK.float(), (0, 0, 0, bins), value=outside).unfold(1, bins + 1, 1)
     return _expectations(before + left_BTN.unsqueeze(2), after + right_BTN.unsqueeze(2))
 
 
@@ -44,7 +52,7 @@ def offsets_of_pairs(boundaries: Boundaries, bins_BPJ: Tensor, sizes: Sequence[i
 
     def neighbours(logits_BPK: Tensor, at_MN: Tensor) -> Tensor:
         found = logits_BPK[video_M.unsqueeze(1), at_MN.clamp(0, first - 1), class_M.unsqueeze(1)].float()
-        return torch.where((at_MN >= low_M1) & (at_MN < high_M1), found, 0.0)
+        return torch.where((at_MN >= low_M1) & (at_MN < high_M1), found, boundaries.outside)
 
     before = neighbours(boundaries.start, point_M.unsqueeze(1) - bins + step_N)
     after = neighbours(boundaries.end, point_M.unsqueeze(1) + step_N)

@@ -164,7 +164,7 @@ def test_trident_losses_by_hand(power, smoothing):
 
 def test_gradient_of_the_iou_weight_against_finite_differences():
     criterion, out, targets = trident(0.5)
-    parts = [out.logits, out.offsets, *out.boundaries]
+    parts = [out.logits, out.offsets, *out.boundaries[:2]]
 
     def loss(*parts):
         logits, bins, start, end = parts

@@ -16,8 +16,8 @@ from libs.modeling.model import build_model
 from libs.modeling.trident import Boundaries, offsets_of_level, offsets_of_pairs
 
 
-def twin(start_TK, end_TK, bins_TJ):
-    """SPEC_FAMILY F9 as loops in float64: (T, K, 2)."""
+def twin(start_TK, end_TK, bins_TJ, border="zero"):
+    """SPEC_FAMILY F9 as loops in float64: (T, K, 2); `border` valid: all T points are valid, others are left out (F41)."""
     T, K = start_TK.shape
     n = bins_TJ.shape[1] // 2 - 1
     out = torch.zeros(T, K, 2, dtype=torch.float64)
@@ -26,7 +26,7 @@ def twin(start_TK, end_TK, bins_TJ):
             for side, logits, at in ((0, start_TK, t - n), (1, end_TK, t)):
                 z = [(float(logits[at + j, c]) if 0 <= at + j < T else 0.0) + float(bins_TJ[t, side * (n + 1) + j])
                      for j in range(n + 1)]
-                p = [math.exp(v - max(z)) for v in z]
+                p = [math.exp(v - max(z)) if border == "zero" or 0 <= at + j < T else 0.0 for j, v in enumerate(z)]
                 out[t, c, side] = sum(v * (n - j if side == 0 else j) for j, v in enumerate(p)) / sum(p)
     return out
 
@@ -90,6 +90,55 @@ def test_candidates_files_hold_the_level_of_each_candidate():
     assert torch.equal(segments, own.segments)
     assert sorted(set(levels.tolist())) == [0, 1, 2]
     assert levels.tolist() == sorted(levels.tolist())
+
+
+def test_the_valid_border_leaves_out_neighbours_that_are_not_valid_points():
+    """Outside the level and in padding, in both forms; elsewhere nothing changes."""
+    _, model = network(model=TRIDENT)
+    _, other = network(model={**TRIDENT, "trident_border": "valid"})
+    assert other.state_dict().keys() == model.state_dict().keys()
+    lengths = [40, 17]
+    with torch.no_grad():
+        published, out = (m(*padded_batch(lengths, 48)) for m in (model, other))
+        longer = other(*padded_batch(lengths, 64))
+    found, plain = out.all_offsets(), published.all_offsets()
+    assert found.isfinite().all()  # at padded points too, where no step counts
+    first = moved = 0
+    for stride, size in zip((1, 2, 4), out.level_sizes, strict=True):
+        for b, steps in enumerate(lengths):
+            valid = slice(first, first + -(-steps // stride))
+            want = twin(published.boundaries.start[b, valid], published.boundaries.end[b, valid], out.offsets[b, valid], "valid")
+            assert (found[b, valid] - want).abs().max() < 1e-5
+            apart = (found[b, valid] - plain[b, valid]).abs().amax((1, 2))
+            assert not (apart[3:-3] > 1e-6).any()  # 3 bins reach no further
+            moved = max(moved, float(apart.max()))
+        first += size
+    assert moved > 0.1
+    index = out.mask.unsqueeze(-1).expand(-1, -1, 3).nonzero().unbind(1)
+    assert (out.offsets_of(*index) - found[index]).abs().max() < 1e-5
+    assert (longer.all_offsets()[longer.mask] - found[out.mask]).abs().max() < 2e-5
+
+
+def test_nothing_starts_pulled_outwards_with_the_valid_border():
+    """Freshly initialised: the published logit 0 outweighs the starting bias of -4.6 where a bin leaves the level (F9)."""
+    pulled = {}
+    for border in ("zero", "valid"):
+        torch.manual_seed(0)
+        model = build_model(tiny_config(model={**TRIDENT, "num_bins": 8, "trident_border": border})).eval()
+        with torch.no_grad():
+            out = model(*padded_batch([48], 48))
+        pulled[border] = out.all_offsets()[0, 1, :, 0].max().item()
+    assert pulled["zero"] > 4
+    assert pulled["valid"] < 1
+
+
+def test_gradients_with_the_valid_border_are_finite():
+    _, model = network(model={**TRIDENT, "trident_border": "valid"})
+    out = model(*padded_batch([40, 17], 48))
+    torch.where(out.mask.unsqueeze(-1), out.offsets_at(out.logits.argmax(-1)), 1.0).square().sum().backward()
+    heads = [p.grad for name, p in model.named_parameters() if name.startswith(("start_head", "end_head", "reg_head"))]
+    assert all(bool(grad.isfinite().all()) for grad in heads)
+    assert all(bool(grad.any()) for grad in heads if grad.dim() == 3)
 
 
 def test_losses_of_boundaries_do_not_reach_the_neck():

@@ -48,6 +48,7 @@ VARIANTS = {
     "SGP, means": {"model": {**SGP, "downsample_type": "avg", "n_sgp_win_size": [1, 5, 3], "use_abs_pe": True}},
     "trident head": {"model": TRIDENT},
     "TriDet": {"model": {**SGP, **TRIDENT}},
+    "TriDet, valid border": {"model": {**SGP, **TRIDENT, "trident_border": "valid"}},
     "convPooler": {"model": {**POOLER, "fpn_shared_norm": True}},
     "convPooler, GroupNorm": {"model": {**POOLER, "fpn_norm": "groupnorm", "masked_stats": True}},
     "no drop path": {"train_cfg": {"droppath": 0.0}},

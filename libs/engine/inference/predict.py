@@ -142,7 +142,7 @@ def _run(model: nn.Module, batch: Batch) -> LevelOutputs:
 
 def _finite(outputs: LevelOutputs) -> Tensor:
     """(B,) bool: whether all outputs of a video are finite."""
-    tensors = (outputs.logits, outputs.offsets, *(outputs.boundaries or ()))
+    tensors = (outputs.logits, outputs.offsets, *(outputs.boundaries or ())[:2])
     return torch.stack([torch.isfinite(tensor).flatten(1).all(1) for tensor in tensors]).all(0)
 
 

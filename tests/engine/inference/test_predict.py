@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import data_config, show_every_term, write_data
+from networks import SGP, TRIDENT
 
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
@@ -31,7 +32,8 @@ def setup(data, tmp_path, subset="training", **sections):
 
 @pytest.mark.parametrize("sections", [
     {}, {"model": {"use_abs_pe": True}}, {"model": {"backbone_type": "conv"}}, {"test_cfg": {"multiclass_nms": False}},
-    {"test_cfg": {"nms_method": "hard"}}], ids=str)
+    {"test_cfg": {"nms_method": "hard"}}, {"model": {**SGP, **TRIDENT}}, {"model": {**SGP, **TRIDENT, "masked_stats": False}},
+    {"model": {**SGP, **TRIDENT, "trident_border": "valid"}}], ids=str)
 def test_batches_of_any_size_give_the_same_detections(data, tmp_path, sections):
     found = []
     for size in (1, 2, 4, 6):
@@ -93,17 +95,18 @@ def test_the_model_is_left_as_it_was(data, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("outputs", ["logits", "offsets"])
+@pytest.mark.parametrize("outputs", ["logits", "offsets", "start"])
 def test_outputs_that_are_not_finite_name_the_video(data, tmp_path, outputs, batch_size):
     """One NaN in one of the videos, as huge features cause it: such a video would count as one without detections."""
-    model, dataset, config = setup(data, tmp_path, "validation", test_cfg={"batch_size": batch_size})
+    trident = TRIDENT if outputs == "start" else {}
+    model, dataset, config = setup(data, tmp_path, "validation", model=trident, test_cfg={"batch_size": batch_size})
     steps = dataset.lengths().tolist()[1]
 
     def broken(feats, mask):
         out = type(model).forward(model, feats, mask)
-        values = getattr(out, outputs).clone()
+        values = (out if not trident else out.boundaries)._asdict()[outputs].clone()
         values[mask.sum(1) == steps, 3, 1] = float("nan") if outputs == "logits" else float("-inf")
-        return out._replace(**{outputs: values})
+        return out._replace(**{"boundaries": out.boundaries._replace(start=values)} if trident else {outputs: values})
     model.forward = broken
     reach = f"{dataset.features(dataset.sample(1)).abs().max():.3g}"
     with pytest.raises(UserError, match=rf"^video 'v1': .*NaN or infinite; .*'v1' reach {reach}: .*extract") as found:
