@@ -20,7 +20,8 @@ ROOMS = {
     "modeling": [("kernels",), ("blocks",), ("points", "targets"), ("backbones", "necks", "heads", "hallucination"), ("model",),
                  ("losses", "decode"), ("distill_losses",)],
 }
-OVERRIDES = ("forward", "backward", "make_block", "embed", "lengths", "sample", "read")  # of documented classes
+OVERRIDES = ("forward", "backward", "make_block", "embed", "lengths", "sample", "read",  # of documented classes
+             "fit", "prepare", "features", "libraries", "told", "defaults")
 MODULES = sorted((ROOT / "libs").rglob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "tools").glob("*.py"))]
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Extract features of raw videos with your own video network: torch.export (.pt2) or TorchScript (.pt).
+"""Extract features of raw videos with a named extractor.
 
-    python tools/extract_features.py videos/*.mp4 --rgb-model i3d_rgb.pt2 --num-frames 16 --stride 4 --fps 30 -o data/my/features
+    python tools/extract_features.py videos/*.mp4 -o features --extractor program:i3d.pt2 --num-frames 16 --stride 4 --fps 30
     python tools/extract_features.py videos/*.mp4 --rgb-model rgb.pt2 --flow-model flow.pt2 --num-frames 16 --stride 4 -o features
 
-Writes one float32 (T, C) .npy per video (RGB channels, then flow) and provenance.json with the settings.  Finished videos are
-skipped, so the same command resumes after an interruption.  Needs the extra "video": pip install -e ".[video]".
-Load only networks that you trust: both formats hold programs.  docs/features.md has the details.
+Writes one float32 (T, C) .npy per video and provenance.json with the settings.  Finished videos are skipped, so the same command
+resumes after an interruption.  Options that are not given have the values of the extractor or its preset; an option that it does
+not have is refused.  Needs the extra "video": pip install -e ".[video]".
+Load only programs that you trust: they run what their author wrote.  docs/features.md has the details.
 """
 from __future__ import annotations
 
@@ -16,20 +17,23 @@ import torch
 
 from libs.core.arguments import above_zero, count, frame_rate, some_path
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.video.extract import ExtractSettings, extract_videos, load_streams
+from libs.datasets.video.extract import extract_videos
+from libs.datasets.video.extractors import create, spellings
 from libs.datasets.video.flow import METHODS
+
+OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size")  # the other options are settings of the extractor
 
 
 def main() -> None:
     args = parse()
-    resize = args.size and tuple(args.size)
-    settings = ExtractSettings(
-        args.rgb_model, args.flow_model, args.stride, args.num_frames, args.fps, resize or args.resize or None, args.crop or None,
-        tuple(args.mean), tuple(args.std), args.flow_method, args.batch_size, device(args.device), args.allow_truncated)
-    streams = load_streams(settings)
-    for stream in streams:
-        print(f"{stream.name}: {stream.path} ({stream.kind}, sha256 {stream.sha256})", flush=True)
-    made, skipped, failed = extract_videos(args.videos, args.output, settings, streams, args.overwrite)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
+                if key not in OF_THE_TOOL}
+    if args.size:
+        settings["resize"] = tuple(args.size)
+    extractor = create(args.extractor, {**settings, "device": device(args.device)})
+    for line in extractor.told():
+        print(line, flush=True)
+    made, skipped, failed = extract_videos(args.videos, args.output, extractor, args.overwrite)
     print(f"{made} videos done, {skipped} were there already; in {args.output}", flush=True)
     for line in failed[1:]:
         note(f"failed: {line}")
@@ -42,29 +46,33 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video files, or folders of them")
     parser.add_argument("-o", "--output", type=some_path, required=True, metavar="FOLDER")
-    parser.add_argument("--rgb-model", metavar="FILE", help="program (B, 3, T, H, W) -> (B, C)")
-    parser.add_argument("--flow-model", metavar="FILE", help="program (B, 2, T, H, W) -> (B, C)")
-    parser.add_argument("--num-frames", type=count, required=True, metavar="T", help="frames of a clip")
-    parser.add_argument("--stride", type=count, required=True, metavar="N", help="frames between two clips")
-    parser.add_argument("--fps", type=frame_rate, metavar="F", help="take frames at this rate (default: each file's own)")
-    parser.add_argument("--resize", type=whole, default=256, metavar="S", help="pixels of the shorter side; 0: as stored (256)")
-    parser.add_argument("--size", type=count, nargs=2, metavar=("H", "W"), help="exact frame size, in place of --resize")
-    parser.add_argument("--crop", type=whole, default=224, metavar="S", help="side of the centre crop; 0: none (224)")
-    parser.add_argument("--mean", type=float, nargs=3, default=[0.5] * 3, metavar="M", help="of RGB in [0, 1] (0.5 0.5 0.5)")
-    parser.add_argument("--std", type=above_zero, nargs=3, default=[0.5] * 3, metavar="S", help="of RGB in [0, 1] (0.5 0.5 0.5)")
-    parser.add_argument("--flow-method", choices=METHODS, default="farneback", help="tvl1 needs opencv-contrib (farneback)")
-    parser.add_argument("--batch-size", type=count, default=4, metavar="B", help="clips at a time (4)")
+    parser.add_argument("--extractor", default="program", metavar="NAME", help=f"one of {', '.join(spellings())}")
+    add = parser.add_argument_group("settings of the extractor; not given: its own").add_argument
+    add("--rgb-model", metavar="FILE", help="program (B, 3, T, H, W) -> (B, C)")
+    add("--flow-model", metavar="FILE", help="program (B, 2, T, H, W) -> (B, C)")
+    add("--num-frames", type=count, metavar="T", help="frames of a clip")
+    add("--stride", type=count, metavar="N", help="frames between two clips")
+    add("--fps", type=frame_rate, metavar="F", help="take frames at this rate (each file's own)")
+    add("--resize", type=whole, metavar="S", help="pixels of the shorter side; 0: as stored")
+    add("--size", type=count, nargs=2, metavar=("H", "W"), help="exact frame size, in place of --resize")
+    add("--crop", type=whole, metavar="S", help="side of the crop; 0: none")
+    add("--mean", type=float, nargs=3, metavar="M", help="of RGB in [0, 1]")
+    add("--std", type=above_zero, nargs=3, metavar="S", help="of RGB in [0, 1]")
+    add("--flow-method", choices=METHODS, help="tvl1 needs opencv-contrib-python-headless")
+    add("--batch-size", type=count, metavar="B", help="clips at a time (4)")
+    add("--allow-truncated", action="store_true", default=None, help="use what can be decoded of a cut video")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")
-    parser.add_argument("--allow-truncated", action="store_true", help="use what can be decoded of a cut video")
     parser.add_argument("--overwrite", action="store_true", help="extract all features of the folder again, with other settings")
     return parser.parse_args()
 
 
 def whole(text: str) -> int:
+    """A whole number above 0, or 0 (an argparse type)."""
     return count(text) if int(text) else 0
 
 
 def device(name: str) -> str:
+    """A torch device that is there; UserError otherwise."""
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:

@@ -8,13 +8,13 @@ PyAV and not torchcodec: its wheels contain FFmpeg, while torchcodec needs an in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, note
 
 JITTER = 0.3  # of a frame: tolerance of the time stamps of a constant rate
 LATE = 0.25  # of a frame: a grid point this close to the end of the last frame gets no frame
@@ -34,13 +34,14 @@ class VideoInfo:
 
 @dataclass
 class Decoded:
-    """Results of decoding: frames in the file, frames on the grid, duration, uneven time stamps, rotation in degrees."""
+    """Results of decoding: frames in the file, frames on the grid, duration, uneven time stamps, size as shown in pixels."""
 
     source_frames: int = 0
     frames: int = 0
     duration_s: float = 0.0
     variable_rate: bool = False
-    rotation: int = 0
+    width: int = 0
+    height: int = 0
 
 
 def video_library() -> Any:
@@ -69,12 +70,13 @@ def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -
     return max(round(height * scale), resize), max(round(width * scale), resize)
 
 
-def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = None, allow_truncated: bool = False,
-                found: Decoded | None = None) -> Iterator[np.ndarray]:
+def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[int, int] | None] = lambda width, height: None,
+                allow_truncated: bool = False, found: Decoded | None = None) -> Iterator[np.ndarray]:
     """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: for each the decoded frame nearest to k / fps seconds after the first one.
 
-    fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); size: (H, W)
-    to scale to (bilinear).  `found` is filled in.  One frame is held at a time.
+    fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); fit: (W, H) as
+    shown -> (H, W) to scale to (bilinear), None: as stored.  Frames are turned as the file says.  `found` is filled in.  One
+    frame is held at a time.
     Raises UserError for a damaged file and, unless `allow_truncated`, for one that ends before `COMPLETE` of its duration.
     """
     av, found = video_library(), found if found is not None else Decoded()
@@ -85,15 +87,18 @@ def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = Non
         gaps: list[float] = []
         for time, frame in _timed(av, path, container, info.fps, allow_truncated):
             found.source_frames += 1
-            found.rotation = found.rotation or int(getattr(frame, "rotation", 0) or 0)
-            if held is not None:
+            if held is None:
+                turns = _quarter_turns(path, frame)
+                found.height, found.width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+                size = fit(found.width, found.height)
+            else:
                 if time <= held[0]:
                     continue
                 if len(gaps) < 10_000:
                     gaps.append(time - held[0])
                 picture = None
                 while found.frames / rate <= (held[0] + time) / 2:
-                    picture = _pixels(held[1], size) if picture is None else picture
+                    picture = _pixels(held[1], size, turns) if picture is None else picture
                     found.frames += 1
                     yield picture
             held = (time, frame)
@@ -105,7 +110,7 @@ def read_frames(path: str, fps: float | None, size: tuple[int, int] | None = Non
         if not allow_truncated and info.duration_s and found.duration_s < COMPLETE * info.duration_s - last:
             raise UserError(f"{path}: ends after {found.duration_s:.2f} s of the {info.duration_s:.2f} s that its header says; "
                             "the file is cut: fetch it again, or add --allow-truncated to use what is there")
-        picture = _pixels(held[1], size)
+        picture = _pixels(held[1], size, turns)
         while found.frames == 0 or found.frames / rate < found.duration_s - LATE / rate:
             found.frames += 1
             yield picture
@@ -152,10 +157,23 @@ def _timed(av: Any, path: str, container: Any, fps: float, allow_truncated: bool
                             "it again, or add --allow-truncated to use what is there") from error
 
 
-def _pixels(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
-    if size is None or (frame.height, frame.width) == size:
-        return frame.to_ndarray(format="rgb24")
-    return frame.to_ndarray(format="rgb24", height=size[0], width=size[1], interpolation="BILINEAR")
+def _quarter_turns(path: str, frame: Any) -> int:
+    """Quarter turns counterclockwise that the file asks for, as phones write it; a warning for another angle."""
+    turns, rest = divmod(int(getattr(frame, "rotation", 0) or 0), 90)
+    if rest:
+        note(f"warning: {path}: is stored turned by {frame.rotation} degrees; only multiples of 90 are applied, so frames are "
+             "used as stored")
+    return 0 if rest else turns % 4
+
+
+def _pixels(frame: Any, size: tuple[int, int] | None, turns: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, scaled to `size` (as shown) and turned."""
+    stored = size[::-1] if size and turns % 2 else size
+    if stored is None or (frame.height, frame.width) == stored:
+        pixels = frame.to_ndarray(format="rgb24")
+    else:
+        pixels = frame.to_ndarray(format="rgb24", height=stored[0], width=stored[1], interpolation="BILINEAR")
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,4 @@
-"""Optical flow between successive frames (OpenCV; an optional package), as input of two-stream networks.
-
-Values are pixels per frame, clipped at +-BOUND and divided by it, so in [-1, 1] (Carreira and Zisserman, CVPR 2017).
-"""
+"""Optical flow between successive frames (OpenCV; an optional package), as input of two-stream networks."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,34 +9,42 @@ import numpy as np
 from libs.core.errors import UserError
 
 BOUND = 20.0
-METHODS = ("farneback", "tvl1")
+METHODS = ("farneback", "dis", "tvl1")
 FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
+DIS_FAST = 1  # OpenCV's DISOPTICAL_FLOW_PRESET_FAST
+FlowMethod = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def flow_library() -> Any:
-    """The OpenCV module, on one thread; UserError naming the extra to install where it is missing."""
+    """The OpenCV module; UserError naming the extra to install where it is missing."""
     try:
         import cv2
     except ImportError as error:
-        raise UserError('optical flow needs the package opencv-python-headless: pip install -e ".[video]"') from error
+        raise UserError('this needs the package opencv-python-headless: pip install -e ".[video]"') from error
     return cv2
 
 
-def flow_method(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Function of two grey images (H, W) uint8 -> (H, W, 2) float32 pixels (x, y); UserError where OpenCV lacks the method."""
+def flow_method(name: str, median: int | None = None) -> FlowMethod:
+    """Function of two grey images (H, W) uint8 -> (H, W, 2) float32 pixels (x, y).
+
+    median: side of TV-L1's median filter, 1: none, None: OpenCV's 5.  Raises UserError where OpenCV lacks the method.
+    """
     cv2 = flow_library()
     if name == "farneback":
         return lambda before, after: cv2.calcOpticalFlowFarneback(before, after, None, **FARNEBACK)
+    if name == "dis":
+        return lambda before, after: cv2.DISOpticalFlow_create(DIS_FAST).calc(before, after, None)
     if not hasattr(cv2, "optflow"):
         raise UserError("--flow-method tvl1: this OpenCV has no TV-L1; pip install opencv-contrib-python-headless in place of "
-                        "opencv-python-headless, or use farneback")
+                        "opencv-python-headless, or use --flow-method dis (or farneback), other flow than the published")
     method = cv2.optflow.createOptFlow_DualTVL1()
+    if median:
+        method.setMedianFiltering(median)
     return lambda before, after: method.calc(before, after, None)
 
 
-def with_flow(frames: Iterable[np.ndarray], method: Callable[[np.ndarray, np.ndarray], np.ndarray]
-              ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(frame k, flow k) for frames (H, W, 3) uint8; flow k, (H, W, 2) float32 in [-1, 1], is the motion from frame k - 1 to k.
+def flow_pairs(frames: Iterable[np.ndarray], method: FlowMethod) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(frame k, flow k) for frames (H, W, 3) uint8 RGB; flow k, (H, W, 2) float32 pixels, is the motion from frame k - 1 to k.
 
     Flow 0 repeats flow 1, so that both streams have one entry per frame; a single frame gets zeros.
     """
@@ -50,7 +55,7 @@ def with_flow(frames: Iterable[np.ndarray], method: Callable[[np.ndarray, np.nda
         if before is None:
             first = frame
         else:
-            flow = np.clip(np.asarray(method(before, grey), np.float32) / BOUND, -1, 1)
+            flow = np.asarray(method(before, grey), np.float32)
             if first is not None:
                 yield first, flow
                 first = None
@@ -58,3 +63,8 @@ def with_flow(frames: Iterable[np.ndarray], method: Callable[[np.ndarray, np.nda
         before = grey
     if first is not None:
         yield first, np.zeros((*first.shape[:2], 2), np.float32)
+
+
+def with_flow(frames: Iterable[np.ndarray], method: FlowMethod) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `flow_pairs`, flow clipped at +-BOUND pixels and divided by it, so in [-1, 1] (Carreira and Zisserman, CVPR 2017)."""
+    return ((frame, np.clip(flow / BOUND, -1, 1)) for frame, flow in flow_pairs(frames, method))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from helpers import one_error, run_script
 from libs.datasets.grid import expected_length
 from libs.datasets.video import extract
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames
-from libs.datasets.video.flow import with_flow
+from libs.datasets.video.flow import flow_method, with_flow
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -132,6 +133,35 @@ def test_a_variable_rate_is_put_on_a_constant_grid_with_a_warning(folder, capsys
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["v"]["variable_frame_rate"]
 
 
+def turn(path: Path, quarters: int) -> None:
+    """Write a rotation into the header of an .mp4, as phones do: the matrix of its track."""
+    data = bytearray(path.read_bytes())
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    start = data.index(b"tkhd") + 44
+    data[start:start + 20] = struct.pack(">5i", cos << 16, sin << 16, 0, -sin << 16, cos << 16)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_the_rotation_of_phone_videos_is_applied(quarters, folder, capsys):
+    picture = np.zeros((H, W, 3), np.uint8)
+    picture[:H // 2, :W // 2] = 255  # top left as stored; clockwise from there by the rotation
+    with av.open("turned.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS, height=H, width=W, pix_fmt="yuv420p")
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    turn(folder / "turned.mp4", quarters)
+    found = Decoded()
+    frame = next(read_frames("turned.mp4", None, lambda w, h: (h // 2, w // 2), found=found))
+    assert (found.height, found.width) == ((H, W) if quarters == 2 else (W, H))
+    assert frame.shape == (found.height // 2, found.width // 2, 3)
+    assert np.abs(frame.astype(int) - np.rot90(picture[::2, ::2], -quarters)).mean() < 10
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    assert run(capsys, "turned.mp4", "--rgb-model", "rgb.pt", *COMMON)[::2] == (0, "")
+    assert json.loads(Path("out/provenance.json").read_text())["videos"]["turned"]["width"] == found.width
+
+
 def test_two_streams_are_joined_rgb_first(folder, capsys):
     save_program(folder / "rgb.pt2", 2, 3, 8, 32)
     save_program(folder / "flow.pt2", 2, 2, 8, 32)
@@ -151,26 +181,24 @@ def test_flow_of_a_known_motion():
     rng = np.random.default_rng(0)
     texture = cv2.GaussianBlur(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8), (0, 0), 2)
     frames = [np.roll(texture, 2 * k, axis=1) for k in range(3)]
-    pairs = list(with_flow(frames, extract.flow_method("farneback")))
+    pairs = list(with_flow(frames, flow_method("farneback")))
     assert len(pairs) == 3
     assert all(np.array_equal(pair[0], frame) for pair, frame in zip(pairs, frames, strict=True))
     assert np.array_equal(pairs[0][1], pairs[1][1])
     inside = pairs[2][1][16:-16, 16:-16]
     assert np.abs(np.median(inside[..., 0]) - 0.1) < 0.01
     assert np.abs(np.median(inside[..., 1])) < 0.01
-    assert not next(with_flow(frames[:1], extract.flow_method("farneback")))[1].any()
+    assert not next(with_flow(frames[:1], flow_method("farneback")))[1].any()
 
 
 def test_clips_by_hand_and_in_bounded_memory():
-    def numbers(count):
-        return (np.array([k]) for k in range(count))
-    assert [c[:, 0].tolist() for c in extract.clips(numbers(9), 4, 2)] == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
-    assert [c[:, 0].tolist() for c in extract.clips(numbers(7), 2, 3)] == [[0, 1], [3, 4]]
-    assert [c[:, 0].tolist() for c in extract.clips(numbers(2), 4, 2)] == [[0, 1, 1, 1]]
-    assert list(extract.clips(numbers(0), 4, 2)) == []
+    assert list(extract.clips(range(9), 4, 2)) == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    assert list(extract.clips(range(7), 2, 3)) == [[0, 1], [3, 4]]
+    assert list(extract.clips(range(2), 4, 2)) == [[0, 1, 1, 1]]
+    assert list(extract.clips(range(0), 4, 2)) == []
     for frames in range(1, 60):
-        assert sum(1 for _ in extract.clips(numbers(frames), 8, 3)) == expected_length(frames, 1, 3, 8)
-    endless = extract.clips((np.array([k]) for k in iter(int, 1)), 4, 2)
+        assert sum(1 for _ in extract.clips(range(frames), 8, 3)) == expected_length(frames, 1, 3, 8)
+    endless = extract.clips(iter(int, 1), 4, 2)
     assert len([next(endless) for _ in range(1000)]) == 1000
 
 
@@ -221,6 +249,15 @@ def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys,
     assert np.load("out/a.npy").shape == (9, 11)
     assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
     assert np.load("out/a.npy").shape == (17, 11)
+
+
+def test_a_folder_from_before_there_were_named_extractors_goes_on(folder, capsys):
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    noted = json.loads(Path("out/provenance.json").read_text())
+    assert noted.pop("extractor") == "program"
+    Path("out/provenance.json").write_text(json.dumps(noted))
+    assert "0 videos done, 1 were there" in run(capsys, "a.mp4", "--extractor", "program:rgb.pt", *COMMON)[1]
 
 
 def test_another_video_of_the_name_is_refused_in_a_second_command(folder, capsys):
@@ -312,7 +349,14 @@ def test_other_errors(folder, capsys, monkeypatch):
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
     argv = ["a.mp4", "--rgb-model", "rgb.pt", *COMMON]
     assert "--crop 64" in one_error(*run(capsys, *argv, "--crop", "64")[::2])
-    assert "no network" in one_error(*run(capsys, "a.mp4", *COMMON)[::2])
+    assert "no network" in one_error(*run(capsys, "a.mp4", "--extractor", "program", *COMMON)[::2])
+    error = one_error(*run(capsys, "a.mp4", "--rgb-model", "rgb.pt", "-o", "out")[::2])
+    assert "no default for --stride and --num-frames" in error
+    for name, told in (("progam:rgb.pt", "did you mean 'program"), ("program:", "expected program:FILE"), ("x", "program:FILE")):
+        error = one_error(*run(capsys, "a.mp4", "--extractor", name, *COMMON)[::2])
+        assert f"--extractor {name}" in error
+        assert told in error
+    assert "--rgb-model rgb.pt: --extractor program:b.pt" in one_error(*run(capsys, *argv, "--extractor", "program:b.pt")[::2])
     (folder / "sub").mkdir()
     error = one_error(*run(capsys, "a.mp4", "sub/a.mp4", *argv[1:])[::2])
     assert all(part in error for part in ("sub/a.mp4", "same name", "rename one", "folder of its own")), error
