@@ -4,6 +4,7 @@
     python tools/robustness.py configs/demo.yaml ckpt/demo_teacher ckpt/demo_student --names teacher student
     python tools/robustness.py configs/hapt.yaml ckpt/hapt_*_seed? --names teacher teacher student student --set devices=cpu
     python tools/robustness.py configs/demo.yaml ckpt/demo_teacher --corruptions noise jitter --severities 1 3 5 --modalities rgb
+    python tools/robustness.py configs/demo.yaml ckpt/demo_teacher --protocol features temporal
 
 CONFIG sets the dataset, the subset (val_split) and inference; each checkpoint has its own network.  Checkpoints of one name are
 seeds of one model: their scores are averaged, with the standard deviation.  All models see the same corruptions
@@ -21,7 +22,7 @@ from libs.core.arguments import some_path
 from libs.core.config import load_config
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError, run_main
-from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from libs.datasets.corruptions import CORRUPTIONS, PROTOCOLS, SEVERITIES
 from libs.datasets.synthetic.demo import ensure_demo_of
 from libs.engine.experiments.robustness import Settings, chart, load_subjects, measure, tables
 from libs.engine.runs.checkpoint import find_checkpoint
@@ -36,7 +37,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("ckpts", nargs="+", metavar="CKPT", help="checkpoint files, or folders of runs (their last epoch)")
     parser.add_argument("--names", nargs="+", default=None, metavar="NAME",
                         help="one per checkpoint, equal ones are averaged (the name of the run's folder)")
-    parser.add_argument("--corruptions", nargs="+", default=list(CORRUPTIONS), choices=list(CORRUPTIONS), help="which (all)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--protocol", nargs="+", default=["features"], choices=list(PROTOCOLS),
+                       help="corruptions of whole videos, gaps in the middle of actions, or both (features)")
+    which.add_argument("--corruptions", nargs="+", default=None, choices=list(CORRUPTIONS), help="which (all of the protocol)")
     parser.add_argument("--severities", nargs="+", type=int, default=list(SEVERITIES), choices=SEVERITIES, help="which (all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the corruptions (0)")
     parser.add_argument("--modalities", nargs="+", default=None, metavar="NAME",
@@ -66,7 +70,8 @@ def main() -> None:
         config = dataclasses.replace(config, test_cfg=dataclasses.replace(config.test_cfg, weights=args.weights))
     device = torch.device(resolve_device(config))
     ensure_demo_of(config)
-    settings = Settings(tuple(dict.fromkeys(args.corruptions)), tuple(sorted(set(args.severities))), args.seed,
+    corruptions = args.corruptions or [c for name in args.protocol for c in PROTOCOLS[name]]
+    settings = Settings(tuple(dict.fromkeys(corruptions)), tuple(sorted(set(args.severities))), args.seed,
                         None if args.modalities is None else tuple(dict.fromkeys(args.modalities)))
     subjects = load_subjects(config, list(zip(names, args.ckpts, strict=True)))
     result = measure(config, subjects, settings, device, lambda line: print(line, flush=True))

@@ -56,6 +56,19 @@ def test_tables_json_and_plot_agree(made, capsys):
     assert (names.count("teacher"), names.count("student")) == (1, 1)
 
 
+def test_the_temporal_protocol_has_twelve_settings_and_stands_beside_the_other(made, capsys, tmp_path):
+    config, two, _ = made
+    code, out, err = run(capsys, config, two, "-o", tmp_path, "--protocol", "features", "temporal", "--severities", 1, 2, 3)
+    assert (code, err) == (0, "")
+    model = json.loads((tmp_path / "robustness.json").read_text())["models"]["two"]
+    rows = [model["corruptions"][f"gap_{name}"] for name in ("zeros", "noise", "other", "frozen")]
+    mean = model["protocols"]["temporal"]["mean_corrupted"]["mean"]
+    assert mean == pytest.approx(sum(row[s]["mean"] for row in rows for s in "123") / 12)
+    assert len(model["corruptions"]) == 9
+    assert out.splitlines()[-4].split() == ["model", "clean", "features", "relative", "drop", "%", "temporal", "relative", "drop",
+                                            "%"]
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(made, capsys, tmp_path):
     config, two, one = made
     seen = []

@@ -6,13 +6,18 @@ import pytest
 import torch
 from helpers import data_config, item, tiny_config, write_data
 
+from libs.core.errors import UserError
 from libs.datasets.corruptions import (
     CORRUPTIONS,
+    FEATURES,
+    TEMPORAL,
     CorruptedDataset,
+    another,
     blur,
     channels,
     corrupt,
     features_in_memory,
+    gaps,
     generator,
     jitter,
     noise,
@@ -21,6 +26,7 @@ from libs.datasets.corruptions import (
 )
 from libs.datasets.dataset import TalDataset
 
+SEGMENTS = np.array([[2.5, 40], [60, 61]], np.float32)
 MODALITIES = {"rgb": [0, 2], "flow": [2, 5]}
 
 
@@ -89,7 +95,7 @@ def test_blur_is_the_mean_of_the_neighbours(steps, reach):
     assert np.abs(blur(x, reach, rng()) - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(CORRUPTIONS))
+@pytest.mark.parametrize("name", sorted(FEATURES))
 def test_functions_leave_their_input_alone_and_grow_with_severity(name):
     streams = {"rgb": np.arange(40), "flow": np.arange(40, 60)}
     x = (50 + np.cumsum(features(400, 60) - 3, axis=0)).astype(np.float32)  # smooth, so that a wider reach changes more
@@ -105,10 +111,12 @@ def test_functions_leave_their_input_alone_and_grow_with_severity(name):
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS))
 def test_a_modality_is_corrupted_alike_whatever_else_is_read(name):
     """Two-stream features, one stream of them alone, and the streams in another order."""
-    x = features(50, 30)
-    both = corrupt(x, {"rgb": np.arange(20), "flow": np.arange(20, 30)}, name, 3, 7, "v")
-    alone = corrupt(x[:, :20], {"rgb": np.arange(20)}, name, 3, 7, "v")
-    turned = corrupt(np.roll(x, 10, axis=1), {"flow": np.arange(10), "rgb": np.arange(10, 30)}, name, 3, 7, "v")
+    x, other = features(50, 30), features(40, 30, seed=2)
+    both = corrupt(x, {"rgb": np.arange(20), "flow": np.arange(20, 30)}, name, 3, 7, "v", SEGMENTS, other)
+    alone = corrupt(x[:, :20], {"rgb": np.arange(20)}, name, 3, 7, "v", SEGMENTS, other[:, :20])
+    turned = corrupt(np.roll(x, 10, axis=1), {"flow": np.arange(10), "rgb": np.arange(10, 30)}, name, 3, 7, "v", SEGMENTS,
+                     np.roll(other, 10, axis=1))
+    assert not np.array_equal(both, x)
     assert np.array_equal(both[:, :20], alone)
     assert np.array_equal(np.roll(both, 10, axis=1), turned)
 
@@ -131,6 +139,56 @@ def test_windows_and_jitter_hit_all_modalities_at_the_same_steps_but_noise_and_c
     for name, same in (("windows", True), ("jitter", True), ("blur", True), ("noise", False), ("channels", False)):
         out = corrupt(x, streams, name, 3, 0, "v")
         assert np.array_equal(out[:, :10], out[:, 10:]) == same, name
+
+
+@pytest.mark.parametrize(("segment", "share", "expected"), [
+    ((10, 110), 0.01, range(60, 61)), ((10, 110), 0.05, range(58, 63)), ((10, 110), 0.1, range(56, 66)),
+    ((20.2, 20.4), 0.01, range(20, 21)),  # between two vectors: still one
+    ((0, 0.6), 0.1, range(1)), ((118.6, 119.4), 0.1, range(119, 120)), ((90, 140), 0.1, range(113, 118)),
+    ((115, 140), 0.1, ()), ((-30, 28), 0.1, ())], ids=str)  # the centre lies outside of the features
+def test_gaps_lie_at_the_centres_of_actions(segment, share, expected):
+    assert np.flatnonzero(gaps(np.array([segment], np.float32), 120, share)).tolist() == list(expected)
+
+
+def test_every_action_has_its_gap():
+    segments = np.array([[0, 30], [50, 90], [55, 65]], np.float32)
+    assert np.flatnonzero(gaps(segments, 100, 0.1)).tolist() == [14, 15, 16, 60, 69, 70, 71, 72]
+    assert not gaps(segments[:0], 100, 0.1).any()
+
+
+@pytest.mark.parametrize("name", sorted(TEMPORAL))
+def test_only_gaps_are_filled_and_with_what_the_name_says(name):
+    x = features(4000, 3) * np.array([1, 10, 0], np.float32)
+    other = np.arange(9, dtype=np.float32).reshape(3, 3)
+    segments = np.array([[0, 1000], [3000, 3999], [3996.5, 4001]], np.float32)
+    gap = gaps(segments, 4000, 0.1)
+    assert gap.sum() == 201
+    before, streams = x.copy(), {"rgb": np.array([0, 2])}
+    out = corrupt(x, streams, name, 3, 0, "v", segments, other)
+    assert np.array_equal(x, before)
+    assert np.array_equal(out[~gap], x[~gap])
+    assert np.array_equal(out[:, 1], x[:, 1])
+    got = out[gap][:, [0, 2]]
+    if name == "gap_zeros":
+        assert not got.any()
+    elif name == "gap_noise":
+        assert got[:, 0].mean() == pytest.approx(float(x[:, 0].mean()), abs=0.3)
+        assert got[:, 0].std() == pytest.approx(float(x[:, 0].std()), rel=0.2)
+        assert not got[:, 1].any()  # the mean and deviation of a channel that says nothing
+        assert not np.array_equal(got, corrupt(x, streams, name, 3, 0, "w", segments, other)[gap][:, [0, 2]])
+    elif name == "gap_other":
+        assert np.array_equal(got, other[np.flatnonzero(gap) % 3][:, [0, 2]])
+    else:
+        assert np.array_equal(got[:100], np.repeat(x[[450]][:, [0, 2]], 100, axis=0))
+        assert np.array_equal(got[-1], x[3998, [0, 2]])
+
+
+def test_a_gap_at_the_start_freezes_the_first_vector_after_it():
+    x, everything = features(4, 2), {"all": np.arange(2)}
+    assert np.array_equal(corrupt(x, everything, "gap_frozen", 1, 0, "v", np.array([[0, 0.5]])), x[[1, 1, 2, 3]])
+    assert np.array_equal(corrupt(x[:1], everything, "gap_frozen", 1, 0, "v", np.array([[0, 0.5]])), x[:1])
+    with pytest.raises(ValueError, match="gap_zeros needs the segments"):
+        corrupt(x, everything, "gap_zeros", 1, 0, "v")
 
 
 def test_only_the_given_streams_are_corrupted():
@@ -159,6 +217,8 @@ def test_an_unknown_severity_is_refused():
     for severity in (0, 6):
         with pytest.raises(ValueError, match=f"severity {severity} "):
             corrupt(features(4, 2), {"all": np.arange(2)}, "noise", severity, 0, "v")
+    with pytest.raises(ValueError, match="severity 4 is not one of"):
+        corrupt(features(4, 2), {"all": np.arange(2)}, "gap_zeros", 4, 0, "v", SEGMENTS)
 
 
 def test_the_data_set_hands_on_everything_else(tmp_path):
@@ -183,3 +243,21 @@ def test_the_data_set_hands_on_everything_else(tmp_path):
         assert np.array_equal(item(noisy, i).feats.numpy(), expected)
         assert (item(noisy, i).grid, item(noisy, i).duration_s) == (item(clean, i).grid, item(clean, i).duration_s)
         assert torch.equal(item(noisy, i).segments, item(clean, i).segments)
+
+
+def test_vectors_come_from_a_video_that_seed_and_video_choose(tmp_path):
+    config = data_config(write_data(tmp_path), tmp_path)
+    clean = TalDataset(config, "validation", training=False)
+    chosen = {another(i, clean.videos, "gap_other", 3, seed) for seed in range(20) for i in (1,)}
+    assert chosen == {0, 2}  # never itself, each of the others
+    for feats in (features_in_memory(clean), None):
+        corrupted = CorruptedDataset(clean, feats, streams_of(config), "gap_other", 3, 5)
+        for i in range(3):
+            whole, other = item(clean, i), item(clean, another(i, clean.videos, "gap_other", 3, 5)).feats.numpy()
+            gap = gaps(whole.segments.numpy(), whole.steps, 0.1)
+            assert gap.any() == bool(len(whole.segments))
+            got = item(corrupted, i).feats.numpy()
+            assert np.array_equal(got[gap], other[np.flatnonzero(gap) % len(other)])
+            assert np.array_equal(got[~gap], whole.feats.numpy()[~gap])
+    with pytest.raises(UserError, match=r"--corruptions gap_other: .*'v0' is the only one of val_split; leave it out"):
+        another(0, clean.videos[:1], "gap_other", 1, 0)

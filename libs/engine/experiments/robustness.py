@@ -22,7 +22,15 @@ from torch import nn
 from libs.core.config import from_dict, to_dict
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config
-from libs.datasets.corruptions import CORRUPTIONS, SEVERITIES, CorruptedDataset, features_in_memory, streams_of
+from libs.datasets.corruptions import (
+    CORRUPTIONS,
+    PROTOCOLS,
+    SEVERITIES,
+    CorruptedDataset,
+    another,
+    features_in_memory,
+    streams_of,
+)
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import channel_ranges, moved_channels
@@ -42,15 +50,30 @@ SHARED_SECTIONS = ("dataset_name", "val_split", "test_cfg", "loader", "devices")
 SHARED_DATA = ("json_file", "feat_folder", "subset_folders", "file_prefix", "file_ext", "default_fps", "missing", "strict",
                "tiou_thresholds")
 
+Values = Mapping[tuple[str | None, int], float]  # average mAP of one seed by (corruption, severity), clean: (None, 0)
+
 
 @dataclass(frozen=True)
 class Settings:
     """Corruptions and severities to measure; seed of the corruptions; modalities to corrupt (None: all that a model reads)."""
 
-    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    corruptions: tuple[str, ...] = PROTOCOLS["features"]
     severities: tuple[int, ...] = SEVERITIES
     seed: int = 0
     modalities: tuple[str, ...] | None = None
+
+    def of(self, corruption: str) -> tuple[int, ...]:
+        """Those of the severities that a corruption has."""
+        return tuple(s for s in self.severities if s in CORRUPTIONS[corruption].severities)
+
+    def cases(self, corruptions: Sequence[str]) -> list[tuple[str, int]]:
+        """Every (corruption, severity) of some corruptions."""
+        return [(c, s) for c in corruptions for s in self.of(c)]
+
+    def protocols(self) -> dict[str, tuple[str, ...]]:
+        """The protocols that the corruptions belong to, with those that are measured."""
+        chosen = {name: tuple(c for c in self.corruptions if c in known) for name, known in PROTOCOLS.items()}
+        return {name: corruptions for name, corruptions in chosen.items() if corruptions}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +147,14 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
             log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Average mAP (percent) of every subject, clean and with every corruption and severity; the content of robustness.json.
 
-    `log` is called with a line per evaluation.  Raises UserError for a modality that no subject reads.
+    `log` is called with a line per evaluation.  Raises UserError for a modality that no subject reads, a corruption that has none
+    of the severities, and one that needs a second video where there is none.
     """
     _check_modalities(subjects, settings.modalities)
+    _check_corruptions(subjects[0], settings)
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
-    cases = [(None, 0), *((c, s) for c in settings.corruptions for s in settings.severities)]
-    found: dict[str, list[dict[tuple[str | None, int], float]]] = {}
+    cases = [(None, 0), *settings.cases(settings.corruptions)]
+    found: dict[str, list[Values]] = {}
     dataset, features, clock = None, None, Clock()
     for number, subject in enumerate(subjects, start=1):
         if subject.dataset is not dataset:  # models that read the same features share one copy in memory
@@ -152,8 +177,8 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
     return {
         "config": config.source, "val_split": list(config.val_split), "weights": config.test_cfg.weights, "seed": settings.seed,
         "modalities": None if settings.modalities is None else list(settings.modalities),
-        "severities": list(settings.severities), "tiou": list(subjects[0].dataset.tious),
-        "levels": {c: {"unit": CORRUPTIONS[c].unit, **{str(s): CORRUPTIONS[c].level(s) for s in settings.severities}}
+        "severities": sorted({severity for _, severity in cases[1:]}), "tiou": list(subjects[0].dataset.tious),
+        "levels": {c: {"unit": CORRUPTIONS[c].unit, **{str(s): CORRUPTIONS[c].level(s) for s in settings.of(c)}}
                    for c in settings.corruptions},
         "models": {name: {"checkpoints": [str(s.path) for s in subjects if s.name == name],
                           "reads": next(list(streams_of(s.config)) for s in subjects if s.name == name),
@@ -161,16 +186,24 @@ def measure(config: Config, subjects: Sequence[Subject], settings: Settings, dev
     }
 
 
-def _model_result(seeds: Sequence[Mapping[tuple[str | None, int], float]], settings: Settings) -> dict[str, Any]:
+def _model_result(seeds: Sequence[Values], settings: Settings) -> dict[str, Any]:
     """Statistics over the seeds; means over severities and corruptions are taken per seed first."""
-    per_corruption = {c: {**{str(s): _over([v[c, s] for v in seeds]) for s in settings.severities},
-                          "mean": _over([statistics.mean(v[c, s] for s in settings.severities) for v in seeds])}
-                      for c in settings.corruptions}
-    clean = [v[None, 0] for v in seeds]
-    corrupted = [statistics.mean(v[c, s] for c in settings.corruptions for s in settings.severities) for v in seeds]
+    per_corruption = {c: {**{str(s): _over([v[c, s] for v in seeds]) for s in settings.of(c)},
+                          "mean": _over(_means(seeds, settings, [c]))} for c in settings.corruptions}
+    return {"clean": _over([v[None, 0] for v in seeds]), "corruptions": per_corruption,
+            **_loss(seeds, settings, settings.corruptions),
+            "protocols": {name: _loss(seeds, settings, known) for name, known in settings.protocols().items()}}
+
+
+def _loss(seeds: Sequence[Values], settings: Settings, corruptions: Sequence[str]) -> dict[str, Any]:
+    """The mean over all settings of some corruptions, and the share (percent) of the clean mAP that is lost."""
+    clean, corrupted = [v[None, 0] for v in seeds], _means(seeds, settings, corruptions)
     drops = [100 * (a - b) / a for a, b in zip(clean, corrupted, strict=True)] if all(clean) else None
-    return {"clean": _over(clean), "corruptions": per_corruption, "mean_corrupted": _over(corrupted),
-            "relative_drop": None if drops is None else _over(drops)}
+    return {"mean_corrupted": _over(corrupted), "relative_drop": None if drops is None else _over(drops)}
+
+
+def _means(seeds: Sequence[Values], settings: Settings, corruptions: Sequence[str]) -> list[float]:
+    return [statistics.mean(v[case] for case in settings.cases(corruptions)) for v in seeds]
 
 
 def _over(values: Sequence[float]) -> dict[str, Any]:
@@ -179,8 +212,8 @@ def _over(values: Sequence[float]) -> dict[str, Any]:
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """One table per model (rows: corruptions, columns: severities and their mean) and a summary; average mAP in percent, with
-    `+- standard deviation` where a name has several checkpoints."""
+    """One table per model (rows: corruptions, columns: severities and their mean) and a summary (means over all settings, of each
+    protocol where both were measured); average mAP in percent, `+- standard deviation` where a name has several checkpoints."""
     severities = [str(s) for s in result["severities"]]
     lines, summary = [], []
     for name, model in result["models"].items():
@@ -188,17 +221,20 @@ def tables(result: Mapping[str, Any]) -> str:
         several = count > 1
         lines += [f"{name}: {count} checkpoint{'s' * several}, reads {', '.join(model['reads'])}; average mAP (percent), clean "
                   f"{_cell(model['clean'], several)}",
-                  format_table([[c, *(_cell(row[s], several) for s in [*severities, "mean"])]
+                  format_table([[c, *(_cell(row.get(s), several) for s in [*severities, "mean"])]
                                 for c, row in model["corruptions"].items()], ["corruption", *severities, "mean"]), ""]
-        summary.append([name, *(_cell(model[key], several) for key in ("clean", "mean_corrupted", "relative_drop"))])
-    return "\n".join([*lines, format_table(summary, ["model", "clean", "corrupted", "relative drop %"])])
+        parts = model["protocols"] if len(model.get("protocols", ())) > 1 else {"corrupted": model}
+        summary.append([name, *(_cell(value, several) for value in (model["clean"], *(
+            part[key] for part in parts.values() for key in ("mean_corrupted", "relative_drop"))))])
+    columns = [name for part in parts for name in (part, "relative drop %")]
+    return "\n".join([*lines, format_table(summary, ["model", "clean", *columns])])
 
 
 def chart(result: Mapping[str, Any]) -> Figure:
     """Average mAP against severity (0: clean), one panel per corruption, one line per model, bands of one standard deviation."""
-    severities = result["severities"]
     panels = []
     for corruption, levels in result["levels"].items():
+        severities = [s for s in result["severities"] if str(s) in levels]
         lines = []
         for name, model in result["models"].items():
             points = [model["clean"], *(model["corruptions"][corruption][str(s)] for s in severities)]
@@ -244,6 +280,15 @@ def _check_modalities(subjects: Sequence[Subject], modalities: Sequence[str] | N
     for name in modalities or ():
         if name not in known:
             raise UserError(f"--modalities {name}: no checkpoint reads it{nearest(name, known)}; use {', '.join(known)}")
+
+
+def _check_corruptions(subject: Subject, settings: Settings) -> None:
+    for corruption in settings.corruptions:
+        if not settings.of(corruption):
+            raise UserError(f"--severities {' '.join(map(str, settings.severities))}: {corruption} has the severities "
+                            f"{', '.join(map(str, CORRUPTIONS[corruption].severities))}; name one of them")
+        if corruption == "gap_other":
+            another(0, subject.dataset.videos, corruption, 1, settings.seed)
 
 
 def _cell(value: Mapping[str, Any] | None, several: bool) -> str | None:

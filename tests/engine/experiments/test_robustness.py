@@ -13,7 +13,7 @@ from helpers import VALIDATION, data_config, show_every_term, write_data
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
-from libs.datasets.corruptions import corrupt
+from libs.datasets.corruptions import another, corrupt
 from libs.datasets.dataset import TalDataset
 from libs.engine.experiments.robustness import Settings, chart, load_subjects, measure, network_config, tables
 from libs.engine.inference.predict import predict, score
@@ -57,16 +57,19 @@ def average_mAP(config, weights, which="ema"):
 def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path):
     teacher, student = config_of(data, tmp_path), config_of(data, tmp_path, **STUDENT)
     files = {"teacher": saved(teacher, tmp_path / "t"), "student": saved(student, tmp_path / "s", seed=5)}
-    settings = Settings(("noise", "windows"), (4,), seed=3)
+    settings = Settings(("noise", "windows", "gap_noise", "gap_other"), (3, 4), seed=3)
+    clean = TalDataset(teacher, "validation", training=False)
     result = measure(teacher, load_subjects(teacher, list(files.items())), settings, CPU)
     for corruption in settings.corruptions:
-        for severity in settings.severities:
+        for severity in settings.of(corruption):
             folder = tmp_path / f"{corruption}{severity}"
             folder.mkdir()
-            for video in VALIDATION:
+            for i, video in enumerate(VALIDATION):
                 x = np.load(data.features / f"{video}.npy")
+                other = np.load(data.features / f"{clean.videos[another(i, clean.videos, corruption, severity, 3)].id}.npy")
                 streams = {"rgb": np.arange(4), "flow": np.arange(4, 6)}
-                np.save(folder / f"{video}.npy", corrupt(x, streams, corruption, severity, 3, video))
+                np.save(folder / f"{video}.npy", corrupt(x, streams, corruption, severity, 3, video,
+                                                         clean.sample(i).segments.numpy(), other))
             for name in files:
                 there = config_of(data, tmp_path, dataset={"feat_folder": str(folder)},
                                   model={} if name == "teacher" else STUDENT["model"])
@@ -79,7 +82,24 @@ def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path):
         assert model["mean_corrupted"]["mean"] != model["clean"]["mean"]
     assert result["models"]["teacher"]["reads"] == ["rgb", "flow"]
     assert result["models"]["student"]["reads"] == ["rgb"]
-    assert result["levels"]["noise"] == {"unit": "x standard deviation", "4": 1.5}
+    assert result["levels"]["noise"] == {"unit": "x standard deviation", "3": 1.0, "4": 1.5}
+    assert result["levels"]["gap_noise"] == {"unit": "of every action", "3": 0.1}
+    temporal = result["models"]["teacher"]["protocols"]["temporal"]
+    gaps = [result["models"]["teacher"]["corruptions"][name]["3"]["mean"] for name in ("gap_noise", "gap_other")]
+    assert temporal["mean_corrupted"]["mean"] == pytest.approx(statistics.mean(gaps))
+    clean_mAP = result["models"]["teacher"]["clean"]["mean"]
+    assert temporal["relative_drop"]["mean"] == pytest.approx(100 * (1 - temporal["mean_corrupted"]["mean"] / clean_mAP))
+    features = result["models"]["teacher"]["protocols"]["features"]
+    assert tables(result).splitlines()[-2].split() == ["teacher", f"{clean_mAP:.2f}", *(
+        f"{part[key]['mean']:.2f}" for part in (features, temporal) for key in ("mean_corrupted", "relative_drop"))]
+    assert [len(ax.get_lines()[0].get_xdata()) for ax in chart(result).axes] == [3, 3, 2, 2]  # clean and the severities
+
+
+def test_severities_that_a_corruption_does_not_have(data, tmp_path):
+    config = config_of(data, tmp_path)
+    subjects = load_subjects(config, [("a", saved(config, tmp_path / "a"))])
+    with pytest.raises(UserError, match="--severities 4 5: gap_zeros has the severities 1, 2, 3; name one of them"):
+        measure(config, subjects, Settings(("noise", "gap_zeros"), (4, 5)), CPU)
 
 
 def test_a_modality_that_is_not_read_can_be_corrupted_without_effect(data, tmp_path):
