@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
-from libs.core.schema import Config, DistillConfig, FolderModality, ModelConfig, as_tuple
+from libs.core.schema import PART, Config, DistillConfig, FolderModality, ModelConfig, as_tuple
 
 SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
 TRIDENT_KEYS = ("num_bins", "boudary_kernel_size", "trident_border", "iou_weight_power")
@@ -280,6 +280,9 @@ def _training(config: Config, fail: Fail) -> None:
     for key, off in (("use_trident_head", False), ("input_noise", 0.0)):  # pairs differ in number, noise comes from the CPU
         if train.cuda_graphs and getattr(config.model, key) != off:
             fail("train_cfg.cuda_graphs", f"true cannot record steps with model.{key}; set it to false")
+    if train.leave_out is not None and not train.leave_out[0] < train.leave_out[1] > 1:
+        fail("train_cfg.leave_out", f"{list(train.leave_out)}: write [part, parts], parts at least 2 and part from 0 to "
+             "parts - 1")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")
@@ -326,6 +329,15 @@ def _teachers(config: Config, fail: Fail) -> None:
             fail("distill.teachers", f"name: {name!r}: use letters, digits, _ and - only")
         if not teacher.checkpoint:
             fail("distill.teachers", f"{name}: checkpoint is empty; name a checkpoint file or the folder of a run")
+        if (teacher.cross_fit is not None) != (PART in teacher.checkpoint):
+            fail("distill.teachers", f"{name}: checkpoint: {teacher.checkpoint}: {PART} and cross_fit belong together; write a "
+                 f"path with {PART} and cross_fit: N for N networks, or neither")
+        if teacher.cross_fit is not None and teacher.config is not None:
+            fail("distill.teachers", f"{name}: config: {teacher.config}: the configuration in each checkpoint of cross_fit says "
+                 "what it was trained without; leave config out")
+        if teacher.cross_fit is not None and distill.outputs == "online":
+            fail("distill.outputs", f"online: teacher {name} has cross_fit: {teacher.cross_fit}, and which of its networks "
+                 "teaches depends on the video; use outputs: cache")
         for term in teacher.terms or ():
             if term not in TERMS:
                 fail("distill.teachers", f"{name}: terms: {term!r} is not a term{nearest(term, TERMS)}; use {', '.join(TERMS)}")

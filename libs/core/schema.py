@@ -167,6 +167,7 @@ class TrainConfig:
     iou_weight_gradient: bool = key(True, "(ours) the weight of model.iou_weight_power sends gradient into the offsets, as published (it rewards a low IoU); false: it is a constant")
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
     labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others train on teacher outputs alone, and are left out without teachers", above=0, high=1)
+    leave_out: tuple[int, int] | None = key(None, "(ours) [part, parts]: train on all training videos but those of this part (0 to parts - 1; of equal size, chosen by a hash of the ids, the videos of one person together), for teachers with cross_fit", low=0)
     ema_decay: float = key(0.999, "(ours) decay of the EMA of the weights", low=0, high=0.999999)
     ema_warmup: bool = key(False, "(ours) EMA decay min(ema_decay, (1 + i) / (10 + i)) in step i, for short runs")
     precision: Precision = key("fp32", "(ours) arithmetic of the network in training: fp32; tf32 (CUDA: 10-bit mantissas in products); bf16 (weights, norms' parameters, losses stay fp32)")
@@ -212,15 +213,26 @@ class OptConfig:
     early_stop_epochs: int | None = key(None, "stop after this many epochs, warm-up included", low=1)
 
 
+PART = "{part}"  # in a teacher's checkpoint: the number of the part that it was not trained on
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """One entry of distill.teachers."""
 
     name: str = key("", "name in logs; empty: teacher, or teacher1, teacher2, ...")
-    checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run (required)")
+    checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run, {part} for a part of cross_fit (required)")
     config: str | None = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
+    cross_fit: int | None = key(None, "so many networks instead of one, trained with train_cfg.leave_out: [{part}, cross_fit]: each teaches the videos that it was not trained on (needs outputs: cache)", low=2)
     weights: Literal["ema", "raw"] = key("ema", "EMA or raw weights")
     terms: dict[str, float] | None = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoint of each of its networks: one, or those of the parts of cross_fit."""
+        if self.cross_fit is None:
+            return (self.checkpoint,)
+        return tuple(self.checkpoint.replace(PART, str(part)) for part in range(self.cross_fit))
 
 
 @dataclass(frozen=True)

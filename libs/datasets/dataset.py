@@ -32,6 +32,7 @@ from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import TOLERANCE, is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
+from libs.datasets.survey.parts import training_parts, unlabelled_ids
 from libs.datasets.transforms import random_crop, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import GroundTruth
@@ -71,9 +72,9 @@ class TalDataset(VideoDataset):
         self._check_labels(annotations.path)
         self.empty_classes = self._find_empty_classes(annotations)
         self._annotated = self._select(annotations)
-        self.unlabelled_ids = self._choose_unlabelled()
-        if not config.distill.teachers:
-            self._annotated = tuple(v for v in self._annotated if v.id not in self.unlabelled_ids)
+        self.unlabelled_ids = unlabelled_ids(self._annotated, config) if training else frozenset()
+        left_out = self._left_out(annotations)
+        self._annotated = tuple(v for v in self._annotated if v.id not in left_out)
         streams = config.model.modalities if modalities is None else modalities
         self._reader = StreamReader(_of_subset(config, self.subset[0]), streams)
         missing = {v.id: where for v in self._annotated if (where := self._reader.missing(v.id)) is not None}
@@ -219,13 +220,13 @@ class TalDataset(VideoDataset):
     def _split_key(self, name: str) -> str:
         return "unlabelled_split" if name in self.config.unlabelled_split else "train_split" if self.training else "val_split"
 
-    def _choose_unlabelled(self) -> frozenset[str]:
-        """Videos of unlabelled_split, and all but a train_cfg.labelled_share of the others, chosen by a hash of their ids."""
-        if not self.training:
-            return frozenset()
-        further = {v.id for v in self._annotated if v.subset in self.config.unlabelled_split}
-        ids = sorted({v.id for v in self._annotated} - further, key=lambda i: hashlib.blake2b(i.encode(), digest_size=8).digest())
-        return frozenset(further | set(ids[max(round(self.config.train_cfg.labelled_share * len(ids)), 1):]))
+    def _left_out(self, annotations: Annotations) -> set[str]:
+        """Training videos that this run leaves out: those of train_cfg.leave_out, and without teachers the unlabelled ones."""
+        left_out = set() if self.config.distill.teachers else set(self.unlabelled_ids)
+        if self.training and self.config.train_cfg.leave_out is not None:
+            part, parts = self.config.train_cfg.leave_out
+            left_out |= {v for v, p in training_parts(self.config, annotations, parts).items() if p == part}
+        return left_out
 
     def _report_missing(self, missing: list[tuple[str, Keys]]) -> None:
         """UserError, or a warning with dataset.missing: skip; missing: path and configuration keys of each video."""

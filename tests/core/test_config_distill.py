@@ -171,6 +171,12 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
      ["stage cross_modal has 1 teacher,", "names 2 (teacher1, teacher2)"]),
     (["distill.outputs=cache", "dataset.crop_align=32", "distill.mixup=0.3"], ["distill.mixup", "cannot be cached", "mixup: 0"]),
     (["distill.mixup=0.3", "loader.batch_size=1"], ["distill.mixup", "batch_size is 1", "at least 2"]),
+    (["distill.teachers=[{checkpoint: 'a{part}'}]"], ["teacher: checkpoint: a{part}", "belong together", "cross_fit: N"]),
+    (["distill.teachers=[{checkpoint: a, cross_fit: 4}]"], ["teacher: checkpoint: a:", "belong together"]),
+    (["distill.teachers=[{checkpoint: 'a{part}', cross_fit: 4, config: b.yaml}]"], ["config: b.yaml", "leave config out"]),
+    (["distill.teachers=[{checkpoint: 'a{part}', cross_fit: 4}]"], ["distill.outputs", "cross_fit: 4", "use outputs: cache"]),
+    (["train_cfg.leave_out=[4, 4]"], ["train_cfg.leave_out", "[4, 4]", "part from 0 to parts - 1"]),
+    (["train_cfg.leave_out=[0, 1]"], ["train_cfg.leave_out", "[0, 1]", "parts at least 2"]),
     (["distill.outputs=cache"], ["dataset.crop_align", "use 32, or distill.outputs: online"]),
     (["distill.outputs=cache", "dataset.crop_align=48"], ["dataset.crop_align", "48"]),
     (["distill.outputs=cache", "dataset.crop_align=32", "distill.teacher_droppath=true"],
@@ -219,8 +225,8 @@ def test_dump_loads_back_equal(base: Path, tmp_path: Path) -> None:
     plain = yaml.safe_load(text)  # any YAML reader gets the same
     assert plain["dataset"]["modalities"]["audio"] == {"folder": "./vggish", "dim": 128, "file_prefix": None, "file_ext": ".npy",
                                                        "resample": "linear"}
-    assert plain["distill"]["teachers"][0] == {"name": "a", "checkpoint": "ckpt/1:30_{run}", "config": None, "weights": "ema",
-                                               "terms": {"cls": 0.1, "stem": 0.0}}
+    assert plain["distill"]["teachers"][0] == {"name": "a", "checkpoint": "ckpt/1:30_{run}", "config": None, "cross_fit": None,
+                                               "weights": "ema", "terms": {"cls": 0.1, "stem": 0.0}}
     assert plain["distill"]["teachers"][1]["checkpoint"] == "007"
 
 

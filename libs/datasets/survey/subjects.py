@@ -18,7 +18,7 @@ def check_subjects(annotations: Annotations, splits: Splits, problems: Problems)
     videos = [annotations.of_subset(names) for names in (splits.train, splits.val)]
     if set(splits.train) & set(splits.val) or not all(videos):
         return
-    subjects = _subjects([video.id for part in videos for video in part], annotations.label_ids)
+    subjects = subjects_of([video.id for part in videos for video in part], annotations.label_ids)
     train, val = ({subjects[video.id]: video.id for video in reversed(part) if video.id in subjects} for part in videos)
     both, every = sorted(train.keys() & val.keys()), train.keys() | val.keys()
     if both and len(every) > 1:
@@ -28,7 +28,7 @@ def check_subjects(annotations: Annotations, splits: Splits, problems: Problems)
                          "split by them (tools/convert_annotations.py --val-share P --group REGEX), or leave it if that is meant")
 
 
-def _subjects(ids: Sequence[str], labels: Collection[str]) -> dict[str, str]:
+def subjects_of(ids: Sequence[str], labels: Collection[str]) -> dict[str, str]:
     """Video id -> the person or place that it seems to name; {} where the ids do not look like that.
 
     Either most ids have a word such as subject12 or P03_, or all are in folders, or all are built alike and have a first part

@@ -30,7 +30,7 @@ from libs.datasets.batch import Batch
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, inference_loader
 from libs.engine.distill.streams import Columns, input_columns
-from libs.engine.distill.teachers import Teacher, run_teacher
+from libs.engine.distill.teachers import Teacher, run_unseen
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.distill_losses import TeacherOutputs
 from libs.utils.files.io import write_bytes_atomic, write_json_atomic
@@ -69,6 +69,9 @@ class CachedTeachers:
         self.cached: list[CachedTeacher] = []
         for t in teachers:
             names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if (t.name, n) in used))
+            if t.parts and (features := [n for n in ("stem", "pyramid") if n in names]):
+                raise UserError(f"{config.source}: distill.{features[0]}: compares features with those of {t.name}, whose "
+                                "networks (cross_fit) each have features of their own; set the weight, or its factor, to 0")
             order = input_columns(config, t.config, t.name) if "inputs" in names else None
             self.cached.append(CachedTeacher(t, Path(config.distill.cache_folder) / _key(config, t, names), names, order))
         self._memory: dict[Path, dict[str, Tensor]] = {}
@@ -102,15 +105,16 @@ class CachedTeachers:
             raise UserError(f"{config.source}: distill.outputs: cache: teacher {teacher.name} has no features of {absent[0]} "
                             f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or use "
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
-        write_json_atomic(cached.folder / "about.json", {"teacher": str(teacher.checkpoint.path), "weights": teacher.weights,
-                                                         "arrays": list(cached.names)})
+        paths = [str(network.checkpoint.path) for network in teacher.parts or (teacher,)]
+        write_json_atomic(cached.folder / "about.json", {"teacher": paths if teacher.parts else paths[0],
+                                                         "weights": teacher.weights, "arrays": list(cached.names)})
         advance, made, seen = bar(-(-len(missing) // ranks), f"videos, teacher {teacher.name}"), 0, 0
         for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
             seen += len(batch.video_ids)
             advance(seen, max(seen, -(-len(missing) // ranks)))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]
             moved = batch.to(device)
-            outputs = run_teacher(teacher, moved.feats, moved.mask, cached.order)
+            outputs = run_unseen(teacher, batch.video_ids, moved.feats, moved.mask, cached.order)
             for b in wanted:
                 arrays: dict[str, Any] = {name: _valid_rows(getattr(outputs, name)[b], batch.mask[b], cached.strides(name))
                                           for name in cached.names}
@@ -174,9 +178,10 @@ def _window(rows: Tensor, start: int, count: int, padded: int) -> Tensor:
 def _key(config: Config, teacher: Teacher, names: tuple[str, ...]) -> str:
     """Name of the folder of a teacher's outputs: its name and a hash of all that they depend on."""
     digest = hashlib.sha256()
-    for name, value in teacher.checkpoint.select(teacher.weights).items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # as bytes: numpy has no bfloat16
+    for part in teacher.parts or (teacher,):
+        for name, value in part.checkpoint.select(teacher.weights).items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)  # as bytes: numpy has no bfloat16
     data = to_dict(config)["dataset"]
     paths = {k: data[k] for k in ("feat_folder", "file_prefix", "file_ext", "modalities", "feat_stride", "downsample_rate",
                                   "force_upsampling", "max_seq_len")}
@@ -186,5 +191,6 @@ def _key(config: Config, teacher: Teacher, names: tuple[str, ...]) -> str:
         network["max_seq_len"] = teacher.config.dataset.max_seq_len
     if teacher.config.test_cfg.precision != "fp32":
         network["precision"] = teacher.config.test_cfg.precision
-    digest.update(json.dumps([network, paths, order, names], sort_keys=True).encode())
+    parts = [dict(teacher.part_of)] if teacher.parts else []
+    digest.update(json.dumps([network, paths, order, names, *parts], sort_keys=True).encode())
     return f"{teacher.name}_{digest.hexdigest()[:16]}"

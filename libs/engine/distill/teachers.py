@@ -5,21 +5,22 @@ A teacher has no gradients, optimizer state or EMA, and nothing of it is written
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from libs.core.checks import teacher_names
-from libs.core.config import load_config
+from libs.core.config import config_diff, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.files import is_file
 from libs.core.schema import Config, DistillConfig, TeacherConfig
-from libs.datasets.annotations import load_annotations
+from libs.datasets.annotations import Annotations, load_annotations
 from libs.datasets.batch import Batch
 from libs.datasets.padding import padding_of
 from libs.datasets.presets import get_preset
+from libs.datasets.survey.parts import labelled_ids, training_parts
 from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
 from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, own_config
 from libs.engine.runs.network import load_network
@@ -32,11 +33,17 @@ RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run
 
 # keys that must be equal for teacher and student, so that their points are the same points in time
 GRID_KEYS = ("feat_stride", "num_frames", "default_fps", "downsample_rate", "force_upsampling")
+# keys, or their beginnings, that must be equal for all networks of a teacher with cross_fit
+SHARED_BY_PARTS = ("dataset.", "model.", "train_split", "train_cfg.labelled_share")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen network in evaluation mode, its configuration and its checkpoint."""
+    """A frozen network in evaluation mode, its configuration and its checkpoint.
+
+    cross_fit: `parts` are the networks, the first of which is also the one described here; `part_of`: video id -> the part that
+    has not seen it.
+    """
 
     name: str
     config: Config
@@ -44,6 +51,8 @@ class Teacher:
     weights: str
     model: LocPointTransformer
     spec: TeacherSpec
+    parts: tuple[Teacher, ...] = ()
+    part_of: Mapping[str, int] = field(default_factory=dict)
 
 
 def with_run_name(config: Config, run: str) -> Config:
@@ -64,12 +73,46 @@ def load_teachers(config: Config, settings: DistillConfig, device: torch.device)
 
 
 def _load(student: Config, settings: DistillConfig, entry: TeacherConfig, name: str, device: torch.device) -> Teacher:
+    networks = tuple(_load_network(student, settings, entry, name, path, device) for path in entry.checkpoints)
+    if entry.cross_fit is None:
+        return networks[0]
+    part_of = _parts(student, networks, f"{student.source}: distill.teachers: {name}")
+    return dataclasses.replace(networks[0], parts=networks, part_of=part_of)
+
+
+def _parts(student: Config, networks: Sequence[Teacher], where: str) -> dict[str, int]:
+    """Video id -> the network that has not seen it; UserError unless each network left out its own part of the same videos."""
+    first, count = networks[0].config, len(networks)
+    for part, network in enumerate(networks):
+        path, own = network.checkpoint.path, network.config
+        if own.train_cfg.leave_out != (part, count):
+            found = "null" if own.train_cfg.leave_out is None else list(own.train_cfg.leave_out)
+            raise UserError(f"{where}: checkpoint: {path}: was trained with train_cfg.leave_out: {found}, but stands for part "
+                            f"{part} of cross_fit: {count}; train it with leave_out: [{part}, {count}], or correct the entry")
+        other = {key: values for key, values in config_diff(first, own).items() if key.startswith(SHARED_BY_PARTS)}
+        for key, (theirs, its) in other.items():
+            raise UserError(f"{where}: checkpoint: {path}: was trained with {key}: {its}, that of part 0 with {theirs}; networks "
+                            "of cross_fit differ in train_cfg.leave_out alone")
+    part_of = training_parts(first, _annotations(first), count)
+    if unknown := sorted(labelled_ids(student, _annotations(student)) - part_of.keys()):
+        raise UserError(f"{where}: checkpoint: {networks[0].checkpoint.path}: was trained on other videos than the student: "
+                        f"{len(unknown)} are in no part (first: {unknown[0]}); make train_split, dataset.json_file and "
+                        "train_cfg.labelled_share equal")
+    return part_of
+
+
+def _annotations(config: Config) -> Annotations:
+    return load_annotations(config.dataset.json_file, False, get_preset(config.dataset_name).unlabelled, config.unlabelled_split)
+
+
+def _load_network(student: Config, settings: DistillConfig, entry: TeacherConfig, name: str, path: str, device: torch.device
+                  ) -> Teacher:
     where = f"{student.source}: distill.teachers: {name}"
-    if RUN in entry.checkpoint:
-        raise UserError(f"{where}: checkpoint: {entry.checkpoint}: {RUN} stands for the name of a run, and this run has none; "
+    if RUN in path:
+        raise UserError(f"{where}: checkpoint: {path}: {RUN} stands for the name of a run, and this run has none; "
                         "name the checkpoint")
     try:
-        checkpoint = load_checkpoint(find_checkpoint(entry.checkpoint))
+        checkpoint = load_checkpoint(find_checkpoint(path))
         config = _config_of(entry, checkpoint)
         check_teacher(student, config, where)
         model = load_network(config, checkpoint, entry.weights)
@@ -142,8 +185,7 @@ def _check_classes(student: Config, teacher: Config, where: str) -> None:
     own, other = student.dataset.json_file, teacher.dataset.json_file
     if own == other or not is_file(other) or not is_file(own):
         return
-    here, there = (load_annotations(config.dataset.json_file, False, get_preset(config.dataset_name).unlabelled,
-                                    config.unlabelled_split).label_ids for config in (student, teacher))
+    here, there = (_annotations(config).label_ids for config in (student, teacher))
     common = here.keys() & there.keys()
     wrong = sorted(name for name in common if here[name] != there[name])
     if wrong or not common:
@@ -181,3 +223,22 @@ def run_teacher(teacher: Teacher, feats_BTC: Tensor, mask_BT: Tensor, order: Col
     offsets = outputs.offsets_at(outputs.logits.argmax(-1))
     return TeacherOutputs(outputs.logits, offsets, features.stem, torch.cat(features.levels, dim=1),
                           None if order is None else order(features.inputs))
+
+
+def run_unseen(teacher: Teacher, video_ids: Sequence[str], feats_BTC: Tensor, mask_BT: Tensor, order: Columns | None
+               ) -> TeacherOutputs:
+    """`run_teacher`; with cross_fit each video's outputs are those of the network that has not seen it.
+
+    Of a video that none has seen: the mean of all of them (of logits, offsets and inputs).
+    """
+    if not teacher.parts:
+        return run_teacher(teacher, feats_BTC, mask_BT, order)
+    chosen = [teacher.part_of.get(video) for video in video_ids]
+    said = {part: run_teacher(network, feats_BTC, mask_BT, order)
+            for part, network in enumerate(teacher.parts) if part in chosen or None in chosen}
+
+    def of_videos(values: dict[int, Tensor]) -> Tensor:
+        return torch.stack([torch.stack([v[b] for v in values.values()]).mean(0) if part is None else values[part][b]
+                            for b, part in enumerate(chosen)])
+    names = [name for name, value in next(iter(said.values()))._asdict().items() if value is not None]
+    return TeacherOutputs(**{name: of_videos({part: getattr(outputs, name) for part, outputs in said.items()}) for name in names})

@@ -5,7 +5,7 @@
 
 Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed is one run of train.py, named <output><seed>, in
 <output_folder>/<stage>_<output><seed>, which is also its label.  It starts after the runs that its
-`distill.teachers[].checkpoint` names, in which `{run}` stands for its own run's name.
+`distill.teachers[].checkpoint` names, in which `{run}` stands for its own run's name and `{part}` for each part of cross_fit.
 """
 from __future__ import annotations
 
@@ -95,9 +95,11 @@ class StageRun:
         return evaluation_folder(self.last, weights, changed) / RESULTS
 
     @property
-    def teacher_paths(self) -> tuple[str, ...]:
-        """The checkpoints or run folders of its teachers, in the order of the configuration."""
-        return tuple(teacher.checkpoint for teacher in self.config.distill.teachers)
+    def teacher_paths(self) -> tuple[tuple[str, str], ...]:
+        """(name, checkpoint or run folder) of its teachers, in the order of the configuration, each network of cross_fit."""
+        distill = self.config.distill
+        return tuple((name, path) for name, teacher in zip(teacher_names(distill), distill.teachers, strict=True)
+                     for path in teacher.checkpoints)
 
     @property
     def training(self) -> list[str]:
@@ -174,11 +176,11 @@ class Chain:
 
     def teachers(self, run: StageRun) -> list[str]:
         """Labels of the runs of this chain that a run learns from."""
-        return [label for _, label in self._sources(run) if label is not None]
+        return [label for _, _, label in self._sources(run) if label is not None]
 
     def source_names(self, run: StageRun) -> list[str]:
-        """For each teacher the stage that makes it, or its checkpoint's path."""
-        return [self.runs[label].stage if label is not None else path for path, label in self._sources(run)]
+        """For each teacher (each network of cross_fit) the stage that makes it, or its checkpoint's path."""
+        return [self.runs[label].stage if label is not None else path for _, path, label in self._sources(run)]
 
     def select(self, stages: Sequence[str]) -> list[str]:
         """`stages`, or all stages if it is empty; UserError for a name that is no stage."""
@@ -205,7 +207,7 @@ class Chain:
 
     def _check(self, run: StageRun, planned: dict[str, StageRun]) -> None:
         run.refuse_changes()
-        for name, (path, label) in zip(teacher_names(run.config.distill), self._sources(run), strict=True):
+        for name, path, label in self._sources(run):
             if label is not None:
                 if run.begun and label in planned and not planned[label].trained:
                     raise UserError(f"{run.folder}: has checkpoints, but its teacher {self.runs[label].folder} is not trained: "
@@ -215,9 +217,9 @@ class Chain:
                                 f"stage of {self.folder} makes it (their runs are {self.output_folder}/<stage>_{run.name}); "
                                 f"train it first, or write the run of a stage, e.g. {self.output_folder}/{self.stages[0]}_{RUN}")
 
-    def _sources(self, run: StageRun) -> Iterator[tuple[str, str | None]]:
-        """(path, label of the run that makes it, None: no run of this chain) of each teacher."""
-        return ((path, _maker(path, self.runs)) for path in run.teacher_paths)
+    def _sources(self, run: StageRun) -> Iterator[tuple[str, str, str | None]]:
+        """(name, path, label of the run that makes it, None: no run of this chain) of each teacher's networks."""
+        return ((name, path, _maker(path, self.runs)) for name, path in run.teacher_paths)
 
 
 def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
@@ -256,7 +258,7 @@ def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
 
 def _teachers_first(runs: dict[str, StageRun]) -> dict[str, StageRun]:
     """The same runs, each after its teachers; UserError if they wait for each other in a circle."""
-    teachers = {label: [maker for path in run.teacher_paths if (maker := _maker(path, runs)) is not None]
+    teachers = {label: [maker for _, path in run.teacher_paths if (maker := _maker(path, runs)) is not None]
                 for label, run in runs.items()}
     try:
         return {label: runs[label] for label in TopologicalSorter(teachers).static_order()}

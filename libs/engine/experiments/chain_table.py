@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from libs.core.checks import teacher_names
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.engine.deploy.cost import Cost, measure
@@ -55,7 +54,7 @@ def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResu
         steps = earlier.steps if earlier else (load_checkpoint(run.last).training or {})["iteration"]
         sources = chain.source_names(run)
         first = run.config.distill.init_from
-        init = "random" if first is None else sources[teacher_names(run.config.distill).index(first)]
+        init = "random" if first is None else sources[[name for name, _ in run.teacher_paths].index(first)]
         found[run.stage] = StageResults(run.stage, run.config, tuple(sources), init, steps, values)
     return sorted(found.values(), key=lambda r: (ORDER.index(r.stage) if r.stage in ORDER else len(ORDER), r.stage))
 

@@ -83,6 +83,29 @@ def test_teachers_come_first_seed_by_seed(published):
     assert run.evaluation[2:5] == [str(published.path / "multi_teacher.yaml"), str(run.last), "--weights"]
 
 
+def test_a_student_waits_for_every_network_of_a_cross_fitted_teacher(folder):
+    folder.stage("teacher")
+    for part in range(3):
+        folder.stage(f"teacher_part{part}", train_cfg={"leave_out": [part, 3]})
+    entries = [{"name": "fitted", "checkpoint": f"{folder.ckpt}/teacher_part{{part}}_{{run}}", "cross_fit": 3},
+               {"name": "other", "checkpoint": f"{folder.ckpt}/teacher_{{run}}"}]
+    folder.stage("a_student", distill={"teachers": entries, "outputs": "cache", "init_from": "other"}, dataset={"crop_align": 32})
+    chain = folder.load((7,))
+    run = chain.runs["a_student_seed7"]
+    assert chain.source_names(run) == ["teacher_part0", "teacher_part1", "teacher_part2", "teacher"]
+    planned = list(chain.plan(["a_student"]))
+    assert planned[-1] == "a_student_seed7"
+    assert sorted(planned[:-1]) == ["teacher_part0_seed7", "teacher_part1_seed7", "teacher_part2_seed7", "teacher_seed7"]
+    for label in planned:
+        folder.finish(chain.runs[label])
+    assert [r.init for r in chain_results(chain) if r.stage == "a_student"] == ["teacher"]
+    entries[0]["cross_fit"] = 4
+    folder.stage("a_student", distill={"teachers": entries, "outputs": "cache"}, dataset={"crop_align": 32})
+    shutil.rmtree(run.folder)
+    with pytest.raises(UserError, match=r"fitted: checkpoint: .*teacher_part3_seed7: no such checkpoint"):
+        folder.load((7,)).plan(["a_student"])
+
+
 def test_a_stage_pulls_in_the_teachers_that_it_needs(published):
     chain = published.load((0, 1))
     assert list(chain.plan(["a_cross_modal"])) == [f"{s}_seed{i}" for i in (0, 1) for s in (
