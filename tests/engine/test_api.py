@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import data_config, show_every_term, tiny_config, write_data
+from networks import TRIDET
 
 from libs.core.config import dump_yaml, to_dict
 from libs.core.errors import UserError
@@ -34,12 +35,12 @@ def save(path, config, training=True, **extra):
     return model
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
+@pytest.fixture(scope="module", params=[{}, TRIDET], ids=["ActionFormer", "TriDet"])
+def project(request, tmp_path_factory):
     """(config, checkpoint, network, info file with fps and durations) of a tiny data set."""
     tmp = tmp_path_factory.mktemp("project")
     data = write_data(tmp)
-    config = data_config(data, tmp)
+    config = data_config(data, tmp, model=request.param)
     model = save(tmp / "run" / "epoch_003.pth.tar", config)
     return config, tmp / "run", model, data.annotations
 

@@ -13,6 +13,7 @@ STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}
 MADE_UP = {"modalities": ["rgb"], "hallucinated": ["flow"]}
 SGP = {"backbone_type": "SGP", "sgp_mlp_dim": 20, "n_sgp_win_size": 3, "masked_stats": True}
 TRIDENT = {"use_trident_head": True, "num_bins": 3}
+TRIDET = {**SGP, **TRIDENT, "masked_stats": False, "init_conv_vars": 0.3}  # as published, with convolutions that learn
 POOLER = {"backbone_type": "convPooler", "backbone_arch": [1, 2], "n_mha_win_size": -1}
 VARIANTS = {
     "transformer": {},

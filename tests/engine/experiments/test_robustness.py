@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import VALIDATION, data_config, show_every_term, write_data
+from networks import TRIDET
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
@@ -54,8 +55,9 @@ def average_mAP(config, weights, which="ema"):
     return 100 * score(predict(model, dataset, config, CPU), dataset).average_mAP
 
 
-def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path):
-    teacher, student = config_of(data, tmp_path), config_of(data, tmp_path, **STUDENT)
+@pytest.mark.parametrize("model", [{}, TRIDET], ids=["ActionFormer", "TriDet"])
+def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path, model):
+    teacher, student = config_of(data, tmp_path, model=model), config_of(data, tmp_path, **STUDENT)
     files = {"teacher": saved(teacher, tmp_path / "t"), "student": saved(student, tmp_path / "s", seed=5)}
     settings = Settings(("noise", "windows", "gap_noise", "gap_other"), (3, 4), seed=3)
     clean = TalDataset(teacher, "validation", training=False)
@@ -72,7 +74,7 @@ def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path):
                                                          clean.sample(i).segments.numpy(), other))
             for name in files:
                 there = config_of(data, tmp_path, dataset={"feat_folder": str(folder)},
-                                  model={} if name == "teacher" else STUDENT["model"])
+                                  model=model if name == "teacher" else STUDENT["model"])
                 got = result["models"][name]["corruptions"][corruption][str(severity)]["values"]
                 assert got == [average_mAP(there, files[name])], (name, corruption, severity)
     for name, config in (("teacher", teacher), ("student", student)):

@@ -10,11 +10,13 @@ import pytest
 import sweep_nms as sweep_script
 import torch
 from helpers import data_config, item, one_error, run_script, show_every_term, write_config, write_data
+from networks import TRIDET
 
 import eval as eval_script
 from libs.core.config import with_overrides
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
+from libs.datasets.padding import padding_of
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector, find_candidates, load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, changes, parse_grid, set_line, settings_of, table
 from libs.engine.inference.predict import Timeline, predict, score
@@ -29,11 +31,11 @@ SETTINGS = ([], ["nms_sigma=0.2", "min_score=0.05"], ["nms_method=hard", "iou_th
             ["pre_nms_thresh=0.3"], ["duration_thresh=5"], ["pre_nms_topk=5", "pre_nms_thresh=0.2", "duration_thresh=0"])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="module", params=[{}, TRIDET], ids=["ActionFormer", "TriDet"])
+def saved(request, tmp_path_factory):
     """(config, network, data set, file of its candidates)."""
     tmp = tmp_path_factory.mktemp("saved")
-    config = data_config(write_data(tmp), tmp, test_cfg={"pre_nms_topk": 40, "batch_size": 2})
+    config = data_config(write_data(tmp), tmp, model=request.param, test_cfg={"pre_nms_topk": 40, "batch_size": 2})
     torch.manual_seed(0)
     model = show_every_term(build_model(config))
     dataset = TalDataset(config, "training", training=False)
@@ -72,9 +74,10 @@ def test_the_file_holds_all_candidates_with_their_level(saved):
         assert len(scores) <= 40
     sample = item(dataset, 1)
     with torch.no_grad():
-        feats = torch.zeros(1, 32, 6)
+        padded = padding_of(config).of_batch([23])
+        feats = torch.zeros(1, padded, 6)
         feats[0, :23] = sample.feats
-        alone = decode_batch(model.eval()(feats, torch.arange(32)[None] < 23), config.test_cfg)
+        alone = decode_batch(model.eval()(feats, torch.arange(padded)[None] < 23), config.test_cfg)
     assert torch.allclose(alone.scores, file.select(config.test_cfg).scores[ends[0]:][:len(alone.scores)], atol=1e-6)
 
 
@@ -108,7 +111,9 @@ def test_damaged_files(saved, tmp_path):
         assert told in str(error.value)
 
 
-@pytest.mark.parametrize("sections", [{}, {"dataset_name": "anet", "dataset": {"num_classes": 1, "feat_stride": 5}}], ids=str)
+@pytest.mark.parametrize("sections", [{}, {"dataset_name": "anet", "dataset": {"num_classes": 1, "feat_stride": 5}},
+                                      {"model": TRIDET, "test_cfg": {"multiclass_nms": False, "voting_iou_weight": False}}],
+                         ids=str)
 def test_the_configured_setting_scores_as_the_evaluation_does(tmp_path, sections):
     config = data_config(write_data(tmp_path), tmp_path, **sections)
     torch.manual_seed(0)

@@ -301,7 +301,8 @@ def test_another_architecture_names_the_config_key(tmp_path, sections, key, turn
 
 
 @pytest.mark.parametrize(("of_file", "of_config"), [("TemporalMaxer", "ActionFormer"), ("ActionFormer", "TemporalMaxer"),
-                                                    ("TriDet", "ActionFormer"), ("TemporalMaxer", "TriDet")])
+                                                    ("TriDet", "ActionFormer"), ("ActionFormer", "TriDet"),
+                                                    ("TriDet", "TemporalMaxer"), ("TemporalMaxer", "TriDet")])
 def test_a_checkpoint_of_another_method_names_both(tmp_path, of_file, of_config):
     sections = {"ActionFormer": {}, "TriDet": {"backbone_type": "SGP", "sgp_mlp_dim": 16},
                 "TemporalMaxer": {"backbone_type": "convPooler", "backbone_arch": [1, 0, 2], "n_mha_win_size": -1}}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from distill_cases import CPU, EVERY_TERM, RGB_ONLY, save_teacher, student, two_stream
 from helpers import data_config, merged, write_data
+from networks import TRIDET
 from processes import run_processes
 
 from libs.core.config import dump_yaml, load_config
@@ -53,10 +54,11 @@ def work(tmp_path_factory):
     """(folder, configurations of one process by name)."""
     folder = tmp_path_factory.mktemp("parallel")
     data = write_data(folder)
-    transformer, conv, narrow = (save_teacher(two_stream(data, folder, model=model), folder / f"{name}.pth.tar", seed)
+    transformer, conv, narrow, trident = (save_teacher(two_stream(data, folder, model=model), folder / f"{name}.pth.tar", seed)
                                  for seed, (name, model) in enumerate({
                                      "transformer": {}, "conv": {"backbone_type": "conv"},
-                                     "narrow": {"embd_dim": 12, "fpn_dim": 12}}.items()))
+                                     "narrow": {"embd_dim": 12, "fpn_dim": 12},
+                                     "trident": {**TRIDET, "embd_dim": 16, "fpn_dim": 16}}.items()))
 
     def taught(teachers, **sections):
         return student(data, folder, teachers, **merged(STILL, {"model": RGB_ONLY, **sections}))
@@ -68,6 +70,9 @@ def work(tmp_path_factory):
         "temporalmaxer": data_config(data, folder, model_name="TemporalMaxerArchitecture", **merged(STILL, {"model": {
             "backbone_type": "convPooler", "backbone_arch": [1, 2], "n_mha_win_size": -1, "fpn_norm": "layernorm",
             "assigner": {"keep_percent": 0.3}}})),
+        "tridet": data_config(data, folder, **merged(STILL, {"model": TRIDET})),
+        "tridet taught": taught([trident, transformer], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4},
+                                model={**RGB_ONLY, **TRIDET, "embd_dim": 16, "fpn_dim": 16, "masked_stats": True}),
         "corrected": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4, "loss_weight": -1}),
         "fixed weight": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4}),
         "unmasked": taught([transformer], distill={
@@ -123,7 +128,8 @@ def compare(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "names"), [
-    (2, 1, ["adamw", "auto weight", "c2ms", "temporalmaxer"]), (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["plain"])])
+    (2, 1, ["adamw", "auto weight", "c2ms", "temporalmaxer", "tridet", "tridet taught"]),
+    (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["plain"])])
 def test_processes_equal_one(work, whole, processes, accumulation, names):
     folder, configs = work
     paths = [write(folder, f"{processes} x {accumulation} {name}", configs[name], split(configs[name], processes, accumulation))
@@ -138,7 +144,7 @@ def test_processes_equal_one(work, whole, processes, accumulation, names):
         compare(whole[name], folder_of(path))
 
 
-@pytest.mark.parametrize("name", ["fixed weight", "unmasked"])
+@pytest.mark.parametrize("name", ["fixed weight", "unmasked", "tridet taught"])
 def test_accumulation_equals_one_batch(work, whole, name):
     folder, configs = work
     path = write(folder, f"accumulated {name}", configs[name], split(configs[name], 1, 3))
