@@ -63,4 +63,4 @@ def _expectations(left: Tensor, right: Tensor) -> Tensor:
     """Logits (..., bins + 1) of left and right distances -> expected distances (..., 2)."""
     distance = torch.arange(left.shape[-1], dtype=left.dtype, device=left.device)
     # not a matrix product, whose last bit depends on how many rows there are, and so on the other candidates
-    return torch.stack([(p * d).sum(-1) for p, d in ((left.softmax(-1), distance.flip(0)), (right.softmax(-1), distance))], dim=-1)
+    return torch.stack(((left.softmax(-1) * distance.flip(0)).sum(-1), (right.softmax(-1) * distance).sum(-1)), dim=-1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_config
+from networks import POOLER, TRIDET
 
 from libs.core.config import load_config
 from libs.core.errors import UserError
@@ -59,6 +60,17 @@ def test_transformer_by_hand():
     assert got.flops == 2 * sum(macs.values())
 
 
+def test_tridet_by_hand():
+    """Stem block: depthwise kernels 1, 1, 1, odd(2 k) and the mean's factor at one step; the branch has windows of 3."""
+    def block(t, window, wide):
+        return t * C * (2 * window + 1 + wide) + C + 2 * t * C * 20
+
+    got = count(tiny_config(model=TRIDET))
+    macs = {"embedding": conv_macs(48, IN, C, 3), "stem": block(48, 1, 3), "branch": sum(block(t, 3, 7) for t in STEPS[1:]),
+            "heads": sum(conv_macs(t, C, C, 3) * 8 + conv_macs(t, C, CLASSES, 3) * 3 + conv_macs(t, C, 8, 3) for t in STEPS)}
+    assert {name: part["flops"] for name, part in got.parts.items() if part["flops"]} == {n: 2 * m for n, m in macs.items()}
+
+
 @pytest.mark.parametrize("sections", [
     {"train_cfg": {"droppath": 0.0}},
     {"model": {"use_rel_pe": True, "use_abs_pe": True, "n_mha_win_size": [5, -1, 3]}},
@@ -72,8 +84,9 @@ def test_transformer_by_hand():
     {"dataset": TWO_STREAMS, "model": {"modalities": ["rgb"], "hallucinated": ["flow"], "hallucinator": "separable",
                                        "fusion": "gated"}},
     {"dataset": TWO_STREAMS, "model": {"modalities": ["rgb"], "hallucinated": ["flow"], "hallucinator": "bottleneck"}},
+    {"model": {**TRIDET, "downsample_type": "avg"}}, {"model": POOLER},
 ], ids=["transformer", "positions", "fpn", "list input", "max pool, separable heads", "published gate", "gate after norm",
-        "fusion", "rgb2flow", "separable, fusion", "bottleneck"])
+        "fusion", "rgb2flow", "separable, fusion", "bottleneck", "TriDet", "TemporalMaxer"])
 def test_parts_are_the_whole(sections):
     config = tiny_config(**sections)
     got = count(config)
@@ -84,7 +97,7 @@ def test_parts_are_the_whole(sections):
     assert min(value for part in got.parts.values() for value in part.values()) >= 0
     model = config.model
     for part, there in {"hallucinator": model.hallucinator != "none", "fusion": model.fusion != "none", "heads": True,
-                        "branch": model.branch_type == "block"}.items():
+                        "branch": model.branch_type == "block" and model.backbone_type != "convPooler"}.items():
         assert (got.parts[part]["params"] > 0, got.parts[part]["flops"] > 0) == (there, there), part
 
 

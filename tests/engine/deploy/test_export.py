@@ -106,13 +106,13 @@ def test_the_file_says_what_it_expects(graph):
 
 
 @pytest.mark.slow
-def test_distances_that_differ_by_class(tmp_path):
-    """TriDet: segments per class, and padding that is part of the definition."""
+@pytest.mark.parametrize("changes", [{"masked_stats": False}, {"trident_border": "valid", "init_conv_vars": 0.3}], ids=str)
+def test_distances_that_differ_by_class(tmp_path, changes):
+    """TriDet: segments per class, and padding that may be part of the definition."""
     spec = importlib.util.spec_from_file_location("onnx_inference", ROOT / "examples" / "onnx_inference.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    published = {**SMALL["model"], **SGP, **TRIDENT, "masked_stats": False}
-    model, config, checkpoint = make(tmp_path, model=published)
+    model, config, checkpoint = make(tmp_path, model={**SMALL["model"], **SGP, **TRIDENT, **changes})
     differences = export(model, config, LABELS, tmp_path / "x.onnx", "onnx", with_decode=True, lengths=[7, 48])
     assert max(differences.values()) < 1e-4
     session, loaded = session_of(tmp_path / "x.onnx"), load_model(checkpoint, device="cpu")
