@@ -283,6 +283,13 @@ def _training(config: Config, fail: Fail) -> None:
     if train.leave_out is not None and not train.leave_out[0] < train.leave_out[1] > 1:
         fail("train_cfg.leave_out", f"{list(train.leave_out)}: write [part, parts], parts at least 2 and part from 0 to "
              "parts - 1")
+    if train.mixup and config.loader.batch_size == 1:
+        fail("train_cfg.mixup", f"{train.mixup:g}: blends every video with another of its batch, but loader.batch_size is 1; use "
+             "at least 2, or mixup: 0")
+    for key, used in (("train_cfg.cuda_graphs: true", train.cuda_graphs), ("distill.mixup", config.distill.mixup > 0),
+                      ("model.assigner.type: cost", config.model.assigner.type == "cost")):
+        if train.mixup and used:
+            fail("train_cfg.mixup", f"{train.mixup:g} cannot be combined with {key}; switch one of the two off")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")

@@ -166,6 +166,7 @@ class TrainConfig:
     label_smoothing: float = key(0.0, "label smoothing", low=0, high=0.95)
     iou_weight_gradient: bool = key(True, "(ours) the weight of model.iou_weight_power sends gradient into the offsets, as published (it rewards a low IoU); false: it is a constant")
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
+    mixup: float = key(0.0, "(ours) mixup: every video is blended with another of its batch and learns the annotations and teacher outputs of both, by their shares, which are drawn from Beta(mixup, mixup), e.g. 0.2; 0: off", low=0, high=100)
     labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others train on teacher outputs alone, and are left out without teachers", above=0, high=1)
     leave_out: tuple[int, int] | None = key(None, "(ours) [part, parts]: train on all training videos but those of this part (0 to parts - 1; of equal size, chosen by a hash of the ids, the videos of one person together), for teachers with cross_fit", low=0)
     ema_decay: float = key(0.999, "(ours) decay of the EMA of the weights", low=0, high=0.999999)

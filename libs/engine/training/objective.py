@@ -25,7 +25,7 @@ from libs.engine.distill.teachers import OnlineTeachers, Teacher
 from libs.modeling.assigner import by_cost
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
 from libs.modeling.losses import Denominators, DetectionLoss, Losses
-from libs.modeling.model import LevelOutputs, LocPointTransformer
+from libs.modeling.model import Features, LevelOutputs, LocPointTransformer
 from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets
 
@@ -39,6 +39,8 @@ class PreparedBatch(NamedTuple):
     mask: Tensor  # (B, P) bool, points of the detection loss: valid ones of videos with annotations
     teacher_outputs: Sequence[TeacherOutputs]  # one per teacher
     denominators: Denominators
+    share: float = 1.0  # of its losses
+    other: PreparedBatch | None = None  # train_cfg.mixup: the same features, and targets of what was blended in
 
 
 class DetectionObjective(nn.Module):
@@ -51,11 +53,28 @@ class DetectionObjective(nn.Module):
         super().__init__()
         self.model = model
         self.criterion = DetectionLoss(config, all_reduce)
-        self.assigner = config.model.assigner
+        self.assigner, self.mixup = config.model.assigner, config.train_cfg.mixup
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> PreparedBatch:
-        """Targets and denominators of a batch that lies on the model's device; the student is not run."""
+        """Targets and denominators of a batch that lies on the model's device; the student is not run.
+
+        With train_cfg.mixup, in training: s x + (1 - s) x', x' the next video of the batch, with the loss s L(x) + (1 - s) L(x')
+        of both videos' targets, one s per batch from Beta(mixup, mixup), drawn on the CPU (Zhang et al. 2018).  The targets of
+        x' count at the valid steps of both.
+        """
+        if not (self.mixup > 0 and self.training):
+            return self._prepare(batch, batch)
+        other, share = rolled(batch), float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        feats = torch.where(batch.mask.unsqueeze(-1), share * batch.feats + (1 - share) * other.feats, 0.0)
+        first = self._prepare(dataclasses.replace(batch, feats=feats), batch)
+        second = self._prepare(dataclasses.replace(other, feats=feats, mask=batch.mask & other.mask), other)
+        denominators = {name: share * value + (1 - share) * second.denominators[name]
+                        for name, value in first.denominators.items()}
+        return first._replace(denominators=denominators, share=share, other=second)
+
+    def _prepare(self, batch: Batch, seen: Batch) -> PreparedBatch:
+        """A batch as the student sees it, with its targets; `seen`: as the teachers see it."""
         grid = self.model.grid(batch.mask)
         targets = self.criterion.assign(grid.points, batch.segments, batch.labels, batch.present)
         videos = len(batch.mask)
@@ -85,7 +104,20 @@ class DetectionObjective(nn.Module):
 
     def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
         """Losses of a micro-batch; `denominators`: those of the whole step, which `update_normalizer` has seen."""
-        outputs = self.model(part.batch.feats, part.batch.mask, part.grid)
+        outputs, features = self._run(part)
+        losses = self._losses(part, outputs, features, denominators)
+        if part.other is None:
+            return losses
+        others = self._losses(part.other, outputs._replace(mask=part.other.grid.mask), features, denominators)
+        return Losses(part.share * losses.final + (1 - part.share) * others.final,
+                      {name: part.share * value + (1 - part.share) * others.terms[name] for name, value in losses.terms.items()})
+
+    def _run(self, part: PreparedBatch) -> tuple[LevelOutputs, Features | None]:
+        """The student's outputs, and the features that teachers compare."""
+        return self.model(part.batch.feats, part.batch.mask, part.grid), None
+
+    def _losses(self, part: PreparedBatch, outputs: LevelOutputs, features: Features | None, denominators: Denominators
+                ) -> Losses:
         return self.criterion(outputs, self.complete(part, outputs, denominators), part.mask)
 
     @property
@@ -118,7 +150,7 @@ class DistillationObjective(DetectionObjective):
         if any(teacher.name == "loss" for teacher in teachers):
             raise UserError(f"{config.source}: distill.teachers: name: 'loss': its class term would be logged as cls_loss, like "
                             "the detection loss's; choose another name")
-        self.det_weight, self.mixup = settings.det_weight, settings.mixup
+        self.det_weight, self.blended = settings.det_weight, settings.mixup
         self.columns = Columns(config, streams, config.model.modalities)
         with torch.random.fork_rng():  # with or without projections, the run draws the same numbers
             self.distillation = DistillationLoss(settings, [t.spec for t in teachers], model.backbone.width, config.model.fpn_dim)
@@ -128,22 +160,23 @@ class DistillationObjective(DetectionObjective):
                             "the term's weight to 0, or use preset: corrected")
         self.teacher_outputs = _teacher_outputs(config, settings, self.distillation, teachers, streams)
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> PreparedBatch:
+    def _prepare(self, batch: Batch, seen: Batch) -> PreparedBatch:
         """As in plain training, with the teachers' outputs; in training the batch is blended first if distill.mixup says so."""
-        if self.mixup > 0 and self.training:
-            batch = blend(batch, self.mixup)
-        part = super().prepare(batch)
-        outputs = self.distillation.without_unused(self.teacher_outputs(batch))
+        if self.blended > 0 and self.training:
+            batch = seen = blend(batch, self.blended)
+        part = super()._prepare(batch, seen)
+        outputs = self.distillation.without_unused(self.teacher_outputs(seen))
         extra = self.distillation.denominators(part.grid, batch.mask, part.targets.positive, outputs)
         return part._replace(teacher_outputs=outputs, denominators={**part.denominators, **extra})
 
-    def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
-        """Losses of a micro-batch: `final` is det_weight x detection + the weighted terms; terms are logged before any weight."""
-        batch = part.batch
-        outputs, features = self.model.trace(self.columns(batch.feats), batch.mask, part.grid)
+    def _run(self, part: PreparedBatch) -> tuple[LevelOutputs, Features | None]:
+        return self.model.trace(self.columns(part.batch.feats), part.batch.mask, part.grid)
+
+    def _losses(self, part: PreparedBatch, outputs: LevelOutputs, features: Features | None, denominators: Denominators
+                ) -> Losses:
+        """`final` is det_weight x detection + the weighted terms; terms are logged before any weight."""
         detection = self.criterion(outputs, self.complete(part, outputs, denominators), part.mask)
-        distillation, terms = self.distillation(outputs, features, batch.mask, part.targets.positive, part.teacher_outputs,
+        distillation, terms = self.distillation(outputs, features, part.batch.mask, part.targets.positive, part.teacher_outputs,
                                                 denominators)
         final = self.det_weight * detection.final + distillation
         return Losses(final, {**detection.terms, "det_loss": detection.final, **terms})
@@ -175,6 +208,12 @@ def _labelled_only(mask_BP: Tensor, batch: Batch) -> Tensor:
     if all(labelled):
         return mask_BP
     return mask_BP & torch.tensor(labelled).to(mask_BP.device, non_blocking=True).unsqueeze(1)
+
+
+def rolled(batch: Batch) -> Batch:
+    """The batch with its videos moved by one place, the last one first."""
+    tensors = {name: getattr(batch, name).roll(1, dims=0) for name in ("feats", "mask", "segments", "labels", "present")}
+    return Batch(**tensors, samples=batch.samples[-1:] + batch.samples[:-1])
 
 
 def blend(batch: Batch, share: float) -> Batch:
