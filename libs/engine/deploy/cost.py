@@ -32,6 +32,7 @@ from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.files import system_text
 from libs.core.schema import Config
+from libs.datasets.features.cache import available_memory
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.model import build_model
@@ -154,6 +155,7 @@ def measure(config: Config, length: int | None = None, device: str | None = None
         config = dataclasses.replace(config, devices=(device,))
         check_relations(config)
     device, length, threads = resolve_device(config), full_length(config, length), torch.get_num_threads()
+    _refuse_beyond_memory(config, length, device)
     params, flops, parts = count(config, length)
     machine = this_machine(device)
     times, peak = _in_own_process({"config": to_dict(config), "source": config.source, "length": length, "device": device,
@@ -162,6 +164,16 @@ def measure(config: Config, length: int | None = None, device: str | None = None
     return Cost(config=config.source, length=length, channels=config.model_channels, device=device, threads=threads,
                 machine=machine.gpu or machine.processor, runs=runs, params=params, flops=flops, parts=parts,
                 latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
+
+
+def _refuse_beyond_memory(config: Config, length: int, device: str) -> None:
+    """UserError where the input and the levels of the neck, twice while they are joined, do not fit into the free memory."""
+    points, available = sum(length // stride for stride in config.level_strides), available_memory(torch.device(device))
+    needed = 4 * (length * config.model_channels + 2 * points * config.model.fpn_dim)
+    if needed > available:
+        raise UserError(f"--length {length}: the input and the levels of the neck alone take {needed / 2**30:.1f} GiB, but "
+                        f"{device} has {available / 2**30:.1f} GiB available; use at most about "
+                        f"--length {int(length * available / needed)}")
 
 
 def part_of(name: str) -> str:

@@ -178,6 +178,18 @@ def test_refused(arguments, message):
     assert message in str(error.value)
 
 
+def test_a_length_beyond_the_memory_is_refused_before_anything_runs(monkeypatch):
+    started = []
+    monkeypatch.setattr(cost, "_in_own_process", lambda task: started.append(task["length"]) or ([1.0], 1))
+    needed = 4 * (800 * IN + 2 * (800 + 400 + 200) * C)  # input; three levels, twice while they are joined
+    monkeypatch.setattr(cost, "available_memory", lambda device: needed)
+    assert measure(tiny_config(), 800, "cpu").length == 800
+    monkeypatch.setattr(cost, "available_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=r"--length 800: .* take 0.0 GiB, but cpu has .*use at most about --length 799"):
+        measure(tiny_config(), 800, "cpu")
+    assert started == [800]
+
+
 @pytest.mark.parametrize(("code", "stderr", "kind", "message"), [
     (-9, "", UserError, "tiny.yaml: a forward pass of 48 steps does not fit into the memory of cpu; use a smaller --length"),
     (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory", UserError, "does not fit into the memory of cpu"),
