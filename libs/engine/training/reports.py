@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from libs.core.checks import range_gaps
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
@@ -26,6 +27,7 @@ def announce(run: TrainingRun, resumed: bool) -> None:
              "that were trained on; name another subset in one of them")
     if trainer.world.is_main:
         note_dead_blocks(trainer.model, config.source)
+        note_range_gaps(config)
     parts = [f"{run.log.folder}: {len(run.train_set)} videos", f"{trainer.iters_per_epoch} iterations per epoch",
              epochs_text(config), f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
     if run.teachers:
@@ -41,6 +43,15 @@ def announce(run: TrainingRun, resumed: bool) -> None:
     if trainer.epoch >= config.total_epochs:
         run.log.print(f"all {config.total_epochs} epochs are done; evaluate with eval.py, or raise opt.epochs")
     run.log.text("summary", _summary(run), trainer.iteration)
+
+
+def note_range_gaps(config: Config) -> None:
+    """One line if no level regresses some distances, so that segments may get few points or none."""
+    if gaps := range_gaps(config.model.regression_range):
+        shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in gaps)
+        note(f"warning: {config.source}: model.regression_range: no level takes a point whose farther boundary is {shown} feature "
+             "steps away, so segments of such lengths are learned from few points or none; let the ranges begin at 0 and each "
+             "where the one before ends, or earlier (tools/check_dataset.py counts the segments)")
 
 
 def _summary(run: TrainingRun) -> str:

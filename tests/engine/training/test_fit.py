@@ -176,6 +176,14 @@ def test_validating_on_the_training_split_is_warned_about(data, tmp_path, capsys
     assert config.source in err
 
 
+def test_levels_that_leave_a_gap_are_warned_about_once(data, tmp_path, capsys):
+    ranges = {"regression_range": [[0, 4], [6, 8], [8, 10000]]}
+    fit(data_config(data, tmp_path, model=ranges, opt={"warmup_epochs": 0, "epochs": 1}), tmp_path / "run", CPU, FitOptions())
+    warned = [line for line in capsys.readouterr().err.splitlines() if "regression_range" in line]
+    assert len(warned) == 1
+    assert "[4, 6]" in warned[0]
+
+
 def test_choosing_by_the_test_split_is_warned_about_once(data, tmp_path, capsys):
     data.edit(lambda doc: [v.update(subset="test") for v in doc["database"].values() if v["subset"] == "validation"])
     config = data_config(data, tmp_path, val_split=["test"])
