@@ -22,8 +22,8 @@ def test_warm_up_is_added_to_the_epochs(opt, text):
 
 
 @pytest.mark.parametrize(("ranges", "gaps"), [
-    ([[0, 4], [8, 16], [16, 10000]], "[4, 8] feature"), ([[0, 4], [6, 8], [9, 10000]], "[4, 6], [8, 9] feature"),
-    ([[1, 4], [2, 8], [8, 10000]], "[0, 1] feature"), ([[0, 4], [2, 16], [12, 10000]], ""),
+    ([[0, 4], [8, 16], [16, 10000]], "[4, 8]"), ([[0, 4], [6, 8], [9, 10000]], "[4, 6], [8, 9]"),
+    ([[1, 4], [2, 8], [8, 10000]], "[0, 1]"), ([[0, 4], [2, 16], [12, 10000]], ""),
     ([[0, 4], [8, 100], [3, 9]], "")], ids=str)
 def test_ranges_that_leave_a_gap_are_told_in_one_line(capsys, ranges, gaps):
     note_range_gaps(tiny_config(model={"regression_range": ranges}))
