@@ -87,6 +87,13 @@ TAMPERED: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "a living convolution": ("train_steps_tridet_seed0.npz", "sd12/backbone.stem.0.psi.weight", lambda a: shifted(a, 1e-4)),
     "an expectation": ("trident_decode_seed0.npz", "case2/offsets", lambda a: shifted(a, 1e-2)),
     "a vote by score": ("voting_tridet_seed0.npz", "case1/voted", lambda a: shifted(a, 1e-3)),
+    "a channel of I3D": ("i3d_rgb_seed0.npz", "16x224x224/channel_mean/Mixed_4d", lambda a: shifted(a, 1e-3)),
+    "a logit of I3D": ("i3d_flow_seed1.npz", "17x197x213/logits", lambda a: shifted(a, 1e-3)),
+    "a weight of I3D": ("i3d_flow_seed1.npz", "parameter_first", lambda a: shifted(a, 1e-6)),
+    "a byte of flow": ("preprocessing.npz", "flow/byte", lambda a: shifted(a, 1)),
+    "a crop of ten": ("preprocessing.npz", "crops/225x226/224", lambda a: shifted(a, 1)),
+    "a box of ten": ("preprocessing.npz", "crops_in_frame/225x226/224", lambda a: a[[0, 1, 2, 3, 4, 6, 5, 7, 8, 9]]),
+    "a number of chunks": ("preprocessing.npz", "chunks/table", lambda a: shifted(a, 1)),
     "an NMS index": ("nms_seed0.npz", "n40/op_nms_0.50", next_index),
 }
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from golden import common, datasets, distill, distill_loss, metrics, model, nms, temporalmaxer, training
+from golden import common, datasets, distill, distill_loss, metrics, model, nms, temporalmaxer, training, video
 from golden.common import Check
 
 from libs.core.errors import UserError, run_main
@@ -40,6 +40,8 @@ CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "distill_model_": distill.check_model,
     "distill_loss_": distill_loss.check,
     "temporalmaxer_assign_": temporalmaxer.check,
+    "i3d_": video.check_i3d,
+    "preprocessing": video.check_preprocessing,
 }
 ON_DEVICE = ("model_", "train_steps_", "nms_", "voting_", "trident_decode_", "distill_model_", "distill_loss_")
 

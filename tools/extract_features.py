@@ -19,6 +19,7 @@ from libs.core.arguments import above_zero, count, frame_rate, some_path
 from libs.core.errors import UserError, note, run_main
 from libs.datasets.video.extract import extract_videos
 from libs.datasets.video.extractors import create, spellings
+from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
 from libs.datasets.video.flow import METHODS
 
 OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size")  # the other options are settings of the extractor
@@ -48,8 +49,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=some_path, required=True, metavar="FOLDER")
     parser.add_argument("--extractor", default="program", metavar="NAME", help=f"one of {', '.join(spellings())}")
     add = parser.add_argument_group("settings of the extractor; not given: its own").add_argument
-    add("--rgb-model", metavar="FILE", help="program (B, 3, T, H, W) -> (B, C)")
-    add("--flow-model", metavar="FILE", help="program (B, 2, T, H, W) -> (B, C)")
+    add("--rgb-model", metavar="FILE", help="network or weights for RGB")
+    add("--flow-model", metavar="FILE", help="network or weights for flow")
     add("--num-frames", type=count, metavar="T", help="frames of a clip")
     add("--stride", type=count, metavar="N", help="frames between two clips")
     add("--fps", type=frame_rate, metavar="F", help="take frames at this rate (each file's own)")
@@ -58,7 +59,14 @@ def parse() -> argparse.Namespace:
     add("--crop", type=whole, metavar="S", help="side of the crop; 0: none")
     add("--mean", type=float, nargs=3, metavar="M", help="of RGB in [0, 1]")
     add("--std", type=above_zero, nargs=3, metavar="S", help="of RGB in [0, 1]")
+    add("--crops", choices=CROPS, help="i3d: mean over ten crops, the centre, or the whole frame squeezed")
+    add("--pool", choices=POOLS, help="i3d: of a window's outputs the first, or their mean")
+    add("--drop-first", action=argparse.BooleanOptionalAction, help="i3d: do not use frame 0, which has no flow")
+    add("--jpeg", type=whole, metavar="Q", help="i3d: JPEG of this quality before the network; 0: none")
     add("--flow-method", choices=METHODS, help="tvl1 needs opencv-contrib-python-headless")
+    add("--flow-median", type=count, metavar="S", help="i3d: side of TV-L1's median filter; 1: none")
+    add("--flow-bound", type=above_zero, metavar="P", help="i3d: pixels per frame at which flow is cut")
+    add("--flow-rule", choices=FLOW_RULES, help="i3d: how flow becomes levels of grey")
     add("--batch-size", type=count, metavar="B", help="clips at a time (4)")
     add("--allow-truncated", action="store_true", default=None, help="use what can be decoded of a cut video")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")

@@ -43,6 +43,26 @@ def flow_method(name: str, median: int | None = None) -> FlowMethod:
     return lambda before, after: method.calc(before, after, None)
 
 
+def flow_parameters(name: str, median: int | None = None) -> Any:
+    """Parameters of a method for the provenance file; of DIS OpenCV's major version, too, with which its results change."""
+    if name == "farneback":
+        return FARNEBACK
+    if name == "dis":
+        return f"preset FAST of OpenCV {flow_library().__version__.split('.')[0]}"
+    return f"OpenCV's defaults, median filter {median}" if median else "OpenCV's defaults"
+
+
+def flow_levels(flow: np.ndarray, bound: float, rule: str) -> np.ndarray:
+    """Flow in pixels as levels of a grey image, which the network takes as 2 level / 255 - 1; same shape, computed in float64.
+
+    rule 'bytes', of dense_flow: uint8, the range -bound to bound on 0 to 255; no motion is 127.5, so 128.  Rule 'video_features',
+    of the program of that name: float32 from 0 to 256, no motion is 128.
+    """
+    if rule == "video_features":
+        return np.rint(np.float32(128) + np.float32(255 / (2 * bound)) * np.clip(flow, -bound, bound, dtype=np.float32))
+    return np.rint(255 * (np.clip(flow, -bound, bound).astype(np.float64) + bound) / (2 * bound)).astype(np.uint8)
+
+
 def flow_pairs(frames: Iterable[np.ndarray], method: FlowMethod) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(frame k, flow k) for frames (H, W, 3) uint8 RGB; flow k, (H, W, 2) float32 pixels, is the motion from frame k - 1 to k.
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import one_error, run_script
+from videos import FPS, FRAMES, H, W, level, make_video, turn
 
 from libs.datasets.grid import expected_length
 from libs.datasets.video import extract
@@ -23,29 +23,6 @@ from libs.datasets.video.flow import flow_method, with_flow
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-H, W, FPS, FRAMES = 48, 64, 10, 40
-
-
-def level(k: int) -> int:
-    return 20 + 4 * k
-
-
-def make_video(path: Path, times: list[Fraction] | None = None, frames: int = FRAMES, size: tuple[int, int] = (H, W),
-               codec: str = "mpeg4", rate: int = FPS, first: int = 0) -> Path:
-    """Frame k is grey with value 20 + 4 (k + first); its time is k / rate, or times[k]."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        stream.bit_rate = 2_000_000
-        if times:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for k in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level(k + first), np.uint8), format="rgb24")
-            frame.pts = round(times[k] * 1000) if times else k
-            frame.time_base = Fraction(1, 1000) if times else Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 class Mean(torch.nn.Module):
@@ -133,25 +110,11 @@ def test_a_variable_rate_is_put_on_a_constant_grid_with_a_warning(folder, capsys
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["v"]["variable_frame_rate"]
 
 
-def turn(path: Path, quarters: int) -> None:
-    """Write a rotation into the header of an .mp4, as phones do: the matrix of its track."""
-    data = bytearray(path.read_bytes())
-    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
-    start = data.index(b"tkhd") + 44
-    data[start:start + 20] = struct.pack(">5i", cos << 16, sin << 16, 0, -sin << 16, cos << 16)
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_the_rotation_of_phone_videos_is_applied(quarters, folder, capsys):
     picture = np.zeros((H, W, 3), np.uint8)
     picture[:H // 2, :W // 2] = 255  # top left as stored; clockwise from there by the rotation
-    with av.open("turned.mp4", "w") as container:
-        stream = container.add_stream("mpeg4", rate=FPS, height=H, width=W, pix_fmt="yuv420p")
-        for _ in range(8):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    turn(folder / "turned.mp4", quarters)
+    turn(make_video(folder / "turned.mp4", frames=8, picture=lambda k: picture), quarters)
     found = Decoded()
     frame = next(read_frames("turned.mp4", None, lambda w, h: (h // 2, w // 2), found=found))
     assert (found.height, found.width) == ((H, W) if quarters == 2 else (W, H))

@@ -10,10 +10,11 @@ from typing import Any
 
 from libs.core.errors import UserError, nearest
 from libs.datasets.video.extractors.base import Extractor
+from libs.datasets.video.extractors.i3d import I3D
 from libs.datasets.video.extractors.program import Program
 
-EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (Program,)}
-OR_NONE = ("resize", "crop")  # 0 stands for None: as stored, whole frame
+EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (I3D, Program)}
+OR_NONE = ("resize", "crop", "jpeg")  # 0 stands for None: as stored, whole frame, none
 
 
 def spellings() -> list[str]:
@@ -25,8 +26,8 @@ def spellings() -> list[str]:
 def create(text: str, given: Mapping[str, Any]) -> Extractor:
     """The extractor NAME, NAME:ARGUMENT or PRESET with its networks loaded.
 
-    given: settings by name, which replace the preset's; None and absent: the preset's; resize and crop 0: none.  Raises UserError
-    for an unknown name or setting, a missing one, and whatever the extractor refuses.
+    given: settings by name, which replace the preset's; None and absent: the preset's; resize, crop and jpeg 0: none.  Raises
+    UserError for an unknown name or setting, a missing one, and whatever the extractor refuses.
     """
     kind, preset, argument = _found(text)
     given = {key: None if value == 0 and key in OR_NONE else value for key, value in given.items() if value is not None}

@@ -14,7 +14,7 @@ from torch import Tensor
 from libs.core.errors import UserError
 from libs.datasets.video.decoding import video_library
 from libs.datasets.video.extractors.base import Extractor, Hashes, Settings, centre, cropped_size, hashes, run_network
-from libs.datasets.video.flow import BOUND, FARNEBACK, flow_library, flow_method, with_flow
+from libs.datasets.video.flow import BOUND, flow_library, flow_method, flow_parameters, with_flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Program(Extractor):
             return part | {"values": "RGB / 255", "mean": list(self.settings.mean), "std": list(self.settings.std)}
         method = self.settings.flow_method
         return part | {"values": f"pixels per frame, cut at +-{BOUND:g}, / {BOUND:g}", "method": method,
-                       "parameters": FARNEBACK if method == "farneback" else "OpenCV's defaults"}
+                       "parameters": flow_parameters(method)}
 
 
 def _load(name: str, path: str, device: torch.device) -> Stream:
