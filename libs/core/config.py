@@ -26,7 +26,7 @@ from libs.core.checks import check_relations, check_trainable
 from libs.core.coerce import coerce, field_types, is_record
 from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_text
-from libs.core.published import in_our_terms
+from libs.core.published import ELSEWHERE, in_our_terms
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
 
@@ -201,6 +201,8 @@ class _Layers:
 
 def _suggest(name: str, siblings: list[str], prefix: str) -> str:
     everywhere = list(_flat(Config()))
+    if prefix + name in ELSEWHERE:
+        return f" of a published program; {ELSEWHERE[prefix + name]}"
     if "." in name:
         section, _, key = name.partition(".")
         return f" (dots are for --set; write it as a section, {section}: {{{key}: ...}})"

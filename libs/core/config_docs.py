@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from libs.core.coerce import UNIONS, describe, field_types, is_record
 from libs.core.config import plain
-from libs.core.published import DEFAULTS, SPELLINGS
+from libs.core.published import DEFAULTS, ELSEWHERE, SPELLINGS
 from libs.core.schema import Config
 from libs.core.yaml_text import dump
 
@@ -60,6 +60,8 @@ def _published() -> str:
         lines.append(f"| `model_name: {name}` | {f'defaults {meanings}' if values else 'the defaults above'} |")
     for dotted, (theirs, ours) in SPELLINGS.items():
         lines.append(f"| `{dotted}: {theirs}` | {ours} |")
+    for dotted, remedy in ELSEWHERE.items():
+        lines.append(f"| `{dotted}` | refused: {remedy} |")
     return "\n".join(lines) + "\n"
 
 

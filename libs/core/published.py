@@ -15,6 +15,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 SPELLINGS = {"model.backbone_arch": ("[2, 5]", "[2, 0, 5], with backbone_type: convPooler, which has no stem"),
              "model.fpn_norm": ("null", "none")}  # dotted key -> published spelling, ours; for the documentation
 
+# dotted key of a published file that has no place here -> what to write for it
+ELSEWHERE = {"dataset.backbone_type": "leave it out; HACS features: dataset.subset_folders: true with file_ext: .pkl (slowfast) or .npy "
+                                      "(i3d), or file_prefix: v_ without subset_folders (tsp)"}
+
 
 def in_our_terms(raw: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
     """Raw values by dotted key, each with its origin ('': a default), in our spelling and over the defaults of `model_name`."""

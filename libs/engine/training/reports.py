@@ -50,8 +50,8 @@ def note_range_gaps(config: Config) -> None:
     if gaps := range_gaps(config.model.regression_range):
         shown = ", ".join(f"[{low:g}, {high:g}]" for low, high in gaps)
         note(f"warning: {config.source}: model.regression_range: no level takes a point whose farther boundary is {shown} "
-             "feature steps away, so segments of such lengths are learned from few points or none; let the ranges begin at 0 and each "
-             "where the one before ends, or earlier (tools/check_dataset.py counts the segments)")
+             "feature steps away, so segments of such lengths are learned from few points or none; let the ranges begin at 0 and "
+             "each where the one before ends, or earlier (tools/check_dataset.py counts the segments)")
 
 
 def _summary(run: TrainingRun) -> str:
