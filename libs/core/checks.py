@@ -300,6 +300,11 @@ def _training(config: Config, fail: Fail) -> None:
                       ("model.assigner.type: cost", config.model.assigner.type == "cost")):
         if train.mixup and used:
             fail("train_cfg.mixup", f"{train.mixup:g} cannot be combined with {key}; switch one of the two off")
+    if train.cuda_graphs and train.frame_drop.probability > 0:  # runs differ in every step
+        fail("train_cfg.cuda_graphs", "true cannot record steps with train_cfg.frame_drop; set it to false")
+    if train.consistency > 0 and train.frame_drop.probability == 0:
+        fail("train_cfg.consistency", f"{train.consistency:g} compares predictions with and without train_cfg.frame_drop, which "
+             "is off; set train_cfg.frame_drop.probability, e.g. 0.5, or consistency: 0")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")

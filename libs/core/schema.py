@@ -153,6 +153,14 @@ PRECISIONS = get_args(Precision)
 
 
 @dataclass(frozen=True)
+class FrameDropConfig:
+    """Feature vectors inside actions that are hidden from the network in training."""
+
+    probability: float = key(0.0, "(ours) probability, of every action, that a run of its feature vectors is set to zero, which teachers do not see; 0: off", low=0, high=1)
+    share: float = key(0.2, "(ours) longest run, as a share of the action; all lengths up to it are as likely, at least one vector and never all", above=0, high=1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     center_sample: Literal["radius", "none"] = key("radius", "positives: near the segment's centre, or anywhere inside")
     center_sample_radius: float = key(1.5, "centre radius in level strides", above=0)
@@ -167,6 +175,8 @@ class TrainConfig:
     iou_weight_gradient: bool = key(True, "(ours) the weight of model.iou_weight_power sends gradient into the offsets, as published (it rewards a low IoU); false: it is a constant")
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
     mixup: float = key(0.0, "(ours) mixup: every video is blended with another of its batch and learns the annotations and teacher outputs of both, by their shares, which are drawn from Beta(mixup, mixup), e.g. 0.2; 0: off", low=0, high=100)
+    frame_drop: FrameDropConfig = key(FrameDropConfig, "feature vectors inside actions that are hidden in training")
+    consistency: float = key(0.0, "(ours) weight of the consistency loss at positive points: between the predictions for the features with frame_drop and those for the features as they are, which are a fixed target; costs a forward pass; 0: off", low=0)
     labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others train on teacher outputs alone, and are left out without teachers", above=0, high=1)
     leave_out: tuple[int, int] | None = key(None, "(ours) [part, parts]: train on all training videos but those of this part (0 to parts - 1; of equal size, chosen by a hash of the ids, the videos of one person together), for teachers with cross_fit", low=0)
     ema_decay: float = key(0.999, "(ours) decay of the EMA of the weights", low=0, high=0.999999)

@@ -27,6 +27,14 @@ class Batch:
     def video_ids(self) -> tuple[str, ...]:
         return tuple(s.video_id for s in self.samples)
 
+    def hidden(self) -> Tensor:
+        """(B, T) bool, on the CPU: steps that a network in training does not see (`Sample.hidden`)."""
+        out = torch.zeros(self.mask.shape, dtype=torch.bool)
+        for b, sample in enumerate(self.samples):
+            for first, end in sample.hidden:
+                out[b, first:end] = True
+        return out
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`; tensors that are there already are not copied."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))

@@ -33,7 +33,7 @@ from libs.datasets.grid import TOLERANCE, is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.survey.parts import training_parts, unlabelled_ids
-from libs.datasets.transforms import random_crop, trim_to_features
+from libs.datasets.transforms import random_crop, runs_inside, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import GroundTruth
 
@@ -94,7 +94,10 @@ class TalDataset(VideoDataset):
         """`i`: the whole video; `(epoch, i)`: the training crop of that epoch.  Features are not read."""
         if isinstance(index, tuple):
             epoch, i = index
-            return self.crop(self.sample(i), crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id))
+            rng, drop = crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id), self.config.train_cfg.frame_drop
+            crop = self.crop(self.sample(i), rng)
+            return dataclasses.replace(crop, hidden=runs_inside(crop.segments.numpy(), crop.steps, probability=drop.probability,
+                                                                share=drop.share, rng=rng)) if drop.probability > 0 else crop
         video, extent = self.videos[index], self._extents[index]
         grid, length = extent.grid, extent.length
         segments, labels = grid.seconds_to_grid(video.segments), video.labels

@@ -27,7 +27,7 @@ class Sample:
     index: number of the video in its dataset; grid: of the whole video; duration_s: 1e8 when unknown; steps: T, grid steps of
     the crop; source_length: grid steps of the whole video; segments: (N, 2) float32, grid units relative to `start`;
     labels: (N,) int64; start: grid index of the crop's first step; labelled: False where the annotations are not used (and
-    segments are empty).
+    segments are empty); hidden: runs [first, end) of the crop's steps that a network in training does not see.
     """
 
     index: int
@@ -40,6 +40,7 @@ class Sample:
     labels: Tensor
     start: int = 0
     labelled: bool = True
+    hidden: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Transforms of features and segments: the training crop, trimming, resizing.
+"""Transforms of features and segments: the training crop, hidden runs, trimming, resizing.
 
 Segments are (N, 2) float32 in grid units, labels (N,) int64.  The crop is drawn before features are read, so that only its window
 is read.
 """
 from __future__ import annotations
 
+import math
 import random
 from typing import NamedTuple
 
@@ -53,6 +54,25 @@ def random_crop(length: int, segments: np.ndarray, labels: np.ndarray, *, max_se
                 break
     inside = np.stack([left, right], axis=1)[keep] - np.float32(start)
     return Crop(start, size, inside, labels[keep])
+
+
+def runs_inside(segments: np.ndarray, steps: int, *, probability: float, share: float, rng: random.Random
+                ) -> tuple[tuple[int, int], ...]:
+    """Random runs [first, end) of grid steps, with `probability` one inside each segment (N, 2) in grid units.
+
+    A run has at most `share` of the segment's steps, at least one and never all; its length and place are uniform.
+    (Training on such runs: Zeng et al., Benchmarking the robustness of temporal action detection models, CVPR 2024.)
+    `rng`: one draw for each segment of two or more steps, two more for one that gets a run.
+    """
+    runs = []
+    for start, end in segments.tolist():
+        first, stop = max(math.ceil(start), 0), min(math.floor(end) + 1, steps)
+        if stop - first > 1 and rng.random() < probability:
+            longest = min(int(share * (stop - first)), stop - first - 1)
+            length = rng.randint(1, max(longest, 1))
+            begin = rng.randint(first, stop - length)
+            runs.append((begin, begin + length))
+    return tuple(runs)
 
 
 def trim_to_features(segments: np.ndarray, labels: np.ndarray, end: float, trunc_thresh: float) -> tuple[np.ndarray, np.ndarray]:

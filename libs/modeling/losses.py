@@ -1,9 +1,10 @@
-"""Detection losses: focal classification loss, centre-distance IoU regression loss, and their running normalizer.
+"""Detection losses: focal classification loss, centre-distance IoU regression loss, and their running normalizer; consistency.
 
 Losses are summed over masked tensors of fixed shape, so nothing is read back from the device during a training step.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,6 +63,33 @@ def diou_loss(pred: Tensor, target: Tensor) -> Tensor:
     iou, hull = iou_offsets(pred, target)
     rho = 0.5 * (pred[..., 1] - pred[..., 0] - target[..., 1] + target[..., 0])
     return 1 - iou + torch.square(rho / hull.clamp(min=EPS))
+
+
+def js_divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of one Bernoulli variable per class, logits (..., K), summed over classes -> (...) <= K ln 2."""
+    total = logits.new_zeros(())
+    for sign in (1, -1):  # the class, and its absence
+        log_p, log_q = F.logsigmoid(sign * logits), F.logsigmoid(sign * other)
+        log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+        total = total + 0.5 * (log_p.exp() * (log_p - log_mean) + log_q.exp() * (log_q - log_mean))
+    return total.sum(-1)
+
+
+def consistency_losses(outputs: LevelOutputs, clean: LevelOutputs, targets: Targets, positive_BP: Tensor, count: Tensor
+                       ) -> dict[str, Tensor]:
+    """What predictions change when feature vectors are hidden, as means over `count` positive points, by their logged names.
+
+    `consistency_cls`: Jensen-Shannon divergence of class scores; `consistency_reg`: 1 - tIoU of segments (those of the target's
+    class, where they differ by class).  After the consistency term of Zeng et al. (CVPR 2024); `clean`, the predictions for the
+    whole features, are a fixed target, so that hidden features cannot make them worse.
+    """
+    owner_BP = targets.classes.argmax(-1)
+    pred, wanted = outputs.offsets_at(owner_BP), clean.offsets_at(owner_BP)
+    # elsewhere a constant against itself: no gradient, and none where both agree (1 - tIoU of two segments without length is 1)
+    used = (positive_BP & (pred != wanted).any(-1)).unsqueeze(-1)
+    each = {"consistency_cls": js_divergence(outputs.logits, clean.logits),
+            "consistency_reg": giou_loss(torch.where(used, pred, 1.0), torch.where(used, wanted, 1.0))}
+    return {name: torch.where(positive_BP, value, 0.0).sum() / count.clamp(min=1.0) for name, value in each.items()}
 
 
 def _regression(pred: Tensor, targets: Targets, positive_BP: Tensor) -> Tensor:

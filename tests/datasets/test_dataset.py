@@ -163,6 +163,24 @@ def test_crop_generator_depends_on_all_three_and_is_stable():
 CROP_SEED = 12570931422045605944  # of (1, 2, "v"): a change would make interrupted runs differ from uninterrupted ones
 
 
+def test_runs_are_hidden_in_training_crops_alone_and_do_not_move_them(tmp_path):
+    files = write_data(tmp_path)
+    plain, dropping = (TalDataset(data_config(files, tmp_path, train_cfg={"frame_drop": drop}), "training", True)
+                       for drop in ({}, {"probability": 0.8, "share": 0.5}))
+    runs = {}
+    for key in [(epoch, i) for epoch in range(3) for i in range(len(plain))]:
+        crop, with_runs = plain.sample(key), dropping.sample(key)
+        assert (crop.start, crop.steps, crop.hidden) == (with_runs.start, with_runs.steps, ())
+        assert torch.equal(crop.segments, with_runs.segments)
+        assert with_runs.hidden == dropping.sample(key).hidden
+        assert torch.equal(dropping.features(with_runs), plain.features(crop))  # the teachers' view
+        runs[key] = with_runs.hidden
+        for first, end in with_runs.hidden:
+            assert any(s <= first and end - 1 <= e for s, e in crop.segments.tolist())
+    assert len(set(runs.values())) > len(plain)
+    assert dropping.sample(0).hidden == ()
+
+
 def test_pickled_copies_give_the_same_samples(make):
     dataset = make()
     copy = pickle.loads(pickle.dumps(dataset))

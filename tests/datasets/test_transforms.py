@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from libs.datasets.transforms import CROP_TRIALS, random_crop, resize, trim_to_features
+from libs.datasets.transforms import CROP_TRIALS, random_crop, resize, runs_inside, trim_to_features
 
 
 def slow_crop(length, segments, labels, max_seq_len, trunc_thresh, offset, crop_ratio, rng, align=1):
@@ -143,3 +143,32 @@ def test_resize_interpolates_between_centres(before, after):
 def test_resize_to_the_same_length_changes_nothing():
     feats = torch.randn(7, 3)
     assert resize(feats, 7) is feats
+
+
+SEGMENTS = np.array([[2.5, 22.4], [30, 30.9], [40, 41], [50.1, 50.2], [-4, 6.2], [95, 120], [-9, -1], [101, 130]], np.float32)
+INSIDE = [range(3, 23), None, range(40, 42), None, range(7), range(95, 100), None, None]  # of 100 steps; None: fewer than two
+
+
+@pytest.mark.parametrize(("share", "longest"), [(0.1, [2, 1, 1, 1]), (0.5, [10, 1, 3, 2]), (1.0, [19, 1, 6, 4])])
+def test_hidden_runs_stay_inside_actions_and_below_the_share(share, longest):
+    seen = [set() for _ in SEGMENTS]
+    for seed in range(300):
+        runs = runs_inside(SEGMENTS, 100, probability=1.0, share=share, rng=random.Random(seed))
+        places = [i for i, inside in enumerate(INSIDE) if inside]
+        assert len(runs) == len(places)
+        for i, (first, end) in zip(places, runs, strict=True):
+            assert INSIDE[i].start <= first < end <= INSIDE[i].stop
+            seen[i].update([(first, end)])
+    for i, most in zip(places, longest, strict=True):
+        assert {end - first for first, end in seen[i]} == set(range(1, most + 1))  # every length, never all steps
+        assert {step for run in seen[i] for step in range(*run)} == set(INSIDE[i])  # every place
+
+
+def test_runs_come_with_their_probability_and_from_the_generator_alone():
+    many = np.tile(np.array([[10, 20]], np.float32), (2000, 1))
+    runs = runs_inside(many, 100, probability=0.3, share=0.5, rng=random.Random(4))
+    assert 540 < len(runs) < 660
+    random.seed(1)
+    assert runs_inside(many, 100, probability=0.3, share=0.5, rng=random.Random(4)) == runs
+    assert runs_inside(many, 100, probability=0.3, share=0.5, rng=random.Random(5)) != runs
+    assert runs_inside(many, 100, probability=0.0, share=0.5, rng=random.Random(4)) == ()

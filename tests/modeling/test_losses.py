@@ -9,8 +9,16 @@ from helpers import padded_batch, show_every_term, tiny_config
 from networks import TRIDENT
 from steps import detection_losses
 
-from libs.modeling.losses import DetectionLoss, diou_loss, focal_loss, giou_loss
-from libs.modeling.model import build_model
+from libs.modeling.losses import (
+    DetectionLoss,
+    consistency_losses,
+    diou_loss,
+    focal_loss,
+    giou_loss,
+    js_divergence,
+)
+from libs.modeling.model import LevelOutputs, build_model
+from libs.modeling.targets import Targets
 from libs.modeling.trident import Boundaries
 
 
@@ -202,3 +210,65 @@ def test_trident_batches_without_positives():
     losses.final.backward()
     assert losses.terms["reg_loss"].item() == 0
     assert not out.offsets.grad.any()
+
+
+def two_views(seed=0, points=7, classes=3, dtype=torch.float64):
+    """Outputs of two views at P points of two videos, targets, and positive points: some, not all with a class."""
+    rng = torch.Generator().manual_seed(seed)
+    shape = (2, points)
+    mask = torch.rand(shape, generator=rng) < 0.8
+
+    def outputs():
+        logits = 3 * torch.randn(*shape, classes, generator=rng, dtype=dtype)
+        offsets = 4 * torch.rand(*shape, 2, generator=rng, dtype=dtype)
+        return LevelOutputs(logits, offsets, mask, torch.zeros(points, 4), (points,))
+    targets = Targets((torch.rand(*shape, classes, generator=rng) < 0.4).to(dtype), torch.zeros(*shape, 2, dtype=dtype))
+    return outputs(), outputs(), targets, targets.positive & mask
+
+
+def test_consistency_is_that_of_a_slow_loop():
+    hidden, clean, targets, positive = two_views()
+    assert 2 < positive.sum() < positive.numel()
+    divergence = distance = 0.0
+    for b, p in positive.nonzero().tolist():
+        for k in range(3):
+            x, y = (1 / (1 + math.exp(-float(view.logits[b, p, k]))) for view in (hidden, clean))
+            for u, v in ((x, y), (1 - x, 1 - y)):
+                m = (u + v) / 2
+                divergence += 0.5 * (u * math.log(u / m) + v * math.log(v / m))
+        (a, c), (d, e) = (view.offsets[b, p].tolist() for view in (hidden, clean))
+        inner = max(min(c, e) + min(a, d), 0)
+        distance += 1 - inner / (a + c + d + e - inner)
+    count = torch.tensor(11.0)  # that of the whole step
+    got = consistency_losses(hidden, clean, targets, positive, count)
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(
+        {"consistency_cls": divergence / 11, "consistency_reg": distance / 11}, rel=1e-9)
+    single = [consistency_losses(*(view._replace(logits=view.logits.float(), offsets=view.offsets.float())
+                                   for view in (hidden, clean)), targets, positive, count)[name] for name in got]
+    assert torch.stack(single).tolist() == pytest.approx([divergence / 11, distance / 11], rel=1e-5)
+
+
+def test_gradients_of_the_consistency_losses():
+    hidden, clean, targets, positive = two_views(1)
+
+    def losses(logits, offsets):
+        return tuple(consistency_losses(hidden._replace(logits=logits, offsets=offsets), clean, targets, positive,
+                                        torch.tensor(5.0)).values())
+    logits, offsets = (x.clone().requires_grad_() for x in (hidden.logits, hidden.offsets))
+    assert torch.autograd.gradcheck(losses, (logits, offsets))
+    for gradient in torch.autograd.grad(sum(losses(logits, offsets)), (logits, offsets)):
+        assert not gradient[~positive].any()
+        assert gradient[positive].abs().sum(-1).min() > 0
+
+
+def test_equal_views_are_consistent_and_extreme_ones_stay_finite():
+    hidden, _, targets, positive = two_views(2)
+    still = hidden._replace(offsets=torch.zeros_like(hidden.offsets), logits=hidden.logits.clone().requires_grad_())
+    same = consistency_losses(still, still, targets, positive, torch.tensor(1.0))
+    assert [v.item() for v in same.values()] == pytest.approx([0, 0], abs=1e-12)  # also segments without length
+    far = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    value = js_divergence(far, -far.detach())
+    assert value.item() == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert torch.isfinite(torch.autograd.grad(value.sum(), far)[0]).all()
+    none = consistency_losses(hidden, still, targets, torch.zeros_like(positive), torch.tensor(0.0))
+    assert [v.item() for v in none.values()] == [0, 0]

@@ -24,7 +24,7 @@ from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher
 from libs.modeling.assigner import by_cost
 from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
-from libs.modeling.losses import Denominators, DetectionLoss, Losses
+from libs.modeling.losses import Denominators, DetectionLoss, Losses, consistency_losses
 from libs.modeling.model import Features, LevelOutputs, LocPointTransformer
 from libs.modeling.points import PointGrid
 from libs.modeling.targets import Targets
@@ -33,7 +33,7 @@ from libs.modeling.targets import Targets
 class PreparedBatch(NamedTuple):
     """A micro-batch with its targets, teacher outputs and loss denominators: all that a step needs besides the student."""
 
-    batch: Batch  # as the student sees it, on the student's device
+    batch: Batch  # as the student sees it, on the student's device: without what train_cfg.frame_drop hides
     grid: PointGrid
     targets: Targets  # their offsets change in the forward pass with model.assigner.type cost
     mask: Tensor  # (B, P) bool, points of the detection loss: valid ones of videos with annotations
@@ -41,6 +41,7 @@ class PreparedBatch(NamedTuple):
     denominators: Denominators
     share: float = 1.0  # of its losses
     other: PreparedBatch | None = None  # train_cfg.mixup: the same features, and targets of what was blended in
+    whole: Tensor | None = None  # train_cfg.consistency: (B, T, C) features, with what is hidden
 
 
 class DetectionObjective(nn.Module):
@@ -54,6 +55,7 @@ class DetectionObjective(nn.Module):
         self.model = model
         self.criterion = DetectionLoss(config, all_reduce)
         self.assigner, self.mixup = config.model.assigner, config.train_cfg.mixup
+        self.hides, self.consistency = config.train_cfg.frame_drop.probability > 0, config.train_cfg.consistency
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> PreparedBatch:
@@ -61,17 +63,26 @@ class DetectionObjective(nn.Module):
 
         With train_cfg.mixup, in training: s x + (1 - s) x', x' the next video of the batch, with the loss s L(x) + (1 - s) L(x')
         of both videos' targets, one s per batch from Beta(mixup, mixup), drawn on the CPU (Zhang et al. 2018).  The targets of
-        x' count at the valid steps of both.
+        x' count at the valid steps of both.  With train_cfg.frame_drop the runs of x are set to zero, after all else.
         """
         if not (self.mixup > 0 and self.training):
-            return self._prepare(batch, batch)
+            return self._hide(self._prepare(batch, batch))
         other, share = rolled(batch), float(torch.distributions.Beta(self.mixup, self.mixup).sample())
         feats = torch.where(batch.mask.unsqueeze(-1), share * batch.feats + (1 - share) * other.feats, 0.0)
         first = self._prepare(dataclasses.replace(batch, feats=feats), batch)
         second = self._prepare(dataclasses.replace(other, feats=feats, mask=batch.mask & other.mask), other)
         denominators = {name: share * value + (1 - share) * second.denominators[name]
                         for name, value in first.denominators.items()}
-        return first._replace(denominators=denominators, share=share, other=second)
+        return self._hide(first._replace(denominators=denominators, share=share, other=second))
+
+    def _hide(self, part: PreparedBatch) -> PreparedBatch:
+        """The same with what the student does not see set to zero."""
+        if not self.hides:
+            return part
+        whole = part.batch.feats
+        hidden = part.batch.hidden().to(whole.device, non_blocking=True)
+        batch = dataclasses.replace(part.batch, feats=whole.masked_fill(hidden.unsqueeze(-1), 0.0))
+        return part._replace(batch=batch, whole=whole if self.consistency > 0 else None)
 
     def _prepare(self, batch: Batch, seen: Batch) -> PreparedBatch:
         """A batch as the student sees it, with its targets; `seen`: as the teachers see it."""
@@ -105,10 +116,12 @@ class DetectionObjective(nn.Module):
     def forward(self, part: PreparedBatch, denominators: Denominators) -> Losses:
         """Losses of a micro-batch; `denominators`: those of the whole step, which `update_normalizer` has seen."""
         outputs, features = self._run(part)
-        losses = self._losses(part, outputs, features, denominators)
+        clean = self._run_on_whole(part)
+        losses = self._consistent(self._losses(part, outputs, features, denominators), part, outputs, clean, denominators)
         if part.other is None:
             return losses
         others = self._losses(part.other, outputs._replace(mask=part.other.grid.mask), features, denominators)
+        others = self._consistent(others, part.other, outputs, clean, denominators)
         return Losses(part.share * losses.final + (1 - part.share) * others.final,
                       {name: part.share * value + (1 - part.share) * others.terms[name] for name, value in losses.terms.items()})
 
@@ -119,6 +132,21 @@ class DetectionObjective(nn.Module):
     def _losses(self, part: PreparedBatch, outputs: LevelOutputs, features: Features | None, denominators: Denominators
                 ) -> Losses:
         return self.criterion(outputs, self.complete(part, outputs, denominators), part.mask)
+
+    @torch.no_grad()
+    def _run_on_whole(self, part: PreparedBatch) -> LevelOutputs | None:
+        """The student's outputs for the features with what is hidden; None without train_cfg.consistency."""
+        if part.whole is None:
+            return None
+        return self._run(part._replace(batch=dataclasses.replace(part.batch, feats=part.whole)))[0]
+
+    def _consistent(self, losses: Losses, part: PreparedBatch, outputs: LevelOutputs, clean: LevelOutputs | None,
+                    denominators: Denominators) -> Losses:
+        """The losses with the weighted consistency losses added, if there are `clean` outputs."""
+        if clean is None:
+            return losses
+        terms = consistency_losses(outputs, clean, part.targets, part.targets.positive & part.mask, denominators["positives"])
+        return Losses(losses.final + self.consistency * sum(terms.values()), {**losses.terms, **terms})
 
     @property
     def trainable_modules(self) -> tuple[nn.Module, ...]:

@@ -75,6 +75,7 @@ def work(tmp_path_factory):
                                 model={**RGB_ONLY, **TRIDET, "embd_dim": 16, "fpn_dim": 16, "masked_stats": True}),
         "corrected": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4, "loss_weight": -1}),
         "fixed weight": taught([transformer, narrow], distill=EVERY_TERM, train_cfg={"labelled_share": 0.4}),
+        "frame drop": taught([transformer], train_cfg={"frame_drop": {"probability": 0.7, "share": 0.5}, "consistency": 1.0}),
         "unmasked": taught([transformer], distill={
             "weight": 0.1, "cls": {"mask": False}, "offsets": {"mask": False, "points": "all", "reduction": "levels"},
             "inputs": {"mask": False}, "stem": {"weight": 1.0, "mask": False}, "pyramid": {"weight": 1.0, "mask": False}}),
@@ -129,7 +130,7 @@ def compare(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("processes", "accumulation", "names"), [
     (2, 1, ["adamw", "auto weight", "c2ms", "temporalmaxer", "tridet", "tridet taught"]),
-    (3, 1, ["buckets", "corrected", "unmasked"]), (2, 3, ["plain"])])
+    (3, 1, ["buckets", "corrected", "unmasked", "frame drop"]), (2, 3, ["plain"])])
 def test_processes_equal_one(work, whole, processes, accumulation, names):
     folder, configs = work
     paths = [write(folder, f"{processes} x {accumulation} {name}", configs[name], split(configs[name], processes, accumulation))
@@ -144,7 +145,7 @@ def test_processes_equal_one(work, whole, processes, accumulation, names):
         compare(whole[name], folder_of(path))
 
 
-@pytest.mark.parametrize("name", ["fixed weight", "unmasked", "tridet taught"])
+@pytest.mark.parametrize("name", ["fixed weight", "frame drop", "unmasked", "tridet taught"])
 def test_accumulation_equals_one_batch(work, whole, name):
     folder, configs = work
     path = write(folder, f"accumulated {name}", configs[name], split(configs[name], 1, 3))

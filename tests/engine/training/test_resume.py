@@ -14,7 +14,8 @@ from libs.engine.runs.checkpoint import add_prefix, load_checkpoint, save_checkp
 from libs.engine.training.fit import FitOptions, fit
 
 CPU = torch.device("cpu")
-NOISY = {"train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "ema_warmup": True}}
+NOISY = {"train_cfg": {"dropout": 0.2, "droppath": 0.3, "input_dropout": 0.1, "ema_warmup": True,
+                       "frame_drop": {"probability": 0.5}, "consistency": 1.0}}
 
 
 def content(folder: Path, name: str = "epoch_004.pth.tar"):
