@@ -16,8 +16,9 @@ SPELLINGS = {"model.backbone_arch": ("[2, 5]", "[2, 0, 5], with backbone_type: c
              "model.fpn_norm": ("null", "none")}  # dotted key -> published spelling, ours; for the documentation
 
 # dotted key of a published file that has no place here -> what to write for it
-ELSEWHERE = {"dataset.backbone_type": "leave it out; HACS features: dataset.subset_folders: true with file_ext: .pkl (slowfast) or .npy "
-                                      "(i3d), or file_prefix: v_ without subset_folders (tsp)"}
+ELSEWHERE = {
+    "dataset.backbone_type": "leave it out; HACS features: dataset.subset_folders: true with file_ext: .pkl (slowfast) or .npy "
+                             "(i3d), or file_prefix: v_ without subset_folders (tsp)"}
 
 
 def in_our_terms(raw: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:

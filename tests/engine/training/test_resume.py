@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import data_config, identical, write_data
+from networks import TRIDET
 from resuming import stop_in_epoch, unplaced
 
 from libs.core.errors import UserError
@@ -166,6 +167,19 @@ def test_a_published_checkpoint_resumes_with_one_warning(data, undisturbed, tmp_
     ended = content(tmp_path / "run")
     assert ended["training"]["iteration"] == 12
     assert ended["scheduler"] == content(undisturbed("AdamW"))["scheduler"]
+
+
+def test_a_published_checkpoint_of_tridet_resumes_after_the_epoch_that_it_counts_from_0(data, tmp_path, capsys):
+    config = data_config(data, tmp_path, model=TRIDET, opt={"epochs": 2})
+    fit(config, tmp_path / "whole", CPU, FitOptions(checkpoint_every=1))
+    theirs = load_checkpoint(tmp_path / "whole" / "epoch_002.pth.tar")
+    file = tmp_path / "epoch_001.pth.tar"  # two epochs are done
+    save_checkpoint(file, 1, theirs.weights, theirs.weights_ema, theirs.optimizer, theirs.scheduler, None)
+    capsys.readouterr()
+    fit(config, tmp_path / "run", CPU, FitOptions(resume=str(file)))
+    assert "resumed after epoch 2" in capsys.readouterr().out
+    ended, whole = (content(tmp_path / name, "epoch_003.pth.tar") for name in ("run", "whole"))
+    assert (ended["epoch"], ended["training"]["iteration"], ended["scheduler"]) == (3, 9, whole["scheduler"])
 
 
 @pytest.mark.parametrize(("changes", "fragment"), [
