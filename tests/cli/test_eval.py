@@ -116,6 +116,25 @@ def test_other_settings_have_a_folder_of_their_own(trained, capsys, tmp_path):
     assert {p.name for p in own.iterdir()} == FILES, "candidates.npz is of an earlier evaluation"
 
 
+@pytest.mark.parametrize(("known", "override", "warned"), [
+    (True, "dataset.feat_stride=4", "dataset.feat_stride: 5.0 -> 4.0"),
+    (True, "model.n_mha_win_size=3", "model.n_mha_win_size: 5 -> 3"),
+    (True, "test_cfg.max_seg_num=1", ""), (True, "devices=cpu", ""), (False, "dataset.feat_stride=4", "")], ids=str)
+def test_settings_that_change_what_the_weights_say_are_warned_about(trained, capsys, tmp_path, known, override, warned):
+    """Of a published checkpoint, which holds no settings, nobody knows those of training."""
+    config, folder = trained
+    content = torch.load(folder / "epoch_003.pth.tar", weights_only=True)
+    if not known:
+        del content["training"]
+    torch.save(content, tmp_path / "x.pth.tar")
+    code, out, err = run(capsys, config, tmp_path / "x.pth.tar", "--output", tmp_path / "o", "--set", override)
+    assert code == 0
+    lines = [line for line in err.splitlines() if "was trained with another configuration" in line]
+    assert lines == ([f"warning: {tmp_path}/x.pth.tar: was trained with another configuration: {warned}; the results are not "
+                      "those of the trained network"] if warned else [])
+    assert ("other settings than the checkpoint's own" in out) == (override != "devices=cpu")
+
+
 def test_predictions_alone_leave_no_earlier_results_beside_them(trained, capsys, tmp_path):
     config, folder = trained
     for argv, files in (([], FILES), (["--saveonly", "--set", "test_cfg.max_seg_num=3"], FILES - {"results.json"})):

@@ -68,11 +68,11 @@ def other_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
             if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)}
 
 
-def warn_of_drift(config: Config, checkpoint: Checkpoint) -> None:
-    """Warn if the configuration differs from the checkpoint's in a key that changes what the network computes."""
-    changed = [line for key, line in changed_settings(checkpoint, config).items() if key.startswith(FUNCTION_KEYS)]
-    if changed:
-        note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(changed)}; the results are not "
+def warn_of_drift(checkpoint: Checkpoint, changed: Mapping[str, str]) -> None:
+    """Warn if `other_settings` of a checkpoint that holds its own change what the network computes."""
+    drifted = [line for key, line in changed.items() if key.startswith(FUNCTION_KEYS)]
+    if drifted and "config" in (checkpoint.training or {}):
+        note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(drifted)}; the results are not "
              "those of the trained network")
 
 
@@ -90,12 +90,12 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     path, which = checkpoint.path, config.test_cfg.weights
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
     model = load_network(config, checkpoint, which)
-    warn_of_drift(config, checkpoint)
+    changed = other_settings(checkpoint, config)
+    warn_of_drift(checkpoint, changed)
     dataset = TalDataset(config, config.val_split, training=False)
     check_label_ids(checkpoint, dataset.label_names, config.dataset.json_file)
     if not save_only:
         dataset.ground_truth()  # before the work: UserError if there is nothing to score against
-    changed = other_settings(checkpoint, config)
     folder = output or evaluation_folder(path, which, changed)
     if checkpoints_of(folder):
         raise UserError(f"{folder}: holds the checkpoints of a run, whose {ENVIRONMENT} would be replaced; choose another "
