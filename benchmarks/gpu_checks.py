@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from common import device_of, seconds_of
 from gpu_common import EXACT, ROOT, Day, Row, made_batch, made_trainer, ms, program
-from torch import Tensor, nn
+from torch import nn
 
 from libs.engine.runtime.determinism import strict_determinism, use_deterministic_kernels
 from libs.engine.runtime.precision import matmul_precision
@@ -32,25 +32,13 @@ def build(day: Day) -> Iterator[Row]:
            "equal": library is not None}
 
 
-def candidates(kind: str, count: int, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Segments, scores and labels of one video: `random`, `tied` scores, or `degenerate` (empty and equal segments)."""
-    start = torch.rand(count, generator=random) * 90
-    segments = torch.stack([start, start + torch.empty(count).exponential_(1 / 6, generator=random)], dim=1)
-    scores = torch.rand(count, generator=random) ** 3
-    if kind == "tied":
-        segments, scores = (segments * 2).round() / 2, (scores * 20).round() / 20
-    elif kind == "degenerate":
-        segments[::5, 1] = segments[::5, 0]
-        segments[::3] = segments[:1].clone()
-    return segments, scores, torch.randint(6, (count,), generator=random)
-
-
 def compare_nms(day: Day) -> Iterator[Row]:
     """Hard and soft NMS of whole batches against the plain implementation on the CPU: picks exactly, times to 1e-6."""
-    device, random = device_of(day.device), torch.Generator().manual_seed(0)
-    sizes = (40, 0, 1, 90) if day.tiny else (3000, 0, 1, 6000)
-    for kind in ("random", "tied", "degenerate"):
-        parts = [candidates(kind, n, random) for n in sizes]
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    from nms_candidates import KINDS, candidates
+    device, sizes = device_of(day.device), (40, 0, 1, 90) if day.tiny else (3000, 0, 1, 6000)
+    for kind in KINDS:
+        parts = [candidates(kind, n, seed) for seed, n in enumerate(sizes)]
         inputs = nms.Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)), torch.tensor(sizes))
         there, differing, largest = nms.Candidates(*(t.to(device) for t in inputs)), 0, 0.0
         for method, multiclass, voting in itertools.product(("soft", "hard"), (True, False), (0.0, 0.7)):

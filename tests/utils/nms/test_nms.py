@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from golden.nms import check
-from nms_cases import KINDS, ROOT, build_script, candidates, compiled_cpu
+from nms_candidates import KINDS, candidates
+from nms_cases import ROOT, build_script, compiled_cpu
 
 from libs.core.errors import UserError
 from libs.utils.nms import api as nms

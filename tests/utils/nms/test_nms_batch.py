@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms_cases import KINDS, candidates, compiled_cpu
+from nms_candidates import KINDS, candidates
+from nms_cases import compiled_cpu
 
 from libs.core.errors import UserError
 from libs.utils.nms import api as nms

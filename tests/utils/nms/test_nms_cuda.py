@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from nms_cases import KINDS, ROOT, build_script, candidates
+from nms_candidates import KINDS, candidates
+from nms_cases import ROOT, build_script
 
 from libs.utils.nms import api as nms
 from libs.utils.nms import native as nms_native
