@@ -264,16 +264,6 @@ def _levels(config: Config, fail: Fail) -> None:
             fail("model.regression_range", f"[{low:g}, {high:g}] is empty; write [low, high] with low < high")
 
 
-def range_gaps(ranges: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Distances from 0 up to the largest that no level regresses, as [low, high] of each gap."""
-    gaps, reached = [], 0.0
-    for low, high in sorted(ranges):
-        if low > reached:
-            gaps.append((reached, low))
-        reached = max(reached, high)
-    return gaps
-
-
 def _loader(config: Config, fail: Fail) -> None:
     loader = config.loader
     if loader.bucket == 1:

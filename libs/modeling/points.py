@@ -35,3 +35,13 @@ def make_points(level_sizes: Sequence[int], strides: Sequence[int], ranges: Sequ
         # filled on the device: copying numbers to a GPU would make the host wait
         levels.append(torch.stack((t, *(torch.full_like(t, value) for value in (low, high, stride))), dim=1))
     return torch.cat(levels)
+
+
+def range_gaps(ranges: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Distances from 0 up to the largest that no level regresses, as [low, high] of each gap."""
+    gaps, reached = [], 0.0
+    for low, high in sorted(ranges):
+        if low > reached:
+            gaps.append((reached, low))
+        reached = max(reached, high)
+    return gaps

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from libs.core.checks import range_gaps
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
@@ -12,6 +11,7 @@ from libs.engine.runs.network import note_dead_blocks
 from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
+from libs.modeling.points import range_gaps
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import Detections
 from libs.utils.plotting import pixels, video_timeline
