@@ -37,7 +37,7 @@ def make_points(level_sizes: Sequence[int], strides: Sequence[int], ranges: Sequ
     return torch.cat(levels)
 
 
-def range_gaps(ranges: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+def range_gaps(ranges: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Distances from 0 up to the largest that no level regresses, as [low, high] of each gap."""
     gaps, reached = [], 0.0
     for low, high in sorted(ranges):
