@@ -283,9 +283,10 @@ def _training(config: Config, fail: Fail) -> None:
     if train.leave_out is not None and not train.leave_out[0] < train.leave_out[1] > 1:
         fail("train_cfg.leave_out", f"{list(train.leave_out)}: write [part, parts], parts at least 2 and part from 0 to "
              "parts - 1")
-    if train.mixup and config.loader.batch_size == 1:
-        fail("train_cfg.mixup", f"{train.mixup:g}: blends every video with another of its batch, but loader.batch_size is 1; use "
-             "at least 2, or mixup: 0")
+    for key, share in (("train_cfg.mixup", train.mixup), ("distill.mixup", config.distill.teachers and config.distill.mixup)):
+        if share and config.loader.batch_size == 1:
+            fail(key, f"{share:g}: blends every video with another of its batch, but loader.batch_size is 1; use at least 2, or "
+                 "mixup: 0")
     for key, used in (("train_cfg.cuda_graphs: true", train.cuda_graphs), ("distill.mixup", config.distill.mixup > 0),
                       ("model.assigner.type: cost", config.model.assigner.type == "cost")):
         if train.mixup and used:
@@ -295,6 +296,9 @@ def _training(config: Config, fail: Fail) -> None:
     if train.consistency > 0 and train.frame_drop.probability == 0:
         fail("train_cfg.consistency", f"{train.consistency:g} compares predictions with and without train_cfg.frame_drop, which "
              "is off; set train_cfg.frame_drop.probability, e.g. 0.5, or consistency: 0")
+    if set(data.speeds) != {1.0} and (not data.speeds or data.force_upsampling or data.feat_stride <= 0):
+        fail("dataset.speeds", f"{list(data.speeds)}: list one speed or more, and [1] for videos that are stretched to a fixed "
+             "length (force_upsampling, feat_stride <= 0)")
     if data.crop_ratio and data.crop_ratio[0] > data.crop_ratio[1]:
         low, high = data.crop_ratio
         fail("dataset.crop_ratio", f"[{low}, {high}] is upside down; write [{high}, {low}]")
@@ -365,9 +369,6 @@ def _distillation(config: Config, fail: Fail) -> None:
     if distill.inputs.weight and model.hallucinator == "none":
         fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
              "the weight to 0, or choose a hallucinator")
-    if distill.mixup and config.loader.batch_size == 1:
-        fail("distill.mixup", f"{distill.mixup}: blends every video with another of its batch, but loader.batch_size is 1; use "
-             "at least 2, or mixup: 0")
     if distill.outputs == "online":
         return
     coarsest = model.scale_factor ** model.backbone_arch[2]

@@ -67,6 +67,7 @@ class DatasetConfig:
     modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
     subset_folders: bool = key(False, "(ours) the feature files of a subset (the first of train_split or val_split) lie in a folder of its name inside feat_folder, as HACS features are published")
     crop_offset: bool = key(True, "(ours) segments may reach beyond a training crop by half of what a feature vector sees, as published by ActionFormer; false: they end with the crop")
+    speeds: tuple[float, ...] = key((1.0,), "(ours) speeds of training videos, e.g. [0.8, 1, 1.25]: one of them is drawn per video and epoch, features are interpolated linearly over time, and segments move along; a speed may be listed twice to be drawn more often", low=0.1, high=10)
     crop_align: int = key(1, "(ours) training crops start at multiples of this many feature vectors; cached teacher outputs need the coarsest level's stride", low=1)
 
 

@@ -33,7 +33,7 @@ from libs.datasets.grid import TOLERANCE, is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.survey.parts import training_parts, unlabelled_ids
-from libs.datasets.transforms import random_crop, runs_inside, trim_to_features
+from libs.datasets.transforms import random_crop, resize, runs_inside, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import GroundTruth
 
@@ -47,7 +47,7 @@ class TalDataset(VideoDataset):
 
     config: the whole configuration; subset: names of annotation subsets (in any case); training: apply the rules of training
     (trimming); modalities: the streams to read, from dataset.modalities, joined along channels in this order, None:
-    model.modalities, and all channels of dataset.feat_folder if that is None too.
+    model.modalities, and all channels of dataset.feat_folder if that is None too; speed: of whole videos (`Sample.at_speed`).
     Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
     `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
     `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for
@@ -57,8 +57,8 @@ class TalDataset(VideoDataset):
     """
 
     def __init__(self, config: Config, subset: str | Iterable[str], training: bool,
-                 modalities: Sequence[str] | None = None) -> None:
-        self.config, self.training = config, training
+                 modalities: Sequence[str] | None = None, speed: float = 1.0) -> None:
+        self.config, self.training, self.speed = config, training, speed
         self._data = data = config.dataset
         self._where = f"{config.source}: " if config.source else ""
         self.preset = get_preset(config.dataset_name)
@@ -95,9 +95,13 @@ class TalDataset(VideoDataset):
         if isinstance(index, tuple):
             epoch, i = index
             rng, drop = crop_rng(self.config.init_rand_seed, epoch, self.videos[i].id), self.config.train_cfg.frame_drop
-            crop = self.crop(self.sample(i), rng)
+            speeds = self._data.speeds
+            crop = self.crop(self._whole(i, speeds[0] if len(speeds) == 1 else rng.choice(speeds)), rng)
             return dataclasses.replace(crop, hidden=runs_inside(crop.segments.numpy(), crop.steps, probability=drop.probability,
                                                                 share=drop.share, rng=rng)) if drop.probability > 0 else crop
+        return self._whole(index, self.speed)
+
+    def _whole(self, index: int, speed: float) -> Sample:
         video, extent = self.videos[index], self._extents[index]
         grid, length = extent.grid, extent.length
         segments, labels = grid.seconds_to_grid(video.segments), video.labels
@@ -110,8 +114,9 @@ class TalDataset(VideoDataset):
             end, share = (length, 0.0) if self.preset.trim_any else (length + grid.offset, self._data.trunc_thresh)
             segments, labels = trim_to_features(segments, labels, end, share)
         duration_s = video.duration_s if math.isfinite(video.duration_s) else UNKNOWN_DURATION_S
-        return Sample(index, video.id, grid, duration_s, length, length, torch.from_numpy(np.array(segments, np.float32)),
-                      torch.from_numpy(np.array(labels, np.int64)), labelled=labelled)
+        sample = Sample(index, video.id, grid, duration_s, length, length, torch.from_numpy(np.array(segments, np.float32)),
+                        torch.from_numpy(np.array(labels, np.int64)), labelled=labelled)
+        return sample if speed == 1 else sample.at_speed(speed)
 
     def crop(self, whole: Sample, rng: random.Random) -> Sample:
         """The training crop of a whole video that `rng` draws (SPEC item 10)."""
@@ -125,7 +130,12 @@ class TalDataset(VideoDataset):
 
     def read(self, sample: Sample, out: torch.Tensor) -> None:
         start, stop = sample.start, sample.start + sample.steps
-        if self._kept is not None:
+        if sample.speed != 1:
+            whole = self._whole(sample.index, 1.0)
+            feats = out.new_empty(whole.steps, self.channels)
+            self.read(whole, feats)
+            out.copy_(resize(feats, sample.source_length)[start:stop])
+        elif self._kept is not None:
             out.copy_(self._kept[sample.index][start:stop], non_blocking=out.is_cuda)
         else:
             self._read_file(sample.index, start, stop, out)
@@ -171,6 +181,8 @@ class TalDataset(VideoDataset):
         return {number: name for name, number in self.label_ids.items()}
 
     def lengths(self) -> np.ndarray:
+        if self.speed != 1:
+            return np.array([self.sample(i).steps for i in range(len(self.videos))], np.int64)
         return np.array([e.length for e in self._extents], np.int64)
 
     def ground_truth(self) -> GroundTruth:
@@ -283,7 +295,7 @@ class TalDataset(VideoDataset):
     def _check_memory(self) -> None:
         """UserError for a video that must be read whole and does not fit into the available memory."""
         resampled = is_resampled(self._data)
-        if self.training and not resampled:
+        if self.training and not resampled and set(self._data.speeds) == {1.0}:
             return
         whole = [e.file_length if resampled else e.length for e in self._extents]
         needed, available = 4 * self.channels * max(whole), available_memory(torch.device("cpu"))

@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Sample:
     index: number of the video in its dataset; grid: of the whole video; duration_s: 1e8 when unknown; steps: T, grid steps of
     the crop; source_length: grid steps of the whole video; segments: (N, 2) float32, grid units relative to `start`;
     labels: (N,) int64; start: grid index of the crop's first step; labelled: False where the annotations are not used (and
-    segments are empty); hidden: runs [first, end) of the crop's steps that a network in training does not see.
+    segments are empty); hidden: runs [first, end) of the crop's steps that a network in training does not see; speed: of
+    `at_speed`, of which steps, source_length, segments and start are then.
     """
 
     index: int
@@ -41,6 +43,13 @@ class Sample:
     start: int = 0
     labelled: bool = True
     hidden: tuple[tuple[int, int], ...] = ()
+    speed: float = 1.0
+
+    def at_speed(self, speed: float) -> Sample:
+        """This whole video played at another speed: its vectors interpolated linearly (`resize`), segments in the new units."""
+        steps = max(round(self.steps / speed), 1)
+        segments = (self.segments + 0.5) * (steps / self.steps) - 0.5  # vectors are the centres of equal intervals
+        return dataclasses.replace(self, steps=steps, source_length=steps, segments=segments, speed=speed)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ deterministic.  For crops it differs near the ends: there the online teacher see
 Crops must start at multiples of the coarsest stride (dataset.crop_align), so that their points are points of the whole video.
 
 <cache_folder>/<key>/<video id>.npz holds float32 arrays of valid rows, levels fine to coarse: logits (P, K), offsets (P, 2), and
-those of stem (T, C), pyramid (P, C), inputs (T, C_in) that terms use.  The key is a hash of weights, network and feature paths.
+those of stem (T, C), pyramid (P, C), inputs (T, C_in) that terms use.  The key is a hash of weights, network and feature paths;
+at another of dataset.speeds the speed follows (<key>_x0.8).
 """
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Collection, Sequence
@@ -29,6 +31,7 @@ from libs.core.schema import Config
 from libs.datasets.batch import Batch
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, inference_loader
+from libs.datasets.sample import Sample
 from libs.engine.distill.streams import Columns, input_columns
 from libs.engine.distill.teachers import Teacher, run_unseen
 from libs.engine.runtime.world import ALONE, World
@@ -51,9 +54,13 @@ class CachedTeacher(NamedTuple):
     names: tuple[str, ...]
     order: Columns | None
 
-    def file(self, video_id: str) -> Path:
+    def folder_of(self, speed: float) -> Path:
+        """Where the outputs of videos at a speed are."""
+        return self.folder if speed == 1 else self.folder.with_name(f"{self.folder.name}_x{speed}")
+
+    def file(self, video_id: str, speed: float = 1.0) -> Path:
         """The file of a video's outputs."""
-        return self.folder / f"{video_id}.npz"
+        return self.folder_of(speed) / f"{video_id}.npz"
 
     def strides(self, name: str) -> tuple[int, ...]:
         """Strides of the levels whose rows an array holds one after the other."""
@@ -78,7 +85,8 @@ class CachedTeachers:
         self._bytes = 0
 
     def prepare(self, video_ids: Sequence[str], device: torch.device, world: World = ALONE) -> int:
-        """Compute and write the missing outputs for these videos of the training split; returns how many were missing.
+        """Compute and write the missing outputs for these videos of the training split, at each of dataset.speeds; returns how
+        many were missing.
 
         The features that a teacher reads are needed only here.  `world`: the processes that share the work; each calls this.
         Raises UserError as the dataset does, and when the folder cannot be written.
@@ -87,27 +95,28 @@ class CachedTeachers:
         if world.size > 1:  # once more within each machine, which may have a folder of its own
             shares.append((world.local_rank, world.local_size))
         made = 0
-        for cached in self.cached:
+        for cached, speed in itertools.product(self.cached, sorted(set(self.config.dataset.speeds))):
             for rank, ranks in shares:
-                missing = {v for v in video_ids if not is_file(cached.file(v))}
+                missing = {v for v in video_ids if not is_file(cached.file(v, speed))}
                 world.barrier()  # nobody writes before all have listed what is missing
                 if missing:
-                    made += self._compute(cached, missing, device, rank, ranks)
+                    made += self._compute(cached, speed, missing, device, rank, ranks)
                 world.barrier()
         return sum(world.all_gather(made))
 
     @torch.no_grad()
-    def _compute(self, cached: CachedTeacher, missing: set[str], device: torch.device, rank: int, ranks: int) -> int:
+    def _compute(self, cached: CachedTeacher, speed: float, missing: set[str], device: torch.device, rank: int, ranks: int
+                 ) -> int:
         teacher = cached.teacher
         config = dataclasses.replace(self.config, model=teacher.config.model)  # the teacher's streams and padding
-        dataset = TalDataset(config, config.train_split, training=True)
+        dataset = TalDataset(config, config.train_split, training=True, speed=speed)
         if absent := sorted(missing - {video.id for video in dataset.videos}):
             raise UserError(f"{config.source}: distill.outputs: cache: teacher {teacher.name} has no features of {absent[0]} "
                             f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or use "
                             "outputs: online, which leaves such videos out (dataset.missing: skip)")
         paths = [str(network.checkpoint.path) for network in teacher.parts or (teacher,)]
-        write_json_atomic(cached.folder / "about.json", {"teacher": paths if teacher.parts else paths[0],
-                                                         "weights": teacher.weights, "arrays": list(cached.names)})
+        write_json_atomic(cached.folder_of(speed) / "about.json", {"teacher": paths if teacher.parts else paths[0],
+                                                                   "weights": teacher.weights, "arrays": list(cached.names)})
         advance, made, seen = bar(-(-len(missing) // ranks), f"videos, teacher {teacher.name}"), 0, 0
         for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
             seen += len(batch.video_ids)
@@ -120,7 +129,7 @@ class CachedTeachers:
                                           for name in cached.names}
                 buffer = io.BytesIO()
                 np.savez(buffer, **arrays)
-                write_bytes_atomic(cached.file(batch.video_ids[b]), buffer.getbuffer())
+                write_bytes_atomic(cached.file(batch.video_ids[b], speed), buffer.getbuffer())
             made += len(wanted)
         return made
 
@@ -132,15 +141,15 @@ class CachedTeachers:
         padded = batch.mask.shape[1]
         crops: dict[str, list[Tensor]] = {name: [] for name in cached.names}
         for sample in batch.samples:
-            for name, rows in self._read(cached, sample.video_id, sample.source_length).items():
+            for name, rows in self._read(cached, sample).items():
                 strides = cached.strides(name)
                 parts = rows.split([-(-sample.source_length // s) for s in strides])
                 crops[name].append(torch.cat([_window(p, sample.start // s, -(-sample.steps // s), padded // s)
                                               for p, s in zip(parts, strides, strict=True)]))
         return TeacherOutputs(**{name: torch.stack(rows).to(batch.feats.device) for name, rows in crops.items()})
 
-    def _read(self, cached: CachedTeacher, video_id: str, steps: int) -> dict[str, Tensor]:
-        path = cached.file(video_id)
+    def _read(self, cached: CachedTeacher, sample: Sample) -> dict[str, Tensor]:
+        path, steps = cached.file(sample.video_id, sample.speed), sample.source_length
         if path in self._memory:
             return self._memory[path]
         try:

@@ -51,6 +51,23 @@ def test_uncropped_samples_have_the_same_loss(data, teacher, conv_teacher, tmp_p
         assert losses[0].final.item() == pytest.approx(losses[1].final.item(), rel=1e-5)
 
 
+def test_every_speed_has_outputs_of_its_own(data, teacher, tmp_path):
+    """Videos played at another speed are cached apart, and agree with the online teacher that hears the same features."""
+    speeds = {"crop_align": 4, "speeds": [0.8, 1.0, 1.25], "max_seq_len": 96}
+    online, cached = both(data, tmp_path, [teacher], dataset=speeds)
+    assert cached.made == 3 * len(TRAINING)
+    folder = cached.objective.teacher_outputs.cached[0].folder
+    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, f"{folder.name}_x0.8", f"{folder.name}_x1.25"]
+    seen = set()
+    for a, b in zip(online.batches, cached.batches, strict=True):
+        seen |= {sample.speed for sample in b.samples}
+        finals = [losses_of(s.objective, batch).final.item() for s, batch in ((online, a), (cached, b))]
+        assert finals[0] == pytest.approx(finals[1], rel=1e-5)
+    assert len(seen) > 1
+    assert Setup(student(data, tmp_path, [teacher], model=RGB_ONLY, dataset={**speeds, "speeds": [0.8, 2.0]},
+                         distill={"outputs": "cache", **EVERY_TERM})).made == len(TRAINING)
+
+
 def test_cached_outputs_are_those_of_the_valid_points(data, teacher, tmp_path):
     online, cached = both(data, tmp_path, [teacher])
     for a, b in zip(online.batches, cached.batches, strict=True):
