@@ -8,26 +8,24 @@ import dataclasses
 import itertools
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from libs.core.devices import check_devices
 from libs.core.errors import UserError, nearest
-from libs.core.schema import PART, Config, DistillConfig, FolderModality, ModelConfig, as_tuple
+from libs.core.relations.distillation import Fail, check_distillation, check_teachers
+from libs.core.schema import Config, FolderModality, ModelConfig, as_tuple
 
 SGP_GROUPS = 16  # of the GroupNorm in SGP blocks
 TRIDENT_KEYS = ("num_bins", "boudary_kernel_size", "trident_border", "iou_weight_power")
-TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Where = Callable[[str], str]
-Fail = Callable[[str, str], NoReturn]
 
 
 def check_relations(config: Config, where: Where | None = None) -> None:
     """Raise UserError for the first impossible combination; `where(dotted key)`: 'file: key' (default: `config.source`)."""
     fail = _fail_at(config, where)
     for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _pooler, _neck_norm,
-                  _assigner, _attention, _levels, _loader, _training, _schedule, _teachers, _distillation):
+                  _assigner, _attention, _levels, _loader, _training, _schedule, check_teachers, check_distillation):
         check(config, fail)
 
 
@@ -323,70 +321,6 @@ def _schedule(config: Config, fail: Fail) -> None:
         steps = opt.schedule_steps
         if not steps or any(a >= b for a, b in itertools.pairwise(steps)):
             fail("opt.schedule_steps", f"{list(steps)}: the multistep schedule needs strictly ascending epochs, e.g. [20, 25]")
-
-
-def _teachers(config: Config, fail: Fail) -> None:
-    distill = config.distill
-    if distill.stage is not None and distill.preset != "c2ms":
-        fail("distill.stage", f"{distill.stage} is a stage of preset: c2ms; remove it, or set distill.preset: c2ms")
-    if not distill.teachers:
-        if distill.init_from is not None:
-            fail("distill.init_from", f"{distill.init_from!r}: no distill.teachers; add one, or use train.py --init-from")
-        return
-    names = teacher_names(distill)
-    wanted = 2 if distill.stage == "multi_teacher" else 1
-    if distill.stage is not None and len(names) != wanted:
-        fail("distill.teachers", f"stage {distill.stage} has {wanted} teacher{'s' if wanted > 1 else ''}, the list names "
-             f"{len(names)} ({', '.join(names)}); correct the list, or leave distill.stage out and set the weights")
-    if len(set(names)) < len(names):
-        fail("distill.teachers", f"the names {', '.join(names)} are not all different; name each")
-    for name, teacher in zip(names, distill.teachers, strict=True):
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            fail("distill.teachers", f"name: {name!r}: use letters, digits, _ and - only")
-        if not teacher.checkpoint:
-            fail("distill.teachers", f"{name}: checkpoint is empty; name a checkpoint file or the folder of a run")
-        if (teacher.cross_fit is not None) != (PART in teacher.checkpoint):
-            fail("distill.teachers", f"{name}: checkpoint: {teacher.checkpoint}: {PART} and cross_fit belong together; write a "
-                 f"path with {PART} and cross_fit: N for N networks, or neither")
-        if teacher.cross_fit is not None and teacher.config is not None:
-            fail("distill.teachers", f"{name}: config: {teacher.config}: the configuration in each checkpoint of cross_fit says "
-                 "what it was trained without; leave config out")
-        if teacher.cross_fit is not None and distill.outputs == "online":
-            fail("distill.outputs", f"online: teacher {name} has cross_fit: {teacher.cross_fit}, and which of its networks "
-                 "teaches depends on the video; use outputs: cache")
-        for term in teacher.terms or ():
-            if term not in TERMS:
-                fail("distill.teachers", f"{name}: terms: {term!r} is not a term{nearest(term, TERMS)}; use {', '.join(TERMS)}")
-    if distill.init_from is not None and distill.init_from not in names:
-        fail("distill.init_from", f"{distill.init_from!r} is not the name of a teacher; use {', '.join(names)}")
-
-
-def _distillation(config: Config, fail: Fail) -> None:
-    """Distillation terms, mixup and cached teacher outputs against the other sections."""
-    distill, model = config.distill, config.model
-    if not distill.teachers:
-        return
-    if distill.inputs.weight and model.hallucinator == "none":
-        fail("distill.inputs.weight", "the term compares hallucinated with real modalities, but model.hallucinator is none; set "
-             "the weight to 0, or choose a hallucinator")
-    if distill.outputs == "online":
-        return
-    coarsest = model.scale_factor ** model.backbone_arch[2]
-    if config.dataset.crop_align % coarsest:
-        fail("dataset.crop_align", f"{config.dataset.crop_align}: cached teacher outputs are cropped on every FPN level, so "
-             f"crops must start at multiples of the coarsest stride; use {coarsest}, or distill.outputs: online")
-    if distill.mixup:
-        fail("distill.mixup", f"{distill.mixup}: teacher outputs of blended videos cannot be cached; use distill.outputs: "
-             "online, or mixup: 0")
-    if distill.teacher_droppath:
-        fail("distill.teacher_droppath", "the outputs of a teacher that drops paths differ in every step and cannot be cached; "
-             "use distill.outputs: online")
-
-
-def teacher_names(distill: DistillConfig) -> list[str]:
-    """The names of distill.teachers: as given, else teacher (one) or teacher1, teacher2, ..."""
-    several = len(distill.teachers) > 1
-    return [t.name or (f"teacher{i}" if several else "teacher") for i, t in enumerate(distill.teachers, start=1)]
 
 
 def _text(value: int | tuple[int, ...]) -> str:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.core.checks import TERMS, teacher_names
 from libs.core.errors import UserError
+from libs.core.relations.distillation import TERMS, teacher_names
 from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
 from libs.modeling.losses import Denominators, diou_loss
 from libs.modeling.model import Features, LevelOutputs

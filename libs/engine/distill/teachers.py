@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from libs.core.checks import teacher_names
 from libs.core.config import config_diff, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.files import is_file
+from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import Annotations, load_annotations
 from libs.datasets.batch import Batch

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from libs.core.arguments import run_name
-from libs.core.checks import teacher_names
 from libs.core.config import config_diff, from_dict, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.files import entries, is_file, is_folder
+from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
 from libs.engine.experiments.launch import eval_command, log_of, read_results, run_commands, train_command

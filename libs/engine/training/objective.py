@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from libs.core.checks import TERMS
 from libs.core.errors import UserError
+from libs.core.relations.distillation import TERMS
 from libs.core.schema import Config, DistillConfig
 from libs.datasets.batch import Batch
 from libs.engine.distill.streams import Columns

@@ -1,0 +1,1 @@
+"""Relations between configuration keys, by section (see libs/core/checks.py)."""
