@@ -94,6 +94,9 @@ TAMPERED: dict[str, tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "a crop of ten": ("preprocessing.npz", "crops/225x226/224", lambda a: shifted(a, 1)),
     "a box of ten": ("preprocessing.npz", "crops_in_frame/225x226/224", lambda a: a[[0, 1, 2, 3, 4, 6, 5, 7, 8, 9]]),
     "a number of chunks": ("preprocessing.npz", "chunks/table", lambda a: shifted(a, 1)),
+    "a histogram of a frame": ("descriptor.npz", "b/mbx_frame0", lambda a: shifted(a, 1e-4)),
+    "a descriptor": ("descriptor.npz", "a/motion_power1", lambda a: shifted(a, 1e-4)),
+    "a vote of a direction": ("descriptor.npz", "directions/hof", lambda a: shifted(a, 1e-4)),
     "an NMS index": ("nms_seed0.npz", "n40/op_nms_0.50", next_index),
 }
 

@@ -42,6 +42,7 @@ CHECKS: dict[str, Callable[[Path], list[Check]]] = {
     "temporalmaxer_assign_": temporalmaxer.check,
     "i3d_": video.check_i3d,
     "preprocessing": video.check_preprocessing,
+    "descriptor": video.check_descriptor,
 }
 ON_DEVICE = ("model_", "train_steps_", "nms_", "voting_", "trident_decode_", "distill_model_", "distill_loss_")
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Extract features of raw videos with a named extractor.
 
-    python tools/extract_features.py videos/*.mp4 -o features --extractor program:i3d.pt2 --num-frames 16 --stride 4 --fps 30
-    python tools/extract_features.py videos/*.mp4 --rgb-model rgb.pt2 --flow-model flow.pt2 --num-frames 16 --stride 4 -o features
+    python tools/extract_features.py videos/ features                     appearance and motion, without any weights
+    python tools/extract_features.py videos/ features --extractor i3d --rgb-model rgb_imagenet.pt --flow-model flow_imagenet.pt
+    python tools/extract_features.py videos/*.mp4 -o features --extractor program:network.pt2 --num-frames 16 --stride 4
 
 Writes one float32 (T, C) .npy per video and provenance.json with the settings.  Finished videos are skipped, so the same command
 resumes after an interruption.  Options that are not given have the values of the extractor or its preset; an option that it does
@@ -12,11 +13,14 @@ Load only programs that you trust: they run what their author wrote.  docs/featu
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from libs.core.arguments import above_zero, count, frame_rate, some_path
 from libs.core.errors import UserError, note, run_main
+from libs.core.files import entries, is_file
+from libs.datasets.features.formats import VIDEO_EXTENSIONS
 from libs.datasets.video.extract import extract_videos
 from libs.datasets.video.extractors import create, spellings
 from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
@@ -27,27 +31,30 @@ OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size")  # the othe
 
 def main() -> None:
     args = parse()
+    videos, output = (args.videos, args.output) if args.output else split(args.videos)
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
                 if key not in OF_THE_TOOL}
     if args.size:
         settings["resize"] = tuple(args.size)
-    extractor = create(args.extractor, {**settings, "device": device(args.device)})
+    name = args.extractor or ("program" if args.rgb_model or args.flow_model else "descriptor")
+    extractor = create(name, {**settings, "device": device(args.device)})
     for line in extractor.told():
         print(line, flush=True)
-    made, skipped, failed = extract_videos(args.videos, args.output, extractor, args.overwrite)
-    print(f"{made} videos done, {skipped} were there already; in {args.output}", flush=True)
+    made, skipped, failed = extract_videos(videos, output, extractor, args.overwrite)
+    print(f"{made} videos done, {skipped} were there already; in {output}", flush=True)
     for line in failed[1:]:
         note(f"failed: {line}")
     if failed:
-        raise UserError(failed[0] if len(failed) == 1 else f"{len(failed)} of {len(args.videos)} videos failed (the others are "
-                        f"done); the first: {failed[0]}")
+        raise UserError(failed[0] if len(failed) == 1 else f"{len(failed)} of {made + skipped + len(failed)} videos failed (the "
+                        f"others are done); the first: {failed[0]}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", metavar="VIDEO", nargs="+", help="video files, or folders of them")
-    parser.add_argument("-o", "--output", type=some_path, required=True, metavar="FOLDER")
-    parser.add_argument("--extractor", default="program", metavar="NAME", help=f"one of {', '.join(spellings())}")
+    parser.add_argument("-o", "--output", type=some_path, metavar="FOLDER", help="of the features (the last argument)")
+    parser.add_argument("--extractor", metavar="NAME", help=f"one of {', '.join(spellings())} (program where networks are "
+                        "named, else descriptor)")
     add = parser.add_argument_group("settings of the extractor; not given: its own").add_argument
     add("--rgb-model", metavar="FILE", help="network or weights for RGB")
     add("--flow-model", metavar="FILE", help="network or weights for flow")
@@ -63,6 +70,8 @@ def parse() -> argparse.Namespace:
     add("--pool", choices=POOLS, help="i3d: of a window's outputs the first, or their mean")
     add("--drop-first", action=argparse.BooleanOptionalAction, help="i3d: do not use frame 0, which has no flow")
     add("--jpeg", type=whole, metavar="Q", help="i3d: JPEG of this quality before the network; 0: none")
+    add("--still", type=above_zero, metavar="P", help="descriptor: flow below so many pixels counts as none")
+    add("--power", type=above_zero, metavar="A", help="descriptor: of the histograms; 0.5: square root")
     add("--flow-method", choices=METHODS, help="tvl1 needs opencv-contrib-python-headless")
     add("--flow-median", type=count, metavar="S", help="i3d: side of TV-L1's median filter; 1: none")
     add("--flow-bound", type=above_zero, metavar="P", help="i3d: pixels per frame at which flow is cut")
@@ -72,6 +81,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")
     parser.add_argument("--overwrite", action="store_true", help="extract all features of the folder again, with other settings")
     return parser.parse_args()
+
+
+def split(paths: list[str]) -> tuple[list[str], Path]:
+    """(videos, folder of the features) without --output; UserError where the last path is a video or a folder of them."""
+    *videos, last = paths
+    is_video = last.lower().endswith(VIDEO_EXTENSIONS) or any(p.suffix.lower() in VIDEO_EXTENSIONS for p in entries(last))
+    if not videos or not last or is_video or is_file(last):
+        raise UserError(f"{last}: the folder of the features is missing; name it last, or with -o FOLDER")
+    return videos, some_path(last)
 
 
 def whole(text: str) -> int:

@@ -10,6 +10,7 @@ import torch
 from golden.common import Check, agree, compare, load
 from libs.core.errors import UserError
 from libs.datasets.video.extract import clips
+from libs.datasets.video.extractors.descriptor import APPEARANCE, EPS, GRID, LOBES, SLICES, parts, vectors
 from libs.datasets.video.extractors.i3d import FLOW_RULES, crops, long_enough, ten_crops
 from libs.datasets.video.flow import BOUND, flow_levels
 from libs.datasets.video.i3d_network import InceptionI3D
@@ -137,3 +138,27 @@ def _chunks(row: list[int]) -> Check:
     got = (decoded - 1, len(found) if found else -1, found[-1][0] - 1 if found else -1,
            len(list(clips(range(decoded), window, stride))) if decoded >= window else 0)
     return agree(f"chunks of {decoded} frames, window {window}, stride {stride}", got == (stored, vectors, last, kept))
+
+
+def check_descriptor(path: Path) -> list[Check]:
+    """Parts of frame 0 and their means, vectors of a window for both powers, votes of a uniform flow."""
+    data = load(path)
+    still = float(data["zero"])
+    checks = [agree("constants", [data[key].item() for key in ("grid", "bins", "eps")] == [GRID, LOBES, EPS])]
+    for tag in sorted({key.split("/")[0] for key in data if key.endswith("/shape")}):
+        frames, height, width = data[f"{tag}/shape"].tolist()
+        grey, lab, flow, calm = (recipe_clip(f"descr/{tag}/{kind}", 0, (n, frames, height, width)).transpose(1, 2, 3, 0)
+                                 for kind, n in (("grey", 1), ("lab", 3), ("flow", 2), ("still", 1)))
+        pixels = (flow / 16 - 8) / np.where(calm < 100, 64, 1)
+        found = np.stack([parts(g[..., 0], colour, move, still) for g, colour, move in zip(grey, lab, pixels, strict=True)])
+        for name, where in SLICES.items():
+            checks.append(compare(f"{tag} {name} of frame 0", found[0, ..., where], data[f"{tag}/{name}_frame0"], atol=1e-5))
+            checks.append(compare(f"{tag} mean {name}", found[..., where].mean(0), data[f"{tag}/{name}_mean"], atol=1e-5))
+        for power in (1, 0.5):
+            whole, = vectors(found[None], power)
+            for kind, values in (("appearance", whole[:APPEARANCE]), ("motion", whole[APPEARANCE:])):
+                checks.append(compare(f"{tag} {kind}, power {power}", values, data[f"{tag}/{kind}_power{power}"], atol=1e-5))
+    grey, lab = np.zeros((40, 40), np.uint8), np.zeros((40, 40, 3), np.uint8)
+    angles = np.deg2rad(data["directions/degrees"])
+    uniform_flow = [parts(grey, lab, np.full((40, 40, 2), (np.cos(a), np.sin(a))), still)[0, 0, SLICES["hof"]] for a in angles]
+    return [*checks, compare("votes of directions", np.stack(uniform_flow), data["directions/hof"], atol=1e-5)]

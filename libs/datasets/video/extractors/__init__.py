@@ -10,10 +10,11 @@ from typing import Any
 
 from libs.core.errors import UserError, nearest
 from libs.datasets.video.extractors.base import Extractor
+from libs.datasets.video.extractors.descriptor import Descriptor
 from libs.datasets.video.extractors.i3d import I3D
 from libs.datasets.video.extractors.program import Program
 
-EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (I3D, Program)}
+EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (Descriptor, I3D, Program)}
 OR_NONE = ("resize", "crop", "jpeg")  # 0 stands for None: as stored, whole frame, none
 
 

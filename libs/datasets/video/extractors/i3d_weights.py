@@ -36,13 +36,13 @@ class Weights:
 
     def told(self) -> str:
         """What was loaded, for the user."""
-        which = f"the published {self.published}" if self.published else "not a published file"
-        return f"{self.name}: {self.path} ({which}; git blob id {self.hashes.git_blob}, sha256 {self.hashes.sha256})"
+        which = f"the published {self.published}, " if self.published else ""
+        return f"{self.name}: {self.path} ({which}sha256 {self.hashes.sha256})"
 
     def warning(self) -> str:
         """What to know of weights that are not a published file."""
-        return (f"warning: {self.path}: is not a published file (git blob id {self.hashes.git_blob}), so features are not the "
-                f"published ones, which are made with {wanted(self.name)}")
+        return (f"warning: {self.path}: is not a published file (its git blob id is {self.hashes.git_blob}), so features will "
+                f"not be the published ones, which need {wanted(self.name)}")
 
 
 def wanted(name: str) -> str:
