@@ -131,6 +131,19 @@ def test_zero_convolutions_are_found_when_loading_and_skipping_them_is_exact():
     assert [b.dead for b in blocks] == [True, True, False]
 
 
+def test_zero_convolutions_are_not_in_an_exported_graph():
+    convolutions = []
+    for std in (0.0, 0.3):
+        b = block(init_conv_vars=std, masked_stats=False)
+        if std == 0:
+            b.load_state_dict({n: torch.zeros_like(v) if n.split(".")[0] in ("psi", "fc", "convw", "convkw", "global_fc") else v
+                               for n, v in b.state_dict().items()})
+        x, mask = padded_batch([24], 24, 32)
+        graph = torch.export.export(b, (x, mask[:, ::2]), strict=False).graph
+        convolutions.append(sum("conv" in str(node.target) for node in graph.nodes))
+    assert convolutions[1] - convolutions[0] >= 3  # at least psi, convw and convkw, whose windows are wide
+
+
 def test_zero_convolutions_get_no_gradient():
     model = build_model(tiny_config(model=PUBLISHED))
     assert dead_blocks(model) == 3

@@ -5,7 +5,7 @@
 
 One FLOP is an addition or a multiplication, so a multiply-add counts twice.  Matrix products, convolutions and attention are
 counted at every step of the sequence; norms, activations, pooling and sums are not.  Neither is extracting the features from
-video, nor decoding and NMS.
+video, nor decoding and NMS, nor convolutions that evaluation skips since they stay zero (model.init_conv_vars: 0).
 """
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from libs.core.schema import Config
 from libs.datasets.features.cache import available_memory
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import matmul_precision
-from libs.modeling.model import build_model
+from libs.modeling.blocks.sgp import SGPBlock
+from libs.modeling.model import LocPointTransformer, build_model
 from libs.utils.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -127,7 +128,7 @@ def count(config: Config, length: int | None = None) -> Count:
     """
     length = full_length(config, length)
     with torch.device("meta"):
-        model = build_model(config).eval()
+        model = _as_evaluated(config)
         inputs = torch.empty(1, length, config.model_channels), torch.empty(1, length, dtype=torch.bool)
     # attention as matrix products: FlopCounterMode cannot count every fused kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -166,6 +167,15 @@ def measure(config: Config, length: int | None = None, device: str | None = None
                 latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
 
 
+def _as_evaluated(config: Config) -> LocPointTransformer:
+    """A fresh network in evaluation mode; convolutions that start at zero stay zero, so that evaluation skips them."""
+    model = build_model(config).eval()
+    for module in model.modules():
+        if isinstance(module, SGPBlock):
+            module.dead = config.model.init_conv_vars == 0
+    return model
+
+
 def _refuse_beyond_memory(config: Config, length: int, device: str) -> None:
     """UserError where the input and the levels of the neck, twice while they are joined, do not fit into the free memory."""
     points, available = sum(length // stride for stride in config.level_strides), available_memory(torch.device(device))
@@ -185,7 +195,7 @@ def part_of(name: str) -> str:
 def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[list[float], int]:
     """Times in ms of `runs` forward passes in this process, and its peak memory in bytes (see `Cost`)."""
     torch.manual_seed(0)
-    model = build_model(config).eval().to(device)
+    model = _as_evaluated(config).to(device)
     x_BTC = torch.randn(1, length, config.model_channels, device=device)
     mask_BT = torch.ones(1, length, dtype=torch.bool, device=device)
     with torch.inference_mode(), matmul_precision("fp32"):

@@ -14,6 +14,7 @@ from libs.core.config import load_config
 from libs.core.errors import UserError
 from libs.engine.deploy import cost
 from libs.engine.deploy.cost import Cost, count, full_length, measure, part_of, run_forward
+from libs.modeling.blocks.sgp import SGPBlock
 from libs.modeling.model import build_model
 
 THUMOS = Path(__file__).resolve().parents[3] / "configs" / "thumos_i3d.yaml"
@@ -69,6 +70,20 @@ def test_tridet_by_hand():
     macs = {"embedding": conv_macs(48, IN, C, 3), "stem": block(48, 1, 3), "branch": sum(block(t, 3, 7) for t in STEPS[1:]),
             "heads": sum(conv_macs(t, C, C, 3) * 8 + conv_macs(t, C, CLASSES, 3) * 3 + conv_macs(t, C, 8, 3) for t in STEPS)}
     assert {name: part["flops"] for name, part in got.parts.items() if part["flops"]} == {n: 2 * m for n, m in macs.items()}
+
+
+def test_convolutions_that_stay_zero_are_skipped_as_in_evaluation(monkeypatch):
+    living, dead = (count(tiny_config(model={**TRIDET, "init_conv_vars": std})) for std in (0.3, 0.0))
+    assert living.params == dead.params
+    mlps = {"stem": 4 * 48 * C * 20, "branch": 4 * (24 + 12) * C * 20}  # two products of 2 FLOPs
+    assert {name: dead.parts[name]["flops"] for name in mlps} == mlps
+    assert all(living.parts[name]["flops"] > flops for name, flops in mlps.items())
+    seen = []
+    monkeypatch.setattr(cost, "_forward_ms", lambda model, *_: float(seen.extend(
+        m.dead for m in model.modules() if isinstance(m, SGPBlock)) or 1.0))
+    run_forward(tiny_config(model={**TRIDET, "init_conv_vars": 0.0}), 48, "cpu", 1)
+    assert seen
+    assert all(seen)
 
 
 @pytest.mark.parametrize("sections", [
