@@ -47,6 +47,7 @@ COMMANDS = [  # X: the path
     "prepare_hapt X {out}/h", "prepare_thumos X --out {out}/t", "prepare_thumos X --allow-other --out {out}/t",
     "prepare_epic X {out}/e", "prepare_multithumos X {out}/m.json", "prepare_anet X {out}/a.json", "prepare_hacs X {out}/a.json",
     "prepare_ego4d X --out {out}/g", "fuse_actions {predictions} {predictions} --annotations X",
+    "compare_features X {features}", "compare_features {features} X", "compare_features {features} {features} --csv X",
     "check_golden X", f"{EXTRACT} --rgb-model X -o {{out}}/f",
 ]
 
