@@ -31,7 +31,7 @@ from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
 
 KEYS = ("nms_method", "nms_sigma", "iou_threshold", "min_score", "max_seg_num", "voting_thresh", "multiclass_nms",
-        "multiclass_voting", "pre_nms_thresh", "pre_nms_topk", "duration_thresh")
+        "multiclass_voting", "voting_iou_weight", "pre_nms_thresh", "pre_nms_topk", "duration_thresh")
 USUAL: dict[str, Sequence[Any]] = {  # the default grid: both methods with values of their own parameter, voting off and on
     "nms_method": ("soft", "hard"), "nms_sigma": (0.25, 0.4, 0.5, 0.6, 0.75, 0.9), "iou_threshold": (0.1, 0.2, 0.3, 0.4, 0.5),
     "voting_thresh": (0.0, 0.6, 0.75, 0.9)}
@@ -137,7 +137,8 @@ def settings_of(config: Config, grid: Mapping[str, Sequence[Any]]) -> list[TestC
 
 def _without_idle_changes(config: TestConfig, base: TestConfig) -> TestConfig:
     """The setting with `base`'s values where they make no difference."""
-    for keys in (("nms_sigma",), ("iou_threshold",), ("voting_thresh", "multiclass_voting"), ("min_score", "max_seg_num")):
+    for keys in (("nms_sigma",), ("iou_threshold",), ("voting_thresh", "multiclass_voting", "voting_iou_weight"),
+                 ("min_score", "max_seg_num")):
         plain = dataclasses.replace(config, **{k: getattr(base, k) for k in keys})
         config = plain if _effect(plain) == _effect(config) else config
     return config
@@ -153,8 +154,8 @@ def _effect(config: TestConfig) -> tuple[Any, ...]:
     if config.nms_method == "none":
         return (config.nms_method, config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh)
     return (config.nms_method, config.nms_sigma if config.nms_method == "soft" else config.iou_threshold, config.min_score,
-            config.max_seg_num, config.voting_thresh if voting else None, config.multiclass_nms, config.pre_nms_thresh,
-            config.pre_nms_topk, config.duration_thresh)
+            config.max_seg_num, (config.voting_thresh, config.voting_iou_weight) if voting else None, config.multiclass_nms,
+            config.pre_nms_thresh, config.pre_nms_topk, config.duration_thresh)
 
 
 def changes(config: TestConfig, base: TestConfig) -> dict[str, Any]:

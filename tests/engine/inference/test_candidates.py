@@ -27,7 +27,8 @@ from libs.modeling.model import build_model
 CPU = torch.device("cpu")
 COLUMNS = ("video_id", "t_start", "t_end", "label", "score")
 SETTINGS = ([], ["nms_sigma=0.2", "min_score=0.05"], ["nms_method=hard", "iou_threshold=0.3"], ["nms_method=none"],
-            ["multiclass_nms=false"], ["multiclass_voting=true", "voting_thresh=0.5"], ["max_seg_num=7"], ["pre_nms_topk=11"],
+            ["multiclass_nms=false"], ["multiclass_nms=false", "voting_iou_weight=false"],
+            ["multiclass_voting=true", "voting_thresh=0.5"], ["max_seg_num=7"], ["pre_nms_topk=11"],
             ["pre_nms_thresh=0.3"], ["duration_thresh=5"], ["pre_nms_topk=5", "pre_nms_thresh=0.2", "duration_thresh=0"])
 
 
@@ -141,6 +142,9 @@ def test_settings_without_effect_are_tried_once_and_keep_the_configured_values(s
     assert set_line(plain[3], base.test_cfg) == "--set test_cfg.nms_method=hard test_cfg.iou_threshold=0.3"
     agnostic = with_overrides(base, ["test_cfg.multiclass_nms=false"])
     assert len(settings_of(agnostic, {"voting_thresh": [0.0, 0.7, 0.9]})) == 3  # 0.7 is the configured one
+    by_score = {"voting_iou_weight": [True, False]}  # has an effect with voting alone
+    assert [len(settings_of(c, by_score)) for c in (base, agnostic)] == [1, 2]
+    assert changes(settings_of(agnostic, by_score)[1], agnostic.test_cfg) == {"voting_iou_weight": False}
     with pytest.raises(UserError, match=r"test_cfg.nms_sigma"):
         settings_of(base, {"nms_sigma": [-1]})
 
