@@ -116,8 +116,13 @@ def _channels(config: Config, fail: Fail) -> None:
 
 
 def _modalities(config: Config, fail: Fail) -> None:
-    """Names in model.modalities."""
+    """Names in model.modalities and dataset.feature_gflop."""
     chosen, known = config.model.modalities, list(config.dataset.modalities or {})
+    if (costs := config.dataset.feature_gflop) is not None and set(costs) != set(known):
+        wrong = next((name for name in costs if name not in known), None)
+        what = f"has no {next(n for n in known if n not in costs)}" if wrong is None else (
+            f"{wrong!r} is not declared in dataset.modalities{nearest(wrong, known)}")
+        fail("dataset.feature_gflop", f"{what}; give one number for each of {', '.join(known) or 'them, and declare them'}")
     if chosen is None:
         return
     if not known:

@@ -65,6 +65,7 @@ class DatasetConfig:
     strict: bool = key(False, "(ours) refuse annotated segments outside their video or of zero length, and labels that differ in spelling only (case, spaces, hyphens, Unicode composition)")
     tiou_thresholds: tuple[float, ...] | None = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
     modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
+    feature_gflop: dict[str, float] | None = key(None, "(ours) GFLOP behind one feature vector of each of the modalities, e.g. {rgb: 55.6, flow: 51.2} (I3D, 16 frames, one crop); reports of cost then show what features cost beside the network; null: not shown", low=0)
     subset_folders: bool = key(False, "(ours) the feature files of a subset (the first of train_split or val_split) lie in a folder of its name inside feat_folder, as HACS features are published")
     crop_offset: bool = key(True, "(ours) segments may reach beyond a training crop by half of what a feature vector sees, as published by ActionFormer; false: they end with the crop")
     speeds: tuple[float, ...] = key((1.0,), "(ours) speeds of training videos, e.g. [0.8, 1, 1.25]: one of them is drawn per video and epoch, features are interpolated linearly over time, and segments move along; a speed may be listed twice to be drawn more often", low=0.1, high=10)

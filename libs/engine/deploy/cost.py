@@ -54,6 +54,12 @@ PARTS = {  # part -> modules of the network
 OTHER = "other"  # modules of no part; listed only if not zero
 
 
+def feature_flops(config: Config) -> dict[str, float]:
+    """Modality that the network reads -> FLOPs behind one feature vector (dataset.feature_gflop); {} where they are not given."""
+    known = config.dataset.feature_gflop or {}
+    return {name: 1e9 * gflop for name, gflop in known.items() if name in (config.model.modalities or known)}
+
+
 class Count(NamedTuple):
     """Parameters and FLOPs (2 x multiply-adds) of a network, and part -> {params, flops}, which add up to the totals."""
 
@@ -85,6 +91,7 @@ class Cost:
     latency_ms_p10: float
     latency_ms_p90: float
     peak_bytes: int
+    feature_flops: dict[str, float]  # `feature_flops` of the configuration
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, and the torch version, as plain values for JSON."""
@@ -103,7 +110,17 @@ class Cost:
             f"latency       {self.latency_ms:.2f} ms, median of {self.runs} forward passes of the network alone "
             f"(10 %: {self.latency_ms_p10:.2f}, 90 %: {self.latency_ms_p90:.2f})",
             f"peak memory   {self.peak_bytes / 2**20:.1f} MiB ({memory})",
+            *self._features(),
             "not included  extracting the features from video, decoding, NMS"])
+
+    def _features(self) -> list[str]:
+        """What features cost beside the network, where it is known."""
+        if not self.feature_flops:
+            return []
+        own, total = self.flops / self.length, sum(self.feature_flops.values())
+        parts = ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in self.feature_flops.items())
+        return [f"features      {total / 1e9:.1f} GFLOP per step ({parts}), {total / own:.0f} times the network's "
+                f"{own / 1e9:.4f}; without the optical flow itself"]
 
 
 def full_length(config: Config, length: int | None = None) -> int:
@@ -164,7 +181,8 @@ def measure(config: Config, length: int | None = None, device: str | None = None
     low, median, high = np.percentile(times, (10, 50, 90)).tolist()
     return Cost(config=config.source, length=length, channels=config.model_channels, device=device, threads=threads,
                 machine=machine.gpu or machine.processor, runs=runs, params=params, flops=flops, parts=parts,
-                latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak)
+                latency_ms=median, latency_ms_p10=low, latency_ms_p90=high, peak_bytes=peak,
+                feature_flops=feature_flops(config))
 
 
 def _as_evaluated(config: Config) -> LocPointTransformer:

@@ -12,7 +12,7 @@ from typing import Any
 
 from libs.core.errors import note
 from libs.core.schema import Config
-from libs.engine.deploy.cost import Cost, measure
+from libs.engine.deploy.cost import Cost, feature_flops, measure
 from libs.engine.experiments.chain import Chain
 from libs.engine.runs.checkpoint import load_checkpoint
 from libs.utils.tables import format_table
@@ -22,6 +22,7 @@ ORDER = (TEACHER, "baseline", ALONE, "student", "structure_teacher", "cross_moda
 LATENCY_RUNS = 5
 HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = steps", "average mAP", "of seeds {seeds}",
         f"minus {ALONE}", "of seeds {seeds}", "gap recovered %", "params M", "GFLOP", f"% of {TEACHER}'s", "CPU ms")
+FEATURES_HEAD = ("features GFLOP", f"with features, % of {TEACHER}'s")
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,14 @@ def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = 
 
     average_mAP, standard_deviation (of a sample, n - 1), difference (to student_alone, by seed and mean): percent points.
     gap_recovered: 100 (stage - student_alone) / (teacher - student_alone), means over the seeds that all three have, None
-    unless the teacher is better.  `cost(config)` has params, flops, latency_ms, length, threads and machine.
+    unless the teacher is better.  feature_flops: behind the features of a sequence; whole_of_teacher: those and the network's,
+    over the teacher's; None without dataset.feature_gflop.  `cost(config)` has params, flops, latency_ms, length, threads,
+    machine.
     """
     maps = {r.stage: r.average_mAP for r in results}
     costs = {r.stage: cost(r.config) for r in results}
+    features = {r.stage: costs[r.stage].length * sum(known.values()) for r in results if (known := feature_flops(r.config))}
+    wholes = {stage: flops + costs[stage].flops for stage, flops in features.items()}
     rows = []
     for r in results:
         values, c = list(r.average_mAP.values()), costs[r.stage]
@@ -88,6 +93,8 @@ def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = 
             "gap_recovered": _gap_recovered(r.average_mAP, maps.get(TEACHER, {}), maps.get(ALONE, {})),
             "params": c.params, "flops": c.flops,
             "flops_of_teacher": c.flops / costs[TEACHER].flops if TEACHER in costs else None,
+            "feature_flops": features.get(r.stage),
+            "whole_of_teacher": wholes[r.stage] / wholes[TEACHER] if {r.stage, TEACHER} <= set(wholes) else None,
             "length": c.length, "latency_ms": c.latency_ms, "threads": c.threads, "machine": c.machine})
     return rows
 
@@ -96,13 +103,16 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a markdown table and what its columns mean."""
     seeds = sorted({int(seed) for row in rows for seed in row["average_mAP"]})
     head = [cell.format(seeds=", ".join(map(str, seeds))) for cell in HEAD]
-    text = format_table([_cells(row, seeds) for row in rows], head, markdown=True)
+    known = any(row["feature_flops"] is not None for row in rows)
+    cells = [_cells(row, seeds) + (_feature_cells(row) if known else []) for row in rows]
+    text = format_table(cells, [*head, *(FEATURES_HEAD if known else ())], markdown=True)
     weights, lengths = ({str(row[key]) for row in rows} for key in ("weights", "length"))
     machine = f"{rows[0]['machine']}, {rows[0]['threads']} threads"
     return (f"{text}\n\nAverage mAP: percent, {' or '.join(sorted(weights))} weights of the last epoch, mean ± standard "
             f"deviation over seeds.\nGap recovered: (stage - {ALONE}) / ({TEACHER} - {ALONE}), over seeds that all three have.\n"
             f"GFLOP (a multiply-add is 2) and CPU ms (median of {LATENCY_RUNS} forward passes; {machine}): the network alone, "
-            f"one sequence of {' or '.join(sorted(lengths, key=int))} feature vectors.\n")
+            f"one sequence of {' or '.join(sorted(lengths, key=int))} feature vectors.\n"
+            + ("Features: extracting those vectors (dataset.feature_gflop), without the optical flow itself.\n" if known else ""))
 
 
 def _cells(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
@@ -118,6 +128,11 @@ def _cells(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
             _number(row["mean_difference"], "+.2f"), each(row["difference"], "+.2f"), _number(row["gap_recovered"], ".0f"),
             f"{row['params'] / 1e6:.3f}", f"{row['flops'] / 1e9:.3f}", _number(None if share is None else 100 * share, ".1f"),
             f"{row['latency_ms']:.1f}"]
+
+
+def _feature_cells(row: Mapping[str, Any]) -> list[str]:
+    flops, share = row["feature_flops"], row["whole_of_teacher"]
+    return [_number(None if flops is None else flops / 1e9, ".0f"), _number(None if share is None else 100 * share, ".1f")]
 
 
 def _number(value: float | None, form: str) -> str:

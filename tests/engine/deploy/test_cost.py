@@ -9,11 +9,13 @@ import pytest
 import torch
 from helpers import tiny_config
 from networks import POOLER, TRIDET
+from torch.utils.flop_counter import FlopCounterMode
 
 from libs.core.config import load_config
 from libs.core.errors import UserError
+from libs.datasets.video.i3d_network import InceptionI3D
 from libs.engine.deploy import cost
-from libs.engine.deploy.cost import Cost, count, full_length, measure, part_of, run_forward
+from libs.engine.deploy.cost import Cost, count, feature_flops, full_length, measure, part_of, run_forward
 from libs.modeling.blocks.sgp import SGPBlock
 from libs.modeling.model import build_model
 
@@ -215,3 +217,39 @@ def test_measuring_process_fails(monkeypatch, code, stderr, kind, message):
     with pytest.raises(kind) as error:
         measure(tiny_config(), device="cpu")
     assert message in str(error.value)
+
+
+def test_features_of_the_configurations_for_i3d_cost_what_the_network_does():
+    counted = {}
+    for name, channels in (("rgb", 3), ("flow", 2)):
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            InceptionI3D(channels).eval()(torch.empty(1, channels, 16, 224, 224))
+        counted[name] = counter.get_total_flops()
+    stem = 2 * 64 * 7 ** 3 * 8 * 112 ** 2  # of one channel: what a third one adds
+    assert counted["rgb"] - counted["flow"] == stem
+    folder = THUMOS.parent / "distill" / "thumos"
+    teacher, student = (load_config(str(folder / f"{name}.yaml")) for name in ("teacher", "student"))
+    assert feature_flops(teacher) == pytest.approx(counted, rel=1e-3)
+    assert feature_flops(student) == {"rgb": pytest.approx(counted["rgb"], rel=1e-3)}
+    assert feature_flops(load_config(str(THUMOS))) == {}
+
+
+def test_what_features_cost_is_shown_beside_the_network(monkeypatch):
+    monkeypatch.setattr(cost, "_in_own_process", lambda task: ([1.0], 1))
+    both = {"dataset": {**TWO_STREAMS, "feature_gflop": {"rgb": 3.0, "flow": 1.5}}}
+    got = measure(tiny_config(**both), device="cpu", runs=1)
+    line = next(line for line in got.table().splitlines() if line.startswith("features"))
+    assert line.startswith("features      4.5 GFLOP per step (rgb 3.0, flow 1.5), ")
+    assert f"{4.5e9 * got.length / got.flops:.0f} times" in line
+    assert got.as_dict()["feature_flops"] == {"rgb": 3e9, "flow": 1.5e9}
+    assert "features      " not in measure(tiny_config(), device="cpu", runs=1).table()
+
+
+@pytest.mark.parametrize(("dataset", "message"), [
+    ({"feature_gflop": {"rgb": 1.0}}, "dataset.feature_gflop: 'rgb' is not declared in dataset.modalities; give one number"),
+    ({**TWO_STREAMS, "feature_gflop": {"rgb": 1.0, "flwo": 1.0}}, "'flwo' is not declared .*did you mean 'flow'.* of rgb, flow"),
+    ({**TWO_STREAMS, "feature_gflop": {"rgb": 1.0}}, "has no flow; give one number for each of rgb, flow"),
+    ({**TWO_STREAMS, "feature_gflop": {"rgb": -1.0, "flow": 1}}, "dataset.feature_gflop.*-1")], ids=str)
+def test_costs_of_features_that_do_not_fit_the_modalities(dataset, message):
+    with pytest.raises(UserError, match=message):
+        tiny_config(dataset=dataset)

@@ -316,6 +316,16 @@ def test_markdown():
     assert "one sequence of 48 feature vectors" in text
 
 
+def test_table_with_what_features_cost():
+    streams = {"dataset": {**STREAMS, "feature_gflop": {"rgb": 3.0, "flow": 1.0}}}
+    rows = table_rows([results("teacher", [70.0], **streams), results("student", [75.0], **streams, model=NARROW)], costs)
+    assert [row["feature_flops"] for row in rows] == [48 * 4e9, 48 * 3e9]  # what is hallucinated is not extracted
+    assert rows[1]["whole_of_teacher"] == pytest.approx((48 * 3 + 1) / (48 * 4 + 8))
+    lines = markdown(rows).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[-3:-1]] for line in lines[2:4]] == [["192", "100.0"], ["144", "72.5"]]
+    assert "without the optical flow itself" in lines[-1]
+
+
 def test_an_evaluation_with_other_settings_is_no_score_of_the_chain(published):
     run = published.load().runs["teacher_seed0"]
     published.finish(run)
