@@ -271,9 +271,11 @@ def _loader(config: Config, fail: Fail) -> None:
     loader = config.loader
     if loader.bucket == 1:
         fail("loader.bucket", "1: a single batch has no others to exchange videos with; use 0 (off) or at least 2, e.g. 16")
-    if loader.bucket and loader.padding == "max_seq_len":
-        fail("loader.bucket", f"{loader.bucket}: with loader.padding: max_seq_len all batches are equally long, so sorting "
-             "videos by length saves nothing; use bucket: 0, or padding: shortest")
+    for equal, cause, remedy in ((loader.padding == "max_seq_len", "loader.padding: max_seq_len", "padding: shortest"),
+                                 (config.padding_counts, "statistics over padding", "model.masked_stats: true")):
+        if loader.bucket and equal:
+            fail("loader.bucket", f"{loader.bucket}: with {cause} all batches are equally long, so sorting videos by length saves "
+                 f"nothing; use bucket: 0, or {remedy}")
 
 
 def _training(config: Config, fail: Fail) -> None:
