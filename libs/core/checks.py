@@ -274,8 +274,8 @@ def _loader(config: Config, fail: Fail) -> None:
     for equal, cause, remedy in ((loader.padding == "max_seq_len", "loader.padding: max_seq_len", "padding: shortest"),
                                  (config.padding_counts, "statistics over padding", "model.masked_stats: true")):
         if loader.bucket and equal:
-            fail("loader.bucket", f"{loader.bucket}: with {cause} all batches are equally long, so sorting videos by length saves "
-                 f"nothing; use bucket: 0, or {remedy}")
+            fail("loader.bucket", f"{loader.bucket}: with {cause} all batches are equally long, so sorting videos by length "
+                 f"saves nothing; use bucket: 0, or {remedy}")
 
 
 def _training(config: Config, fail: Fail) -> None:
