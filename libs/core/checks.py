@@ -24,8 +24,9 @@ Where = Callable[[str], str]
 def check_relations(config: Config, where: Where | None = None) -> None:
     """Raise UserError for the first impossible combination; `where(dotted key)`: 'file: key' (default: `config.source`)."""
     fail = _fail_at(config, where)
-    for check in (_paths, _subsets, check_devices, _channels, _modalities, _hallucination, _widths, _blocks, _pooler, _neck_norm,
-                  _assigner, _attention, _levels, _loader, _training, _schedule, check_teachers, check_distillation):
+    for check in (_paths, _subsets, check_devices, _channels, _modalities, _dropped_modalities, _hallucination, _widths, _blocks,
+                  _pooler, _neck_norm, _assigner, _attention, _levels, _loader, _training, _schedule, check_teachers,
+                  check_distillation):
         check(config, fail)
 
 
@@ -134,6 +135,22 @@ def _modalities(config: Config, fail: Fail) -> None:
             fail("model.modalities", f"{name!r} is not declared in dataset.modalities{guess}; use {', '.join(known)}")
     if not chosen or len(set(chosen)) < len(chosen):
         fail("model.modalities", f"{list(chosen)} must name one or more of {', '.join(known)}, each once; null reads all")
+
+
+def _dropped_modalities(config: Config, fail: Fail) -> None:
+    """train_cfg.modality_dropout and test_cfg.drop_modalities against the streams that the network reads."""
+    streams, dropped = list(config.stream_spans), config.test_cfg.drop_modalities
+    if config.train_cfg.modality_dropout > 0 and len(streams) < 2:
+        fail("train_cfg.modality_dropout", f"{config.train_cfg.modality_dropout:g}: the network reads {len(streams)} declared "
+             "streams, and one must be left; declare two or more in dataset.modalities, or set modality_dropout: 0")
+    if config.train_cfg.modality_dropout > 0 and config.train_cfg.cuda_graphs:
+        fail("train_cfg.cuda_graphs", "true cannot record steps with train_cfg.modality_dropout; set it to false")
+    for name in dropped:
+        if name not in streams:
+            fail("test_cfg.drop_modalities", f"{name!r} is not a stream that the network reads{nearest(name, streams)}; use "
+                 f"{', '.join(streams) or 'none'}")
+    if dropped and not set(streams) - set(dropped):
+        fail("test_cfg.drop_modalities", f"{list(dropped)}: leaves no stream; keep one of them")
 
 
 def _hallucination(config: Config, fail: Fail) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 # ruff: noqa: E501, RUF009  (a table: one key per line; `key` makes an immutable field)
 import dataclasses
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 T = TypeVar("T")
@@ -176,6 +177,7 @@ class TrainConfig:
     label_smoothing: float = key(0.0, "label smoothing", low=0, high=0.95)
     iou_weight_gradient: bool = key(True, "(ours) the weight of model.iou_weight_power sends gradient into the offsets, as published (it rewards a low IoU); false: it is a constant")
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
+    modality_dropout: float = key(0.0, "(ours) probability that a training video loses some of the network's streams (model.modalities), set to zero; never all of them", low=0, high=1)
     mixup: float = key(0.0, "(ours) mixup: every video is blended with another of its batch and learns the annotations and teacher outputs of both, by their shares, which are drawn from Beta(mixup, mixup), e.g. 0.2; 0: off", low=0, high=100)
     frame_drop: FrameDropConfig = key(FrameDropConfig, "feature vectors inside actions that are hidden in training")
     consistency: float = key(0.0, "(ours) weight of the consistency loss at positive points: between the predictions for the features with frame_drop and those for the features as they are, which are a fixed target; costs a forward pass; 0: off", low=0)
@@ -204,6 +206,7 @@ class TestConfig:
     voting_iou_weight: bool = key(True, "(ours) the boundary voting weighs every candidate by score x IoU, else by its score alone (published TriDet)")
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: Literal["ema", "raw"] = key("ema", "(ours) weights to evaluate: EMA or raw")
+    drop_modalities: tuple[str, ...] = key((), "(ours) streams of the network that evaluation sets to zero, for one trained with train_cfg.modality_dropout")
     precision: Precision = key("fp32", "(ours) arithmetic of the network in evaluation, as train_cfg.precision; decoding and NMS stay fp32")
 
 
@@ -330,6 +333,14 @@ class Config:
     def model_channels(self) -> int:
         """Channels that the model reads, all inputs together."""
         return sum(as_tuple(self.model_input_dim))
+
+    @property
+    def stream_spans(self) -> dict[str, tuple[int, int]]:
+        """Name -> (first channel, end) of each declared stream in what the model reads."""
+        if self.model.modalities is None:
+            return {name: m for name, m in (self.dataset.modalities or {}).items() if not isinstance(m, FolderModality)}
+        ends = list(accumulate(map(self.modality_dim, self.model.modalities), initial=0))
+        return dict(zip(self.model.modalities, pairwise(ends), strict=True))
 
     @property
     def file_channels(self) -> int:

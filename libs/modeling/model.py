@@ -12,6 +12,7 @@ from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
 from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
+from libs.modeling.modality_dropout import ModalityDropout
 from libs.modeling.necks import NECKS
 from libs.modeling.points import PointGrid, point_grid
 from libs.modeling.trident import Boundaries, offsets_of_level, offsets_of_pairs
@@ -83,6 +84,8 @@ class LocPointTransformer(nn.Module):
             self.start_head, self.end_head = (ClsHead(config, empty_classes, model.boudary_kernel_size) for _ in range(2))
         self.reg_head = RegHead(config, len(self.strides))
         self.input_dropout = nn.Dropout1d(config.train_cfg.input_dropout)
+        drops = config.train_cfg.modality_dropout > 0 or config.test_cfg.drop_modalities
+        self.modality_dropout = ModalityDropout(config) if drops else None
 
     @property
     def coarsest_stride(self) -> int:
@@ -119,12 +122,14 @@ class LocPointTransformer(nn.Module):
         return torch.autocast(feats_BTC.device.type, torch.bfloat16)
 
     def _streams(self, feats_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """The features after input noise and dropout, followed by the hallucinated streams."""
+        """The features after input noise, modality dropout and dropout, followed by the hallucinated streams."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
         if self.training and self.input_noise > 0:  # drawn on the CPU, in the published layout and order (SPEC_FAMILY F14)
             B, T, C = feats_BTC.shape
             feats_BTC = feats_BTC + self.input_noise * torch.randn(B, C, T).transpose(1, 2).to(feats_BTC.device)
+        if self.modality_dropout is not None:
+            feats_BTC = self.modality_dropout(feats_BTC)
         if self.training and self.input_dropout.p > 0:
             feats_BTC = self.input_dropout(feats_BTC.transpose(1, 2)).transpose(1, 2).contiguous()
         hallucinator = getattr(self, self.hallucinator_name, None)

@@ -200,6 +200,8 @@ def _key(config: Config, teacher: Teacher, names: tuple[str, ...]) -> str:
         network["max_seq_len"] = teacher.config.dataset.max_seq_len
     if teacher.config.test_cfg.precision != "fp32":
         network["precision"] = teacher.config.test_cfg.precision
+    if teacher.config.test_cfg.drop_modalities:
+        network["drop_modalities"] = teacher.config.test_cfg.drop_modalities
     parts = [dict(teacher.part_of)] if teacher.parts else []
     digest.update(json.dumps([network, paths, order, names, *parts], sort_keys=True).encode())
     return f"{teacher.name}_{digest.hexdigest()[:16]}"

@@ -19,7 +19,7 @@ from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, fi
 from libs.engine.runs.checkpoint_mismatch import explain_difference
 from libs.engine.runs.environment import record_start
 from libs.engine.runs.lock import FolderLock
-from libs.engine.runs.network import new_network
+from libs.engine.runs.network import new_network, of_streams
 from libs.engine.runs.run_folder import Run, SilentRun
 from libs.engine.runtime.determinism import seed_everything, seed_generators
 from libs.engine.runtime.machine import keep_freed_memory
@@ -120,11 +120,11 @@ def _copy_weights(model: LocPointTransformer, config: Config, options: FitOption
     if options.init_from:
         source = options.init_from
         start = load_checkpoint(find_checkpoint(source))
-        copied, fresh, unused = copy_matching(model, start)
+        copied, fresh, unused = copy_matching(model, of_streams(start, config))
     elif config.distill.init_from:
         teacher = next(t for t in teachers if t.name == config.distill.init_from)
         start, source = teacher.checkpoint, f"{teacher.checkpoint.path} ({teacher.weights} weights)"
-        copied, fresh, unused = copy_matching(model, start, teacher.weights)
+        copied, fresh, unused = copy_matching(model, of_streams(start, config), teacher.weights)
     else:
         return
     print(f"{source}: copied {len(copied)} tensors; {len(fresh)} start anew{_few(fresh)}; "
