@@ -90,7 +90,7 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
             if held is None:
                 turns = _quarter_turns(path, frame)
                 found.height, found.width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-                size = fit(found.width, found.height)
+                size = fit(found.width, found.height) or (found.height, found.width)  # all frames as the first
             else:
                 if time <= held[0]:
                     continue
@@ -166,10 +166,10 @@ def _quarter_turns(path: str, frame: Any) -> int:
     return 0 if rest else turns % 4
 
 
-def _pixels(frame: Any, size: tuple[int, int] | None, turns: int) -> np.ndarray:
+def _pixels(frame: Any, size: tuple[int, int], turns: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB, scaled to `size` (as shown) and turned."""
-    stored = size[::-1] if size and turns % 2 else size
-    if stored is None or (frame.height, frame.width) == stored:
+    stored = size[::-1] if turns % 2 else size
+    if (frame.height, frame.width) == stored:
         pixels = frame.to_ndarray(format="rgb24")
     else:
         pixels = frame.to_ndarray(format="rgb24", height=stored[0], width=stored[1], interpolation="BILINEAR")

@@ -100,8 +100,8 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
 
     videos: files, and folders of them.
     The provenance file is written after each video, so the videos that it lists are complete.  Raises UserError for two videos of
-    one name and, unless `overwrite`, for features there of other settings or of another video of one name; NetworkError for a
-    network that fails.
+    one name and, unless `overwrite`, for features there of other settings, of another video of one name or of another tool;
+    NetworkError for a network that fails.
     """
     names: dict[str, str] = {}
     for path in _video_files(videos):
@@ -113,6 +113,9 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
     done = _done(folder / FILE_NAME, head, overwrite)
     for name, path in names.items():
         _refuse_another_video(path, folder / f"{name}.npy", done.get(name))
+        if not overwrite and is_file(folder / f"{name}.npy") and not exists(folder / FILE_NAME):
+            raise UserError(f"{folder / name}.npy: is not by this tool, which would write {FILE_NAME} beside it, and would be "
+                            "replaced; choose another folder, or add --overwrite")
     failed: list[str] = []
     todo = [(name, path) for name, path in names.items()
             if not (is_file(folder / f"{name}.npy") and exists(path)
@@ -128,10 +131,12 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
             except UserError as error:
                 failed.append(str(error))
             else:
+                noted = {**head, "channels": int(feats.shape[1]), "libraries": extractor.libraries(), "videos": done}
+                if not done:  # features without this file are not ours
+                    write_json_atomic(folder / FILE_NAME, noted)
                 write_atomic(folder / f"{name}.npy", functools.partial(np.save, arr=feats))
-                head["channels"] = int(feats.shape[1])
                 done[name] = entry
-                write_json_atomic(folder / FILE_NAME, {**head, "libraries": extractor.libraries(), "videos": done})
+                write_json_atomic(folder / FILE_NAME, noted)
             advance(i, len(todo))
     return len(todo) - len(failed), len(names) - len(todo), failed
 
