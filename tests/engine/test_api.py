@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import data_config, show_every_term, tiny_config, write_data
-from networks import TRIDET
+from networks import POOLER, TRIDET
 
 from libs.core.config import dump_yaml, to_dict
 from libs.core.errors import UserError
@@ -35,7 +35,8 @@ def save(path, config, training=True, **extra):
     return model
 
 
-@pytest.fixture(scope="module", params=[{}, TRIDET], ids=["ActionFormer", "TriDet"])
+@pytest.fixture(scope="module", params=[{}, TRIDET, {**POOLER, "fpn_shared_norm": True}],
+                ids=["ActionFormer", "TriDet", "TemporalMaxer"])
 def project(request, tmp_path_factory):
     """(config, checkpoint, network, info file with fps and durations) of a tiny data set."""
     tmp = tmp_path_factory.mktemp("project")

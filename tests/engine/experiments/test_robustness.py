@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import VALIDATION, data_config, show_every_term, write_data
-from networks import TRIDET
+from networks import POOLER, TRIDET
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
@@ -55,7 +55,8 @@ def average_mAP(config, weights, which="ema"):
     return 100 * score(predict(model, dataset, config, CPU), dataset).average_mAP
 
 
-@pytest.mark.parametrize("model", [{}, TRIDET], ids=["ActionFormer", "TriDet"])
+@pytest.mark.parametrize("model", [{}, TRIDET, {**POOLER, "fpn_norm": "groupnorm"}],
+                         ids=["ActionFormer", "TriDet", "TemporalMaxer"])
 def test_it_is_the_ordinary_evaluation_of_corrupted_files(data, tmp_path, model):
     teacher, student = config_of(data, tmp_path, model=model), config_of(data, tmp_path, **STUDENT)
     files = {"teacher": saved(teacher, tmp_path / "t"), "student": saved(student, tmp_path / "s", seed=5)}
