@@ -71,12 +71,12 @@ def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -
 
 
 def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[int, int] | None] = lambda width, height: None,
-                allow_truncated: bool = False, found: Decoded | None = None) -> Iterator[np.ndarray]:
+                allow_truncated: bool = False, found: Decoded | None = None, scaling: str = "BILINEAR") -> Iterator[np.ndarray]:
     """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: for each the decoded frame nearest to k / fps seconds after the first one.
 
     fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); fit: (W, H) as
-    shown -> (H, W) to scale to (bilinear), None: as stored.  Frames are turned as the file says.  `found` is filled in.  One
-    frame is held at a time.
+    shown -> (H, W) to scale to by FFmpeg's method `scaling`, None: as stored.  Frames are turned as the file says.  `found` is
+    filled in.  One frame is held at a time.
     Raises UserError for a damaged file and, unless `allow_truncated`, for one that ends before `COMPLETE` of its duration.
     """
     av, found = video_library(), found if found is not None else Decoded()
@@ -98,7 +98,7 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
                     gaps.append(time - held[0])
                 picture = None
                 while found.frames / rate <= (held[0] + time) / 2:
-                    picture = _pixels(held[1], size, turns) if picture is None else picture
+                    picture = _pixels(held[1], size, turns, scaling) if picture is None else picture
                     found.frames += 1
                     yield picture
             held = (time, frame)
@@ -110,7 +110,7 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
         if not allow_truncated and info.duration_s and found.duration_s < COMPLETE * info.duration_s - last:
             raise UserError(f"{path}: ends after {found.duration_s:.2f} s of the {info.duration_s:.2f} s that its header says; "
                             "the file is cut: fetch it again, or add --allow-truncated to use what is there")
-        picture = _pixels(held[1], size, turns)
+        picture = _pixels(held[1], size, turns, scaling)
         while found.frames == 0 or found.frames / rate < found.duration_s - LATE / rate:
             found.frames += 1
             yield picture
@@ -166,13 +166,13 @@ def _quarter_turns(path: str, frame: Any) -> int:
     return 0 if rest else turns % 4
 
 
-def _pixels(frame: Any, size: tuple[int, int], turns: int) -> np.ndarray:
+def _pixels(frame: Any, size: tuple[int, int], turns: int, scaling: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB, scaled to `size` (as shown) and turned."""
     stored = size[::-1] if turns % 2 else size
     if (frame.height, frame.width) == stored:
         pixels = frame.to_ndarray(format="rgb24")
     else:
-        pixels = frame.to_ndarray(format="rgb24", height=stored[0], width=stored[1], interpolation="BILINEAR")
+        pixels = frame.to_ndarray(format="rgb24", height=stored[0], width=stored[1], interpolation=scaling)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 

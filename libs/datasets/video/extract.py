@@ -61,7 +61,8 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
         raise UserError(f"{path}: has {info.fps:g} frames per second, so --fps {settings.fps:g} would repeat every frame "
                         f"{settings.fps / info.fps:.3g} times; use at most {MOST_REPEATED * info.fps:g}")
     found = Decoded()
-    frames = read_frames(path, settings.fps, functools.partial(extractor.fit, path), settings.allow_truncated, found)
+    frames = read_frames(path, settings.fps, functools.partial(extractor.fit, path), settings.allow_truncated, found,
+                         extractor.scaling)
     items = extractor.prepare(_counted(frames, step), path)
     rows = []
     for batch in _batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):

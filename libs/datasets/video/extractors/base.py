@@ -54,13 +54,15 @@ class Extractor(ABC):
     `features` makes a vector of each window.  Neither keeps state between videos, so that one may run beside the other.
 
     name: in `--extractor NAME`; argument: (setting, placeholder) of what follows in NAME:...; presets: name -> values of
-    settings, the first is the default; in_streams: settings that `streams` records, or that its hashes stand for.
+    settings, the first is the default; scaling: FFmpeg's method for `fit`; in_streams: settings that `streams` records, or that
+    its hashes stand for.
     """
 
     name: ClassVar[str]
     settings_class: ClassVar[type[Settings]] = Settings
     argument: ClassVar[tuple[str, str] | None] = None
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    scaling: ClassVar[str] = "BILINEAR"
     in_streams: ClassVar[Sequence[str]] = ("rgb_model", "flow_model")
 
     def __init__(self, settings: Any, preset: str | None = None) -> None:
@@ -73,7 +75,7 @@ class Extractor(ABC):
         return {}
 
     def fit(self, path: str, width: int, height: int) -> tuple[int, int] | None:
-        """(height, width) to which the decoder scales (bilinear, as FFmpeg does it); None: frames come as stored.
+        """(height, width) to which the decoder scales by `scaling`, as FFmpeg does it; None: frames come as stored.
 
         Raises UserError for a size that cannot be used.
         """

@@ -48,6 +48,7 @@ class Descriptor(Extractor):
 
     name = "descriptor"
     settings_class = DescriptorSettings
+    scaling = "AREA"
 
     def __init__(self, settings: DescriptorSettings, preset: str | None = None) -> None:
         super().__init__(settings, preset)
@@ -60,10 +61,13 @@ class Descriptor(Extractor):
                         {"name": "flow", "channels": [APPEARANCE, APPEARANCE + MOTION],
                          "parameters": flow_parameters(settings.flow_method)}]
 
+    def fit(self, path: str, width: int, height: int) -> tuple[int, int]:
+        return scaled_size(height, width, self.settings.resize)
+
     def prepare(self, frames: Iterator[np.ndarray], path: str) -> Iterator[np.ndarray]:
         """Parts (4, 4, 36) float32 of each frame."""
         cv2 = flow_library()
-        for frame, flow in flow_pairs(map(self._scaled, frames), self.method):
+        for frame, flow in flow_pairs(frames, self.method):
             grey, lab = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.cvtColor(frame, cv2.COLOR_RGB2LAB)
             yield parts(grey, lab, flow, self.settings.still)
 
@@ -72,14 +76,6 @@ class Descriptor(Extractor):
 
     def libraries(self) -> dict[str, str]:
         return super().libraries() | {"opencv": flow_library().__version__}
-
-    def _scaled(self, frame: np.ndarray) -> np.ndarray:
-        height, width = scaled_size(frame.shape[0], frame.shape[1], self.settings.resize)
-        if frame.shape[:2] == (height, width):
-            return frame
-        cv2 = flow_library()
-        shrinking = height <= frame.shape[0] and width <= frame.shape[1]
-        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
 
 
 def scaled_size(height: int, width: int, resize: int | tuple[int, int]) -> tuple[int, int]:
