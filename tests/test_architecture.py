@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"core": 1, "utils": 2, "modeling": 3, "datasets": 3, "engine": 4}
 # inside a floor, from the ground up; rooms of one line do not know each other
 ROOMS = {
-    "utils": [("files",), ("nms",), ("evaluation",), ("diagnosis",)],
+    "utils": [("files",), ("nms",), ("evaluation",), ("significance",), ("diagnosis",)],
     "engine": [("runtime",), ("runs",), ("distill", "inference", "check"), ("training", "deploy"), ("experiments",)],
     "datasets": [("annotations", "grid", "transforms", "presets"), ("labels",), ("features",),
                  ("prepare", "convert", "survey", "video"), ("synthetic",), ("sample",), ("dataset",),

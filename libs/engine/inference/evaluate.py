@@ -28,6 +28,7 @@ from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
 from libs.utils.files.io import check_writable, remove, remove_leftovers, write_json_atomic
 from libs.utils.progress import Progress, no_progress
+from libs.utils.significance.bootstrap import confidence, confidence_line, video_codes
 
 # keys that the weights do not reveal: with another value the same weights silently give wrong results
 FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset.downsample_rate", "dataset.default_fps",
@@ -131,7 +132,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     if save_only:
         return None
     scores = score(detections, dataset)
+    sure = confidence(scores, detections, video_codes((v.id for v in dataset.videos), detections.video_id.tolist()))
     write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
-                                                **scores.as_dict(), "config": to_dict(config)})
-    print(scores.table(), flush=True)
+                                         **scores.as_dict(), "confidence": sure, "config": to_dict(config)})
+    print(f"{scores.table()}\n{confidence_line(sure)}", flush=True)
     return scores

@@ -35,7 +35,8 @@ class Scores:
     """The results of `evaluate_detections` and `evaluate_thumos14`; all rates are fractions of 1.
 
     tious (n_tiou,); class_ids (n_cls,) the classes of the ground truth; AP (n_tiou, n_cls); recall (n_tiou, n_recall, n_cls) with
-    the names `recall_names` (n_recall); counts: numbers of predictions and ground truths used, and of those left out.
+    the names `recall_names` (n_recall); counts: numbers of predictions and ground truths used, and of those left out; matching:
+    where they come from, None for the THUMOS14 protocol.
     """
 
     tious: np.ndarray
@@ -45,6 +46,7 @@ class Scores:
     recall_names: tuple[str, ...]
     counts: Mapping[str, int]
     label_names: Mapping[int, str] | None = None
+    matching: Matching | None = None
 
     @property
     def mAP(self) -> np.ndarray:
@@ -177,7 +179,8 @@ def scores_of(matching: Matching, num_detections: int, num_ground_truth: int, to
     counts = {"predictions": len(matching.used), "ground_truth": len(matching.gt_class),
               "predictions_ignored": num_detections - len(matching.used),
               "ground_truth_dropped": num_ground_truth - len(matching.gt_class)}
-    return Scores(matching.tious, matching.class_ids, ap, recall, tuple(f"recall@{k}x" for k in top_k), counts, label_names)
+    return Scores(matching.tious, matching.class_ids, ap, recall, tuple(f"recall@{k}x" for k in top_k), counts, label_names,
+                  matching)
 
 
 def class_slices(det_class: np.ndarray, classes: int) -> list[slice]:

@@ -1,0 +1,1 @@
+"""How sure a number is: bootstrap over videos, comparison of two methods."""
