@@ -315,6 +315,9 @@ def _training(config: Config, fail: Fail) -> None:
             fail("train_cfg.mixup", f"{train.mixup:g} cannot be combined with {key}; switch one of the two off")
     if train.cuda_graphs and train.frame_drop.probability > 0:  # runs differ in every step
         fail("train_cfg.cuda_graphs", "true cannot record steps with train_cfg.frame_drop; set it to false")
+    if train.frame_drop.fill == "other" and config.loader.batch_size == 1:
+        fail("train_cfg.frame_drop.fill", "other takes vectors of another video of the batch, but loader.batch_size is 1; use at "
+             "least 2, or fill: zeros")
     if train.consistency > 0 and train.frame_drop.probability == 0:
         fail("train_cfg.consistency", f"{train.consistency:g} compares predictions with and without train_cfg.frame_drop, which "
              "is off; set train_cfg.frame_drop.probability, e.g. 0.5, or consistency: 0")

@@ -159,8 +159,9 @@ PRECISIONS = get_args(Precision)
 class FrameDropConfig:
     """Feature vectors inside actions that are hidden from the network in training."""
 
-    probability: float = key(0.0, "(ours) probability, of every action, that a run of its feature vectors is set to zero, which teachers do not see; 0: off", low=0, high=1)
+    probability: float = key(0.0, "(ours) probability, of every action, that a run of its feature vectors is hidden, which teachers see; 0: off", low=0, high=1)
     share: float = key(0.2, "(ours) longest run, as a share of the action; all lengths up to it are as likely, at least one vector and never all", above=0, high=1)
+    fill: Literal["zeros", "other"] = key("zeros", "(ours) what stands in a run instead: zeros, or the vectors of the next video of the batch at the same steps")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class DetectionObjective(nn.Module):
         self.model = model
         self.criterion = DetectionLoss(config, all_reduce)
         self.assigner, self.mixup = config.model.assigner, config.train_cfg.mixup
-        self.hides, self.consistency = config.train_cfg.frame_drop.probability > 0, config.train_cfg.consistency
+        self.frame_drop, self.consistency = config.train_cfg.frame_drop, config.train_cfg.consistency
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> PreparedBatch:
@@ -63,7 +63,7 @@ class DetectionObjective(nn.Module):
 
         With train_cfg.mixup, in training: s x + (1 - s) x', x' the next video of the batch, with the loss s L(x) + (1 - s) L(x')
         of both videos' targets, one s per batch from Beta(mixup, mixup), drawn on the CPU (Zhang et al. 2018).  The targets of
-        x' count at the valid steps of both.  With train_cfg.frame_drop the runs of x are set to zero, after all else.
+        x' count at the valid steps of both.  With train_cfg.frame_drop the runs of x are hidden, after all else.
         """
         if not (self.mixup > 0 and self.training):
             return self._hide(self._prepare(batch, batch))
@@ -76,12 +76,13 @@ class DetectionObjective(nn.Module):
         return self._hide(first._replace(denominators=denominators, share=share, other=second))
 
     def _hide(self, part: PreparedBatch) -> PreparedBatch:
-        """The same with what the student does not see set to zero."""
-        if not self.hides:
+        """The same with what train_cfg.frame_drop puts in place of the vectors that the student does not see."""
+        if self.frame_drop.probability == 0:
             return part
         whole = part.batch.feats
         hidden = part.batch.hidden().to(whole.device, non_blocking=True)
-        batch = dataclasses.replace(part.batch, feats=whole.masked_fill(hidden.unsqueeze(-1), 0.0))
+        instead = whole.roll(1, dims=0) if self.frame_drop.fill == "other" else 0.0
+        batch = dataclasses.replace(part.batch, feats=torch.where(hidden.unsqueeze(-1), instead, whole))
         return part._replace(batch=batch, whole=whole if self.consistency > 0 else None)
 
     def _prepare(self, batch: Batch, seen: Batch) -> PreparedBatch:

@@ -98,6 +98,14 @@ def test_teachers_see_the_whole_features(data, teacher, tmp_path, outputs):
     assert losses.final.item() == pytest.approx(total.item(), rel=1e-5)
 
 
+def test_runs_can_show_another_video(data, tmp_path):
+    objective, batch = plain(data, tmp_path, frame_drop={"probability": 1.0, "share": 0.5, "fill": "other"})
+    feats, hidden = objective.prepare(batch).batch.feats, batch.hidden()
+    assert torch.equal(feats[~hidden], batch.feats[~hidden])
+    assert torch.equal(feats[hidden], torch.cat([batch.feats[-1:], batch.feats[:-1]])[hidden])
+    assert not torch.equal(feats[hidden], batch.feats[hidden])
+
+
 def test_segments_that_differ_by_class(data, tmp_path):
     config = two_stream(data, tmp_path, model=TRIDENT, train_cfg={"consistency": 1.0, **DROP})
     loader, _ = training_loader(TalDataset(config, config.train_split, True), config)
@@ -111,6 +119,8 @@ def test_segments_that_differ_by_class(data, tmp_path):
 def test_what_does_not_go_together():
     with pytest.raises(UserError, match=r"train_cfg.consistency: 2 compares .*set train_cfg.frame_drop.probability, e.g. 0.5"):
         tiny_config(train_cfg={"consistency": 2.0})
+    with pytest.raises(UserError, match=r"frame_drop.fill: other .* loader.batch_size is 1; use at least 2, or fill: zeros"):
+        tiny_config(train_cfg={"frame_drop": {"fill": "other"}}, loader={"batch_size": 1})
     with pytest.raises(UserError, match=r"train_cfg.cuda_graphs: true cannot record steps with train_cfg.frame_drop"):
         tiny_config(train_cfg={"cuda_graphs": True, **DROP})
     assert graphs_hint(tiny_config(train_cfg=DROP), torch.device("cuda"), 1) is None
