@@ -148,6 +148,7 @@ class ModelConfig:
     hallucinator_dim: int = key(0, "(ours) hidden channels of the bottleneck hallucinator; 0: a quarter of its output", low=0)
     fusion: Literal["none", "gated"] = key("none", "(ours) gated fusion of the first stream with the rest before the embedding")
     assigner: AssignerConfig = key(AssignerConfig, "regression targets of the points")
+    motion_branch: bool = key(False, "(ours) a second backbone of the same kind and width on the same input, fused with the first at every level; a teacher with branch: motion teaches it alone")
     temporal_gate: Literal["none", "published", "post_norm"] = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm")
 
 
@@ -240,6 +241,7 @@ class TeacherConfig:
     name: str = key("", "name in logs; empty: teacher, or teacher1, teacher2, ...")
     checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run, {part} for a part of cross_fit (required)")
     config: str | None = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
+    branch: Literal["fused", "motion"] = key("fused", "what of a student with model.motion_branch learns from it: its output, or what its heads say of the motion branch alone (a teacher that reads flow alone)")
     cross_fit: int | None = key(None, "so many networks instead of one, trained with train_cfg.leave_out: [{part}, cross_fit]: each teaches the videos that it was not trained on (needs outputs: cache)", low=2)
     weights: Literal["ema", "raw"] = key("ema", "EMA or raw weights")
     terms: dict[str, float] | None = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)

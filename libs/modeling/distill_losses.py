@@ -66,12 +66,13 @@ class TeacherOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher: its name, the factor of every term (0: off), the widths of its features."""
+    """A teacher: its name, the factor of every term (0: off), the widths of its features, what of the student it teaches."""
 
     name: str
     factors: Mapping[str, float]
     stem_dim: int
     pyramid_dim: int
+    branch: str = "fused"
 
 
 def resolve(config: Config) -> DistillConfig:
@@ -264,21 +265,20 @@ class DistillationLoss(nn.Module):
         """
         loss, values = outputs.logits.new_zeros(()), {}
         cfg, mask_BP, sizes = self.settings, outputs.mask, outputs.level_sizes
-        compared = {"stem": features.stem, "inputs": features.inputs}
-        if any("pyramid" in self.terms(teacher) for teacher in self.teachers):
-            compared["pyramid"] = torch.cat(features.levels, dim=1)
         for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
+            spoken, seen = (outputs, features) if teacher.branch == "fused" or features.motion is None else features.motion
             for term in self.terms(teacher):
                 name = f"{term}_{teacher.name}"
                 denominator = denominators[name]
                 if term == "cls":
-                    value = class_term(outputs.logits, t.logits, mask_BP, cfg.cls, denominator)
+                    value = class_term(spoken.logits, t.logits, mask_BP, cfg.cls, denominator)
                 elif term == "offsets":
                     weight = offset_weight(t.logits, positive_BP, mask_BP, cfg.offsets)
-                    own = outputs.offsets_at(t.logits.argmax(-1))
+                    own = spoken.offsets_at(t.logits.argmax(-1))
                     value = offset_term(own, t.offsets, weight, sizes, cfg.offsets, denominator)
                 else:
-                    own = self._projected(compared[term], f"{teacher.name}_{term}")
+                    compared = torch.cat(seen.levels, dim=1) if term == "pyramid" else getattr(seen, term)
+                    own = self._projected(compared, f"{teacher.name}_{term}")
                     mask = mask_BP if term == "pyramid" else mask_BT
                     value = feature_term(own, getattr(t, term), mask, getattr(cfg, term), denominator)
                 values[name] = value
