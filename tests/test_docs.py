@@ -84,7 +84,7 @@ def test_yaml_blocks_are_configurations(page, tmp_path):
             continue
         content = yaml.safe_load(block.text) or {}  # nothing but a comment for the editor
         if "dataset_name" not in content:
-            base = "configs/distill/thumos/multi_teacher.yaml" if "distill" in content else "configs/thumos_i3d.yaml"
+            base = "configs/distill/thumos/student.yaml" if "distill" in content else "configs/thumos_i3d.yaml"
             content = {"_base_": str(ROOT / base), **content}
         path = tmp_path / "block.yaml"
         path.write_text(yaml.safe_dump(content))
@@ -139,7 +139,7 @@ def test_code_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "path"), [
-    ("BACKBONES", "libs/modeling/backbones.py"), ("NECKS", "libs/modeling/necks.py"), ("TERMS", "libs/core/checks.py"),
+    ("BACKBONES", "libs/modeling/backbones.py"), ("NECKS", "libs/modeling/necks.py"), ("TERMS", "libs/core/relations/distillation.py"),
     ("PRESETS", "libs/datasets/presets.py"), ("OPENERS", "libs/datasets/features/formats.py"),
     ("FORMATS", "libs/datasets/convert/readers.py"), ("PER_VIDEO", "libs/utils/evaluation/writers.py")])
 def test_contributing_names_tables_that_exist(name, path):
