@@ -104,6 +104,8 @@ NOT_RUN = {
         "full size, other people's data: tests/test_published_configs.py, tests/datasets/prepare/test_prepare_epic.py",
     r"cost.py configs/distill/thumos": "full size: tests/engine/deploy/test_cost.py",
     r"tools/export.py|onnx_inference.py": "a third of a minute each: tests/engine/deploy/test_export.py",
+    r"rgb_imagenet.pt": "published weights, TV-L1: tests/datasets/video/test_i3d.py",
+    r"compare_features.py": "official features: tests/datasets/features/test_compare.py",
     r"interrupted.pth.tar": "a stopped run: tests/engine/runtime/test_stop_signals.py",
 }
 
