@@ -141,7 +141,8 @@ def test_code_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "path"), [
-    ("BACKBONES", "libs/modeling/backbones.py"), ("NECKS", "libs/modeling/necks.py"), ("TERMS", "libs/core/relations/distillation.py"),
+    ("BACKBONES", "libs/modeling/backbones.py"), ("NECKS", "libs/modeling/necks.py"),
+    ("TERMS", "libs/core/relations/distillation.py"),
     ("PRESETS", "libs/datasets/presets.py"), ("OPENERS", "libs/datasets/features/formats.py"),
     ("FORMATS", "libs/datasets/convert/readers.py"), ("PER_VIDEO", "libs/utils/evaluation/writers.py")])
 def test_contributing_names_tables_that_exist(name, path):

@@ -296,6 +296,7 @@ class DistillConfig:
     offsets: OffsetTerm = key(OffsetTerm, "offsets")
     stem: FeatureTerm = key(FeatureTerm, "finest backbone feature before the branch")
     pyramid: FeatureTerm = key(FeatureTerm, "features of all FPN levels")
+    relations: FeatureTerm = key(FeatureTerm, "cosine similarities between the time steps of a video, in the finest backbone feature")
     inputs: FeatureTerm = key(FeatureTerm, "input of the backbone: hallucinated against real modalities")
 
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 from libs.core.errors import nearest
 from libs.core.schema import PART, Config, DistillConfig
 
-TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
+TERMS = ("cls", "offsets", "stem", "pyramid", "inputs", "relations")  # distillation losses
 Fail = Callable[[str, str], NoReturn]
 
 

@@ -35,7 +35,7 @@ from libs.datasets.sample import Sample
 from libs.engine.distill.streams import Columns, input_columns
 from libs.engine.distill.teachers import Teacher, run_unseen
 from libs.engine.runtime.world import ALONE, World
-from libs.modeling.distill_losses import TeacherOutputs
+from libs.modeling.distill_losses import FEATURES, TeacherOutputs
 from libs.utils.files.io import write_bytes_atomic, write_json_atomic
 from libs.utils.progress import bar
 
@@ -75,8 +75,9 @@ class CachedTeachers:
         self.config = config
         self.cached: list[CachedTeacher] = []
         for t in teachers:
-            names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if (t.name, n) in used))
-            if t.parts and (features := [n for n in ("stem", "pyramid") if n in names]):
+            compared = {FEATURES[term] for name, term in used if name == t.name and term in FEATURES}
+            names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if n in compared))
+            if t.parts and (features := [n for n in ("stem", "pyramid") if (t.name, n) in used]):
                 raise UserError(f"{config.source}: distill.{features[0]}: compares features with those of {t.name}, whose "
                                 "networks (cross_fit) each have features of their own; set the weight, or its factor, to 0")
             order = input_columns(config, t.config, t.name) if "inputs" in names else None

@@ -229,7 +229,7 @@ def run_unseen(teacher: Teacher, video_ids: Sequence[str], feats_BTC: Tensor, ma
                ) -> TeacherOutputs:
     """`run_teacher`; with cross_fit each video's outputs are those of the network that has not seen it.
 
-    Of a video that none has seen: the mean of all of them (of logits, offsets and inputs).
+    Of a video that none has seen: the mean of all of them, of features those of the first, since each has features of its own.
     """
     if not teacher.parts:
         return run_teacher(teacher, feats_BTC, mask_BT, order)
@@ -237,8 +237,9 @@ def run_unseen(teacher: Teacher, video_ids: Sequence[str], feats_BTC: Tensor, ma
     said = {part: run_teacher(network, feats_BTC, mask_BT, order)
             for part, network in enumerate(teacher.parts) if part in chosen or None in chosen}
 
-    def of_videos(values: dict[int, Tensor]) -> Tensor:
-        return torch.stack([torch.stack([v[b] for v in values.values()]).mean(0) if part is None else values[part][b]
-                            for b, part in enumerate(chosen)])
+    def row(name: str, b: int, part: int | None) -> Tensor:
+        if part is not None or name in ("stem", "pyramid"):
+            return getattr(said[part or 0], name)[b]
+        return torch.stack([getattr(outputs, name)[b] for outputs in said.values()]).mean(0)
     names = [name for name, value in next(iter(said.values()))._asdict().items() if value is not None]
-    return TeacherOutputs(**{name: of_videos({part: getattr(outputs, name) for part, outputs in said.items()}) for name in names})
+    return TeacherOutputs(**{name: torch.stack([row(name, b, part) for b, part in enumerate(chosen)]) for name in names})
