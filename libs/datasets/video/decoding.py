@@ -45,11 +45,13 @@ class Decoded:
 
 
 def video_library() -> Any:
-    """The PyAV module; UserError naming the extra to install where it is missing."""
+    """The PyAV module; UserError naming the extra to install where it is missing, or too old to tell a video's rotation."""
     try:
         import av
     except ImportError as error:
         raise UserError('reading videos needs the package av (PyAV): pip install -e ".[video]"') from error
+    if not hasattr(av.VideoFrame, "rotation"):
+        raise UserError(f'reading videos needs PyAV 14.2 or newer, here is {av.__version__}: pip install -U "av>=14.2"')
     return av
 
 
@@ -159,7 +161,7 @@ def _timed(av: Any, path: str, container: Any, fps: float, allow_truncated: bool
 
 def _quarter_turns(path: str, frame: Any) -> int:
     """Quarter turns counterclockwise that the file asks for, as phones write it; a warning for another angle."""
-    turns, rest = divmod(int(getattr(frame, "rotation", 0) or 0), 90)
+    turns, rest = divmod(frame.rotation, 90)
     if rest:
         note(f"warning: {path}: is stored turned by {frame.rotation} degrees; only multiples of 90 are applied, so frames are "
              "used as stored")

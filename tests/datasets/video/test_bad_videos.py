@@ -120,6 +120,12 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(folder, capsys
     assert json.loads(Path("out/provenance.json").read_text())["videos"] == {}
 
 
+def test_a_pyav_that_does_not_tell_the_rotation_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setattr(av, "VideoFrame", object)
+    error = one_error(*run(capsys, "a.mp4", "out")[::2])
+    assert all(part in error for part in ("PyAV 14.2 or newer", av.__version__, "pip install -U")), error
+
+
 def test_without_opencv_and_with_one_that_lacks_tvl1(folder, capsys, monkeypatch):
     for argv in ([], ["--extractor", "i3d", "--rgb-model", "r.pt"]):
         with monkeypatch.context() as patch:

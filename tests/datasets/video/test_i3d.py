@@ -127,6 +127,18 @@ def test_squeezing_and_pooling_and_jpeg(folder, weights):
     assert np.allclose(mean[0], both.mean(1), atol=1e-5)
 
 
+def test_levels_of_video_features_are_squeezed_as_numbers(folder, weights):
+    rule = {"flow_model": weights["flow_model"], **SMALL, "flow_rule": "video_features"}
+    make_video(folder / "still.mp4", frames=4)
+    frames = list(read_frames("still.mp4", None))
+    extractor = create("thumos-i3d-resize", {**rule, "num_frames": 9})
+    item = next(extractor.prepare(iter([frames[0]] * 4), "still.mp4"))
+    assert (len(item), item[0].shape, item[0].dtype) == (1, (193, 193, 2), np.float32)
+    assert np.abs(item[0] - 128).max() < 1e-3  # no motion
+    with pytest.raises(Exception, match="--jpeg 95: takes a quality from 1 to 100, and --flow-rule bytes"):
+        create("thumos-i3d", {**rule, "jpeg": 95})
+
+
 def test_grey_planes_go_through_jpeg_apart():
     images = np.stack([np.full((16, 16), 40, np.uint8), np.full((16, 16), 200, np.uint8)], axis=2)
     assert np.array_equal(i3d.as_jpeg(images, 95), images)  # a colour JPEG would mix them
