@@ -20,6 +20,7 @@ import shlex
 from libs.core.arguments import count, run_name
 from libs.core.config import load_config
 from libs.core.errors import run_main
+from libs.datasets.features.provenance import with_extractor
 from libs.datasets.synthetic.demo import ensure_demo_of
 from libs.engine.distill.teachers import with_run_name
 from libs.engine.runs.run_folder import run_folder
@@ -57,6 +58,7 @@ def main() -> None:
         config = with_run_name(load_config(args.config, args.set), args.output)
         device = world.start(config)
         world.in_turn(lambda: ensure_demo_of(config))
+        config = with_extractor(config)
         folder = run_folder(config, args.output)
         options = FitOptions(resume=args.resume, init_from=args.init_from, checkpoint_every=args.ckpt_freq,
                              print_every=args.print_freq, eval_every=args.eval_freq or 0, keep=args.keep,

@@ -214,9 +214,9 @@ def _suggest(name: str, siblings: list[str], prefix: str) -> str:
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name in field_types(config.__class__):
+    for name, kind in field_types(config.__class__).items():
         value = getattr(config, name)
-        flat |= _flat(value, f"{prefix}{name}.") if is_record(value) else {f"{prefix}{name}": value}
+        flat |= _flat(value, f"{prefix}{name}.") if is_record(kind) else {f"{prefix}{name}": value}
     return flat
 
 

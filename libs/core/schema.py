@@ -44,6 +44,16 @@ class FolderModality:
 
 
 Modality = tuple[int, int] | FolderModality
+Setting = bool | int | float | str | None | tuple[int | float, ...]
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What made the features; dataset.extractor."""
+
+    name: str = key("", "extractor of tools/extract_features.py (required)")
+    settings: dict[str, Setting] = key(None, "its settings that features depend on (required)")
+    streams: dict[str, dict[str, Setting]] = key(None, "its streams: channels, sha256 of the weights, parameters of the flow (required)")
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class DatasetConfig:
     tiou_thresholds: tuple[float, ...] | None = key(None, "(ours) tIoU thresholds of the mAP; null: those of the preset", above=0, high=1)
     modalities: dict[str, Modality] | None = key(None, "(ours) named streams: channel ranges of feat_folder, e.g. {rgb: [0, 1024], flow: [1024, 2048]}, or folders of their own, e.g. audio: {folder: ./vggish, dim: 128, resample: linear}", low=0)
     feature_gflop: dict[str, float] | None = key(None, "(ours) GFLOP behind one feature vector of each of the modalities, e.g. {rgb: 55.6, flow: 51.2} (I3D, 16 frames, one crop); reports of cost then show what features cost beside the network; null: not shown", low=0)
+    extractor: ExtractorConfig | None = key(None, "(ours) what made the features, with all settings and the checksums of its weights, for tools/predict.py on videos; train.py takes it from the provenance.json in feat_folder; null: from there, if it is there")
     subset_folders: bool = key(False, "(ours) the feature files of a subset (the first of train_split or val_split) lie in a folder of its name inside feat_folder, as HACS features are published")
     crop_offset: bool = key(True, "(ours) segments may reach beyond a training crop by half of what a feature vector sees, as published by ActionFormer; false: they end with the crop")
     speeds: tuple[float, ...] = key((1.0,), "(ours) speeds of training videos, e.g. [0.8, 1, 1.25]: one of them is drawn per video and epoch, features are interpolated linearly over time, and segments move along; a speed may be listed twice to be drawn more often", low=0.1, high=10)

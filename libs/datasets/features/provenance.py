@@ -4,23 +4,31 @@ Feature vector t of a file covers frames t * stride .. t * stride + num_frames -
 
     recorded = read_provenance("features").of("video_1")      what was recorded of a video
     known = combined("video_1", given, recorded, path)        with what the caller says; UserError where the two differ
+    config = with_extractor(config)                           dataset.extractor, as the file beside the features says
 """
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from libs.core.coerce import UNBOUNDED, coerce
 from libs.core.errors import UserError
 from libs.core.files import is_file
+from libs.core.schema import Config, ExtractorConfig, as_tuple
 from libs.datasets.annotations import LIMITS
 from libs.utils.files.csv_files import to_number
 from libs.utils.files.io import read_json
 
 FILE_NAME = "provenance.json"
 ROUNDING = {"fps": (1e-4, 0.0), "duration_s": (0.01, 0.5), "stride": (0.0, 0.0), "num_frames": (0.0, 0.0)}  # relative, absolute
+NO_SETTINGS = ("format", "extractor", "preset", "offset", "streams", "channels", "libraries", "videos")
+IN_STREAMS = {"mean": "mean", "std": "std", "method": "flow_method"}  # key of a stream -> setting
+IDENTITY = ("channels", "sha256", "files", "parameters")  # keys of a stream that tell whether its features are the same
 
 
 class VideoTiming(NamedTuple):
@@ -81,6 +89,47 @@ def parse_provenance(path: str, content: Any) -> Provenance:
         vid: VideoTiming(positive(f"{path}: video {vid}: fps", entry.get("fps"), "fps") or fps,
                          positive(f"{path}: video {vid}: duration", entry.get("duration"), "duration"), stride, num_frames)
         for vid, entry in entries.items()})
+
+
+def with_extractor(config: Config) -> Config:
+    """The configuration with dataset.extractor from the provenance file of dataset.feat_folder; unchanged where there is none.
+
+    Raises UserError for a configuration that says otherwise.
+    """
+    data, folders = config.dataset, as_tuple(config.dataset.feat_folder)
+    if len(folders) > 1 or not folders[0]:
+        return config
+    path = Path(folders[0], config.train_split[0] if data.subset_folders else "", FILE_NAME)
+    path = Path(folders[0]).parent / FILE_NAME if is_file(folders[0]) else path
+    found = extractor_of(read_json(path, "provenance file"), str(path)) if is_file(path) else None
+    if found is None or found == data.extractor:
+        return config
+    if data.extractor is not None:
+        raise UserError(f"{config.source}: dataset.extractor: differs from what {path} says of these features; remove the key, "
+                        "train.py fills it in")
+    return dataclasses.replace(config, dataset=dataclasses.replace(data, extractor=found))
+
+
+def extractor_of(content: Any, path: str) -> ExtractorConfig | None:
+    """What the features of a provenance file depend on, without names of files; None if it does not say (another tool's)."""
+    streams = content.get("streams") if isinstance(content, dict) else None
+    if not isinstance(streams, list) or not all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in streams):
+        return None
+    settings = {key: value for key, value in content.items() if key not in NO_SETTINGS}
+    for stream in streams:
+        settings |= {setting: stream[key] for key, setting in IN_STREAMS.items() if key in stream}
+    parts = {stream["name"]: {key: _plain(stream[key]) for key in IDENTITY if key in stream} for stream in streams}
+    try:
+        return coerce({"name": content.get("extractor", "program"), "streams": parts,  # older files are all of programs
+                       "settings": {key: _plain(value) for key, value in settings.items()}}, ExtractorConfig, UNBOUNDED)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; correct the file, or remove it") from error
+
+
+def _plain(value: Any) -> Any:
+    """The value as one of a configuration's `Setting`s; a mapping and a list of other things than numbers as JSON text."""
+    numbers = isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value)
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) and not numbers else value
 
 
 def combined(video_id: str, given: VideoTiming, recorded: VideoTiming, path: str) -> VideoTiming:

@@ -37,7 +37,7 @@ FUNCTION_KEYS = ("model.", "dataset.feat_stride", "dataset.num_frames", "dataset
 
 EVALUATED = ("test_cfg.", "dataset.", "val_split", "model.")  # settings that change the results of an evaluation
 IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "test_cfg.batch_size",
-           "distill.cache_folder")  # change no number
+           "distill.cache_folder", "dataset.extractor")  # change no number
 WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
 RESULTS = "results.json"
 

@@ -23,7 +23,7 @@ from libs.engine.training.trainer import Trainer
 
 # keys that may change without a warning when a run is resumed
 FREE_KEYS = ("devices", "output_folder", "loader.num_workers", "test_cfg.", "dataset.json_file", "dataset.feat_folder",
-             "val_split")
+             "dataset.extractor", "val_split")
 
 TRAINING_KEYS = ("iteration", "iters_per_epoch", "ema_updates", "objective", "random", "best", "config")
 
