@@ -21,7 +21,7 @@ ROOMS = {
                  ("losses", "decode"), ("distill_losses",)],
 }
 OVERRIDES = ("forward", "backward", "make_block", "embed", "lengths", "sample", "read",  # of documented classes
-             "fit", "prepare", "features", "libraries", "told", "defaults")
+             "fit", "prepare", "features", "libraries", "told", "defaults", "takes", "load")
 MODULES = sorted((ROOT / "libs").rglob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py", *sorted((ROOT / "tools").glob("*.py"))]
 

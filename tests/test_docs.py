@@ -106,6 +106,8 @@ NOT_RUN = {
     r"tools/export.py|onnx_inference.py": "a third of a minute each: tests/engine/deploy/test_export.py",
     r"rgb_imagenet.pt": "published weights, TV-L1: tests/datasets/video/test_i3d.py",
     r"compare_features.py": "official features: tests/datasets/features/test_compare.py",
+    r"--extractor (torchvision|transformers):":
+        "packages and weights of others: tests/datasets/video/test_torchvision_networks.py, test_transformers_folder.py",
     r"interrupted.pth.tar": "a stopped run: tests/engine/runtime/test_stop_signals.py",
 }
 

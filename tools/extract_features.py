@@ -24,6 +24,7 @@ from libs.datasets.features.formats import VIDEO_EXTENSIONS
 from libs.datasets.video.extract import extract_videos
 from libs.datasets.video.extractors import create, spellings
 from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
+from libs.datasets.video.extractors.rgb_clips import RESAMPLING
 from libs.datasets.video.flow import METHODS
 
 OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size")  # the other options are settings of the extractor
@@ -72,6 +73,7 @@ def parse() -> argparse.Namespace:
     add("--jpeg", type=whole, metavar="Q", help="i3d: JPEG of this quality before the network; 0: none")
     add("--still", type=above_zero, metavar="P", help="descriptor: flow below so many pixels counts as none")
     add("--power", type=above_zero, metavar="A", help="descriptor: of the histograms; 0.5: square root")
+    add("--resampling", choices=RESAMPLING, help="torchvision, transformers: how frames are scaled")
     add("--flow-method", choices=METHODS, help="tvl1 needs opencv-contrib-python-headless")
     add("--flow-median", type=count, metavar="S", help="i3d: side of TV-L1's median filter; 1: none")
     add("--flow-bound", type=above_zero, metavar="P", help="i3d: pixels per frame at which flow is cut")

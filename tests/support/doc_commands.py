@@ -98,9 +98,11 @@ def check(words: list[str]) -> None:
         targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
         assert {w for w in rest if "=" not in w} <= set(targets), f"no such target: {rest}"
     elif program == "pip":
-        extra = re.fullmatch(r"\.\[(\w+)\]", rest[-1])
-        assert extra, f"pip {rest}"
-        assert f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text(), f"pyproject.toml has no extra {extra[1]}"
+        project = (ROOT / "pyproject.toml").read_text()
+        extra, release = re.fullmatch(r"\.\[([\w-]+)\]", rest[-1]), re.fullmatch(r"([\w-]+)==[\d.*]+", rest[-1])
+        assert extra or release, f"pip {rest}"
+        assert not extra or f"\n{extra[1]} = [" in project, f"pyproject.toml has no extra {extra[1]}"
+        assert not release or f'"{release[1]}>=' in project, f"pyproject.toml does not name {release[1]}"
     elif program == "tensorboard":
         assert rest in (["--logdir=ckpt"], ["--logdir", "ckpt"]), rest
     else:

@@ -13,8 +13,10 @@ from libs.datasets.video.extractors.base import Extractor
 from libs.datasets.video.extractors.descriptor import Descriptor
 from libs.datasets.video.extractors.i3d import I3D
 from libs.datasets.video.extractors.program import Program
+from libs.datasets.video.extractors.torchvision_networks import Torchvision
+from libs.datasets.video.extractors.transformers_folder import Transformers
 
-EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (Descriptor, I3D, Program)}
+EXTRACTORS: dict[str, type[Extractor]] = {kind.name: kind for kind in (Descriptor, I3D, Program, Torchvision, Transformers)}
 OR_NONE = ("resize", "crop", "jpeg")  # 0 stands for None: as stored, whole frame, none
 
 

@@ -125,6 +125,12 @@ def centre(frame: np.ndarray, crop: int | None) -> np.ndarray:
     return frame[top:top + crop, left:left + crop]
 
 
+def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x / 255 - mean) / std of RGB (B, 3, T, H, W), contiguous float32; mean, std: (1, 3, 1, 1, 1) on its device."""
+    values = torch.empty(x.shape, device=x.device).copy_(x)
+    return values.div_(255).sub_(mean).div_(std)  # in place: large temporaries would fragment the heap
+
+
 def run_network(network: Callable[[Tensor], Any], x: Tensor, model: str, path: str, remedy: str) -> Tensor:
     """(B, C) float32 on the CPU: the network's (B, C, ...), averaged over the further dimensions.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 from libs.datasets.video.decoding import video_library
-from libs.datasets.video.extractors.base import Extractor, Hashes, Settings, centre, cropped_size, hashes, run_network
+from libs.datasets.video.extractors.base import Extractor, Hashes, Settings, centre, cropped_size, hashes, normalised, run_network
 from libs.datasets.video.flow import BOUND, flow_library, flow_method, flow_parameters, with_flow
 
 
@@ -86,11 +86,7 @@ class Program(Extractor):
         x = torch.from_numpy(np.stack([np.stack(window) for window in filled])).to(self.device).permute(0, 4, 1, 2, 3)
         outputs = []
         for program in self.programs:
-            if program.name == "rgb":
-                taken = torch.empty((len(filled), 3, *x.shape[2:]), device=x.device).copy_(x[:, :3])
-                taken.div_(255).sub_(self.scale[0]).div_(self.scale[1])  # in place: large temporaries would fragment the heap
-            else:
-                taken = x[:, -2:].contiguous()
+            taken = normalised(x[:, :3], *self.scale) if program.name == "rgb" else x[:, -2:].contiguous()
             outputs.append(run_network(program.network, taken, program.path, path, "set --batch-size, --num-frames, --resize and "
                                        "--crop as it was exported")[:len(windows)])
         return torch.cat(outputs, dim=1).numpy()
