@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from libs.core.arguments import above_zero, count, frame_rate, some_path
-from libs.core.errors import UserError, note, run_main
+from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_file
 from libs.datasets.features.formats import VIDEO_EXTENSIONS
-from libs.datasets.video.extract import extract_videos
+from libs.datasets.video.extract import extract_videos, refuse_failed
 from libs.datasets.video.extractors import create, spellings
 from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
 from libs.datasets.video.extractors.rgb_clips import RESAMPLING
@@ -43,11 +43,7 @@ def main() -> None:
         print(line, flush=True)
     made, skipped, failed = extract_videos(videos, output, extractor, args.overwrite)
     print(f"{made} videos done, {skipped} were there already; in {output}", flush=True)
-    for line in failed[1:]:
-        note(f"failed: {line}")
-    if failed:
-        raise UserError(failed[0] if len(failed) == 1 else f"{len(failed)} of {made + skipped + len(failed)} videos failed (the "
-                        f"others are done); the first: {failed[0]}")
+    refuse_failed(failed.values(), made + skipped + len(failed))
 
 
 def parse() -> argparse.Namespace:
@@ -71,6 +67,7 @@ def parse() -> argparse.Namespace:
     add("--pool", choices=POOLS, help="i3d: of a window's outputs the first, or their mean")
     add("--drop-first", action=argparse.BooleanOptionalAction, help="i3d: do not use frame 0, which has no flow")
     add("--jpeg", type=whole, metavar="Q", help="i3d: JPEG of this quality before the network; 0: none")
+    add("--flow", action=argparse.BooleanOptionalAction, help="descriptor: motion, from optical flow, beside appearance")
     add("--still", type=above_zero, metavar="P", help="descriptor: flow below so many pixels counts as none")
     add("--power", type=above_zero, metavar="A", help="descriptor: of the histograms; 0.5: square root")
     add("--resampling", choices=RESAMPLING, help="torchvision, transformers: how frames are scaled")

@@ -29,7 +29,7 @@ from libs.datasets.video.decoding import Decoded, probe, read_frames
 from libs.datasets.video.extractors.base import Extractor, NetworkError
 from libs.datasets.video.extractors.program import Program
 from libs.utils.files.io import read_json, write_atomic, write_json_atomic
-from libs.utils.progress import lines, no_progress, terminal_bar
+from libs.utils.progress import Progress, lines, no_progress, terminal_bar
 
 MOST_REPEATED = 10  # times that --fps may use one frame
 
@@ -95,11 +95,11 @@ def _counted(frames: Iterable[np.ndarray], step: Callable[[], Any]) -> Iterator[
         yield frame
 
 
-def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: Extractor, overwrite: bool = False
-                   ) -> tuple[int, int, list[str]]:
-    """Write folder/<name>.npy for every video without one; returns (made, skipped, one line per video that failed).
+def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: Extractor, overwrite: bool = False,
+                   advance: Progress | None = None) -> tuple[int, int, dict[str, str]]:
+    """Write folder/<name>.npy for every video without one; returns (made, skipped, path -> line of each video that failed).
 
-    videos: files, and folders of them.
+    videos: files, and folders of them; advance(videos done, of how many): None: lines, beside the bar of a terminal.
     The provenance file is written after each video, so the videos that it lists are complete.  Raises UserError for two videos of
     one name and, unless `overwrite`, for features there of other settings, of another video of one name or of another tool;
     NetworkError for a network that fails.
@@ -117,11 +117,11 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
         if not overwrite and is_file(folder / f"{name}.npy") and not exists(folder / FILE_NAME):
             raise UserError(f"{folder / name}.npy: is not by this tool, which would write {FILE_NAME} beside it, and would be "
                             "replaced; choose another folder, or add --overwrite")
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     todo = [(name, path) for name, path in names.items()
             if not (is_file(folder / f"{name}.npy") and exists(path)
                     and done.get(name, {}).get("bytes") == os.path.getsize(path))]
-    advance = no_progress if sys.stderr.isatty() else lines("videos", 1)
+    advance = advance or (no_progress if sys.stderr.isatty() else lines("videos", 1))
     with terminal_bar(_frames(path for _, path in todo), "frames", unit="frame") as bar:
         for i, (name, path) in enumerate(todo, 1):
             bar.set_postfix_str(name, refresh=False)
@@ -130,7 +130,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
             except NetworkError:
                 raise
             except UserError as error:
-                failed.append(str(error))
+                failed[path] = str(error)
             else:
                 noted = {**head, "channels": int(feats.shape[1]), "libraries": extractor.libraries(), "videos": done}
                 if not done:  # features without this file are not ours
@@ -140,6 +140,17 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
                 write_json_atomic(folder / FILE_NAME, noted)
             advance(i, len(todo))
     return len(todo) - len(failed), len(names) - len(todo), failed
+
+
+def refuse_failed(failed: Iterable[str], videos: int) -> None:
+    """Print the lines of videos that failed, but the first, and raise UserError with that one; nothing where none failed."""
+    first, *others = [*failed] or [""]
+    for line in others:
+        note(f"failed: {line}")
+    if others:
+        first = f"{len(others) + 1} of {videos} videos failed (the others are done); the first: {first}"
+    if first:
+        raise UserError(first)
 
 
 def _video_files(paths: Iterable[str]) -> Iterator[str]:

@@ -106,3 +106,12 @@ def test_the_folder_of_the_features_cannot_be_forgotten(folder, capsys):
     for argv in (["a.mp4"], ["a.mp4", "b.mp4"], ["a.mp4", "videos"], ["a.mp4", "notes.txt"], ["a.mp4", ""]):
         error = one_error(*run(capsys, *argv)[::2])
         assert all(part in error for part in (f"{argv[-1]}: ", "name it last", "-o FOLDER"))
+
+
+def test_without_flow_it_is_the_appearance_and_computes_no_flow(folder, monkeypatch):
+    both, _ = extract_features("a.mp4", create("descriptor", {}))
+    monkeypatch.setattr(module, "flow_method", lambda name: pytest.fail("asked for a flow"))
+    extractor = create("descriptor", {"flow": False})
+    appearance, _ = extract_features("a.mp4", extractor)
+    assert np.array_equal(appearance, both[:, :232])
+    assert [stream["name"] for stream in extractor.describe()["streams"]] == ["rgb"]

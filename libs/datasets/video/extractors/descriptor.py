@@ -30,44 +30,51 @@ MOTION = (GRID**2 + 1) * (PARTS["hof"] + PARTS["mbx"] + PARTS["mby"])
 class DescriptorSettings(Settings):
     """Settings of the descriptor.
 
-    resize: pixels of the shorter side, or (height, width), multiples of 4; flow_method: of `METHODS`; still: flow below so many
-    pixels counts as none; power: of the histograms before a block is normalised (0.5: the usual square root).
+    resize: pixels of the shorter side, or (height, width), multiples of 4; flow: motion beside appearance; flow_method: of
+    `METHODS`; still: flow below so many pixels counts as none; power: of the histograms before a block is normalised (0.5: the
+    usual square root).
     """
 
     stride: int = 4
     num_frames: int = 16
     batch_size: int = 64
     resize: int | tuple[int, int] | None = 120
+    flow: bool = True
     flow_method: str = "dis"
     still: float = 0.2
     power: float = 1.0
 
 
 class Descriptor(Extractor):
-    """(4, 4, 36) of each frame; 232 channels of appearance and 425 of motion of each window."""
+    """(4, 4, 36) of each frame; 232 channels of appearance and 425 of motion of each window.
+
+    Without flow (4, 4, 11) of each frame, and appearance alone.
+    """
 
     name = "descriptor"
     settings_class = DescriptorSettings
     scaling = "AREA"
+    in_streams = ("flow",)
 
     def __init__(self, settings: DescriptorSettings, preset: str | None = None) -> None:
         super().__init__(settings, preset)
-        self.method = flow_method(settings.flow_method)
+        self.method = flow_method(settings.flow_method) if settings.flow else None
         sides = settings.resize if isinstance(settings.resize, tuple) else (settings.resize or 0,)
         if any(side % GRID or side < LEAST_SIDE for side in sides):
             raise UserError(f"--resize, --size {' '.join(map(str, sides))}: the descriptor takes multiples of {GRID} from "
                             f"{LEAST_SIDE} on")
-        self.streams = [{"name": "rgb", "channels": [0, APPEARANCE]},
-                        {"name": "flow", "channels": [APPEARANCE, APPEARANCE + MOTION],
-                         "parameters": flow_parameters(settings.flow_method)}]
+        self.streams = [{"name": "rgb", "channels": [0, APPEARANCE]}]
+        if settings.flow:
+            self.streams.append({"name": "flow", "channels": [APPEARANCE, APPEARANCE + MOTION],
+                                 "parameters": flow_parameters(settings.flow_method)})
 
     def fit(self, path: str, width: int, height: int) -> tuple[int, int]:
         return scaled_size(height, width, self.settings.resize)
 
     def prepare(self, frames: Iterator[np.ndarray], path: str) -> Iterator[np.ndarray]:
-        """Parts (4, 4, 36) float32 of each frame."""
+        """Parts (4, 4, 36 or 11) float32 of each frame."""
         cv2 = flow_library()
-        for frame, flow in flow_pairs(frames, self.method):
+        for frame, flow in flow_pairs(frames, self.method) if self.method else ((frame, None) for frame in frames):
             grey, lab = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.cvtColor(frame, cv2.COLOR_RGB2LAB)
             yield parts(grey, lab, flow, self.settings.still)
 
@@ -86,19 +93,24 @@ def scaled_size(height: int, width: int, resize: int | tuple[int, int]) -> tuple
     return (resize, longer) if height <= width else (longer, resize)
 
 
-def parts(grey: np.ndarray, lab: np.ndarray, flow: np.ndarray, still: float) -> np.ndarray:
-    """(4, 4, 36) float32 of a frame: hog, lab, hof, mbx, mby per cell.
+def parts(grey: np.ndarray, lab: np.ndarray, flow: np.ndarray | None, still: float) -> np.ndarray:
+    """(4, 4, 36) float32 of a frame: hog, lab, hof, mbx, mby per cell; without flow (4, 4, 11): hog, lab.
 
     grey (H, W) and lab (H, W, 3) uint8; flow (H, W, 2) pixels; H and W multiples of 4.
     """
+    hog, = votes([gradient(grey, 1 / 255)], signed=False)
+    colours = cell_means(lab.transpose(2, 0, 1).astype(np.float32)) / 255
+    motion = [] if flow is None else motion_parts(flow, still)
+    return np.concatenate([hog, colours, *motion]).transpose(1, 2, 0)
+
+
+def motion_parts(flow: np.ndarray, still: float) -> list[np.ndarray]:
+    """(n, 4, 4) float32 each: directions of flow, share at rest, directions of the gradients of x and of y."""
     u, v = (np.ascontiguousarray(flow[..., i], np.float32) for i in range(2))
     at_rest = lengths(u, v) < still
     moving = [np.where(at_rest, np.float32(0), part) for part in (u, v)]
     hof, mbx, mby = votes([moving, gradient(u, 1), gradient(v, 1)], signed=True)
-    hog, = votes([gradient(grey, 1 / 255)], signed=False)
-    rest = cell_means(at_rest[None].astype(np.float32))
-    colours = cell_means(lab.transpose(2, 0, 1).astype(np.float32)) / 255
-    return np.concatenate([hog, colours, hof, rest, mbx, mby]).transpose(1, 2, 0)
+    return [hof, cell_means(at_rest[None].astype(np.float32)), mbx, mby]
 
 
 def lengths(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -150,12 +162,13 @@ def cell_means(images: np.ndarray) -> np.ndarray:
 
 
 def vectors(windows: np.ndarray, power: float) -> np.ndarray:
-    """(B, 657) float32 of the parts (B, T, 4, 4, 36) of windows: appearance (232), then motion (425)."""
+    """(B, 657) float32 of the parts (B, T, 4, 4, 36) of windows: appearance (232), then motion (425); of (..., 11) appearance."""
     mean = windows.mean(1)
     lab = windows[..., SLICES["lab"]]
     colours = [((mean[..., SLICES["lab"]] - 0.5) / 2).reshape(len(mean), -1), lab.std(1).reshape(len(mean), -1)]
     appearance = [*blocks(mean[..., SLICES["hog"]], power), *colours]
-    motion = [block for name in ("hof", "mbx", "mby") for block in blocks(mean[..., SLICES[name]], power)]
+    moving = ("hof", "mbx", "mby") if windows.shape[-1] > SLICES["lab"].stop else ()
+    motion = [block for name in moving for block in blocks(mean[..., SLICES[name]], power)]
     return np.concatenate([*appearance, *motion], axis=1)
 
 
