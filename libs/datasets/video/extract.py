@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def extract_videos(videos: Sequence[str], folder: str | os.PathLike, extractor: 
                             "rename one of them, or extract each to a folder of its own")
     folder = Path(folder)
     head = extractor.describe()
-    done = _done(folder / FILE_NAME, head, overwrite)
+    done = _done(folder / FILE_NAME, head, names, overwrite)
     for name, path in names.items():
         _refuse_another_video(path, folder / f"{name}.npy", done.get(name))
         if not overwrite and is_file(folder / f"{name}.npy") and not exists(folder / FILE_NAME):
@@ -184,16 +184,24 @@ def _frames(paths: Iterable[str]) -> int | None:
     return total or None
 
 
-def _done(path: Path, head: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """Entries of videos that an earlier run with the same settings finished."""
-    if overwrite or not exists(path):
+def _done(path: Path, head: dict[str, Any], names: Collection[str], overwrite: bool) -> dict[str, Any]:
+    """Entries of videos that an earlier run with the same settings finished; with `overwrite` those of other videos than `names`.
+
+    Raises UserError for features of other settings, unless all of them are overwritten.
+    """
+    if not exists(path):
         return {}
     before = read_json(path, "provenance file")
     if not isinstance(before, dict) or not isinstance(before.get("videos"), dict):
         raise UserError(f"{path}: is not a provenance file of this tool; choose another folder")
     before.setdefault("extractor", Program.name)  # a folder from the time when there was no other
-    for key, value in head.items():
-        if key != "preset" and before.get(key) != value:
-            raise UserError(f"{path}: the features there were made with another {key} ({str(before.get(key))[:150]}, now "
-                            f"{str(value)[:150]}); choose another folder, or add --overwrite to replace them")
-    return before["videos"]
+    kept = {name: entry for name, entry in before["videos"].items() if not (overwrite and name in names)}
+    key = next((key for key, value in head.items() if key != "preset" and before.get(key) != value), None)
+    if key is None:
+        return kept
+    if overwrite and not any(is_file(path.parent / f"{name}.npy") for name in kept):
+        return {}
+    others = ", ".join(list(kept)[:3])
+    remedy = f"name these {len(kept)} videos, too ({others}, ...)" if overwrite else "add --overwrite to replace them"
+    raise UserError(f"{path}: the features there were made with another {key} ({str(before.get(key))[:150]}, now "
+                    f"{str(head[key])[:150]}); choose another folder, or {remedy}")

@@ -96,6 +96,17 @@ def test_features_of_another_tool_are_not_replaced(folder, capsys):
     assert np.load("out/a.npy").shape == (2, 657)
 
 
+def test_overwriting_some_videos_keeps_the_others_and_never_mixes_settings(folder, capsys):
+    make_video(folder / "b.mp4", frames=20, picture=moving)
+    assert run(capsys, "a.mp4", "b.mp4", "out")[0] == 0
+    assert run(capsys, "a.mp4", "out", "--overwrite")[0] == 0
+    assert set(json.loads(Path("out/provenance.json").read_text())["videos"]) == {"a", "b"}
+    error = one_error(*run(capsys, "a.mp4", "out", "--overwrite", "--power", "0.5")[::2])
+    assert all(part in error for part in ("another power (1.0, now 0.5)", "these 1 videos, too (b", "another folder")), error
+    assert run(capsys, "a.mp4", "b.mp4", "out", "--overwrite", "--power", "0.5")[0] == 0
+    assert set(json.loads(Path("out/provenance.json").read_text())["videos"]) == {"a", "b"}
+
+
 def test_a_killed_run_is_taken_up(folder, capsys):
     """Features that were written just before the kill, and a file that was being written."""
     make_video(folder / "b.mp4", frames=20, picture=moving)

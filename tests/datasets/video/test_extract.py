@@ -210,7 +210,7 @@ def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys,
     assert "another stride (4, now 2)" in error
     assert "--overwrite" in error
     assert np.load("out/a.npy").shape == (9, 11)
-    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
+    assert run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
     assert np.load("out/a.npy").shape == (17, 11)
 
 

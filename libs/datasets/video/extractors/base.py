@@ -143,13 +143,14 @@ def run_network(network: Callable[[Tensor], Any], x: Tensor, model: str, path: s
             y = network(x)
     except Exception as error:  # a program can raise anything
         reason = " ".join(str(error).split())[:300]
-        raise NetworkError(f"{where}: the program fails ({reason}); {remedy}") from error
+        raise NetworkError(f"{where}: the network fails ({reason}); {remedy}") from error
     if not isinstance(y, Tensor) or y.dim() < 2 or len(y) != len(x):
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise NetworkError(f"{where}: the program returns {got}; expected a tensor (batch, channels)")
+        raise NetworkError(f"{where}: the network returns {got}; expected a tensor (batch, channels)")
     y = y.float().flatten(2).mean(2) if y.dim() > 2 else y.float()
     if not torch.isfinite(y).all():
-        raise NetworkError(f"{where}: the program returns NaN or infinite values; check --mean, --std and the network")
+        raise NetworkError(f"{where}: the network returns NaN or infinite values; check its weights, and --mean and "
+                           "--std")
     return y.cpu()
 
 
