@@ -118,6 +118,20 @@ def test_activitynet_from_files(capsys, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is measured on Linux")
+def test_models_side_by_side(capsys, tmp_path):
+    tiny = ["model.embd_dim=16", "model.fpn_dim=16", "model.head_dim=16", "dataset.max_seq_len=576"]
+    in_process(capsys, "bench_models.py", "--rounds", 1, "--g-runs", 1, "--models",
+               "temporalmaxer", "--json", tmp_path / "m.json", "--set", *tiny)
+    row, = read(tmp_path / "m.json")
+    assert row["model"] == "temporalmaxer"
+    assert 0.006 < row["parameters_M"] < 0.02
+    assert min(row[name] for name in ("GFLOP", "step_ms", "network_ms", "training_GB")) > 0
+    argv = ["bench_models.py", "--g-runs", "1", "--models", "actionformers"]
+    code, _, err = run_script(capsys, runpy.run_path(str(FOLDER / "bench_models.py"), run_name="benchmark")["main"], *argv)
+    assert "--models actionformers" in one_error(code, err)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is measured on Linux")
 def test_peak_of_a_call():
     from common import memory_of
     cpu = torch.device("cpu")

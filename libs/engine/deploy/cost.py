@@ -146,7 +146,7 @@ def count(config: Config, length: int | None = None) -> Count:
     """
     length = full_length(config, length)
     with torch.device("meta"):
-        model = _as_evaluated(config)
+        model = as_evaluated(config)
         inputs = torch.empty(1, length, config.model_channels), torch.empty(1, length, dtype=torch.bool)
     # attention as matrix products: FlopCounterMode cannot count every fused kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -186,7 +186,7 @@ def measure(config: Config, length: int | None = None, device: str | None = None
                 feature_flops=feature_flops(config))
 
 
-def _as_evaluated(config: Config) -> LocPointTransformer:
+def as_evaluated(config: Config) -> LocPointTransformer:
     """A fresh network in evaluation mode; convolutions that start at zero stay zero, so that evaluation skips them."""
     model = build_model(config).eval()
     for module in model.modules():
@@ -214,7 +214,7 @@ def part_of(name: str) -> str:
 def run_forward(config: Config, length: int, device: str, runs: int) -> tuple[list[float], int]:
     """Times in ms of `runs` forward passes in this process, and its peak memory in bytes (see `Cost`)."""
     torch.manual_seed(0)
-    model = _as_evaluated(config).to(device)
+    model = as_evaluated(config).to(device)
     x_BTC = torch.randn(1, length, config.model_channels, device=device)
     mask_BT = torch.ones(1, length, dtype=torch.bool, device=device)
     with torch.inference_mode(), matmul_precision("fp32"):
