@@ -43,7 +43,6 @@ command, date and machine. Only what was measured with this repository. "Referen
 measured with the same data and settings. mAP is average mAP at tIoU .3 to .7 in % unless stated otherwise. G is the
 time of one float32 product (2304 x 2048) @ (2048 x 2048) on the same machine: 44 to 47 ms where no other value is
 given, 62 ms on the reference's. "Ratio" is the reference's G over ours. The machines had 24 GB and numpy 2.4.6.
-
 Not measured: real I3D features of THUMOS14 (they cannot be shipped, so the published 66.83 is not reproduced here);
 on a GPU whole epochs, torch.compile, more than one GPU, and decoding and NMS alone. What ran on one: "on a GPU" below.
 """

@@ -3,6 +3,10 @@
 The signal: libs/datasets/synthetic/planted.py.
 
     python tools/make_planted.py --out data/planted --rgb-dim 64 --flow-dim 64 --train 40 --test 40
+    python tools/make_planted.py --out data/planted_world1 --preset gap --seed 1 --rgb-dim 64 --flow-dim 64 --train 40 --test 40
+
+A preset sets the options of the signal (--strength to --hard) that are not given.  With `gap` a seed is a world of its own, with
+other features and other videos; with `classic`, the default, every seed has the same videos.
 
 Writes OUT/annotations/thumos14.json (the chosen videos), OUT/i3d_features/<video>.npy, float32 (T, rgb + flow), and
 OUT/planted_manifest.json (arguments, shape and sha256 of every file).
@@ -24,7 +28,7 @@ from libs.core.files import exists
 from libs.datasets.annotations import Video, load_annotations
 from libs.datasets.grid import expected_length
 from libs.datasets.prepare.thumos import ANNOTATIONS, FEATURES, NUM_FRAMES, PLANTED, STRIDE
-from libs.datasets.synthetic.planted import Difficulty, make_video, make_world, pick
+from libs.datasets.synthetic.planted import PRESETS, SHARED_RGB, Difficulty, make_video, make_world, pick
 from libs.utils.files.io import read_json, write_text_atomic
 from libs.utils.files.staging import refuse_foreign, staged
 from libs.utils.progress import bar
@@ -37,9 +41,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rgb-dim", type=int, default=1024)
     parser.add_argument("--flow-dim", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, default=1.0, help="action evidence, 1 = default")
-    parser.add_argument("--rgb-strength", type=float, default=1.0, help="extra factor on the rgb evidence only")
-    parser.add_argument("--hard", type=float, default=1.0, help="nuisance level (style, misses, jitter, distractors), 0 = none")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="classic",
+                        help="classic: RGB far below flow; gap: RGB, flow and both as far apart as published (classic)")
+    parser.add_argument("--strength", type=float, help="action evidence (1)")
+    parser.add_argument("--rgb-strength", type=float, help="extra factor on the RGB evidence only (preset)")
+    parser.add_argument("--flow-strength", type=float, help="extra factor on the flow evidence only (preset)")
+    parser.add_argument("--alike", type=int, help=f"pairs of classes that look alike in RGB, 0 to {len(SHARED_RGB)} (preset)")
+    parser.add_argument("--decoys", type=float, help="share of the distractors that look like an action in RGB (preset)")
+    parser.add_argument("--faint", type=float, help="share of the instances that nearly lack both streams (preset)")
+    parser.add_argument("--hard", type=float, help="nuisance level (style, misses, jitter, distractors), 0 = none (1)")
     parser.add_argument("--train", type=int, default=-1, help="how many Validation-subset videos (-1: all)")
     parser.add_argument("--test", type=int, default=-1, help="how many Test-subset videos (-1: all)")
     parser.add_argument("--unlabelled", type=int, default=0,
@@ -50,9 +60,18 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--rgb-dim {args.rgb_dim} --flow-dim {args.flow_dim}: widths are >= 0 and not both 0")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must be >= 0")
-    for key in ("strength", "rgb_strength", "hard"):
+    level = vars(PRESETS[args.preset])
+    for key in level:
+        if getattr(args, key) is None:
+            setattr(args, key, level[key])
+    for key in ("strength", "rgb_strength", "flow_strength", "hard"):
         if not 0 <= getattr(args, key) < math.inf:
             raise UserError(f"--{key.replace('_', '-')} {getattr(args, key)}: must be a finite number >= 0")
+    for key in ("decoys", "faint"):
+        if not 0 <= getattr(args, key) <= 1:
+            raise UserError(f"--{key} {getattr(args, key)}: is a share, from 0 to 1")
+    if not 0 <= args.alike <= len(SHARED_RGB):
+        raise UserError(f"--alike {args.alike}: is a number of pairs of classes, from 0 to {len(SHARED_RGB)}")
     return args
 
 
@@ -78,14 +97,14 @@ def written_before(manifest: Path) -> set[str]:
 def main() -> None:
     args = parse_arguments()
     (document, all_videos), out = read_annotations(args.annotations), Path(args.out)
-    database = document["database"]
-    train = pick(database, "validation", args.train)
+    database, choice = document["database"], 0 if args.preset == "classic" else args.seed
+    train = pick(database, "validation", args.train, choice)
     others = {k: v for k, v in database.items() if k not in train}
-    further = pick(others, "validation", args.unlabelled) if args.unlabelled else []
+    further = pick(others, "validation", args.unlabelled, choice) if args.unlabelled else []
     if args.unlabelled > 0 and len(further) < args.unlabelled:
         raise UserError(f"--unlabelled {args.unlabelled}: {args.annotations} has only {len(further)} Validation-subset videos "
                         f"beside the {len(train)} of --train; lower one of them")
-    keep = train + further + pick(database, "test", args.test)
+    keep = train + further + pick(database, "test", args.test, choice)
     if not keep:
         raise UserError(f"{args.annotations}: --train {args.train} --test {args.test} choose no video; ask for at least one")
     if exists(out / ANNOTATIONS) and (out / ANNOTATIONS).samefile(args.annotations) and len(keep) < len(database):
@@ -93,8 +112,8 @@ def main() -> None:
                         "choose another folder, e.g. data/planted")
     refuse_foreign(out / FEATURES, written_before(out / PLANTED), "choose another --out, e.g. data/planted")
     classes = 1 + max(int(v.labels.max()) for v in all_videos.values() if len(v.labels))
-    world = make_world(args.seed, classes, args.rgb_dim, args.flow_dim)
-    level = Difficulty(args.strength, args.rgb_strength, args.hard)
+    world = make_world(args.seed, classes, args.rgb_dim, args.flow_dim, args.alike)
+    level = Difficulty(**{key: getattr(args, key) for key in vars(PRESETS[args.preset])})
     chosen, files = set(keep), {}
     with staged(out, (FEATURES, ANNOTATIONS, PLANTED)) as folder:
         (folder / FEATURES).mkdir()

@@ -1,6 +1,7 @@
 """Planted THUMOS14 features: the numbers are a format (pinned by checksums), the script replaces only what it wrote."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from libs.core.errors import run_main
-from libs.datasets.synthetic.planted import pick
+from libs.datasets.synthetic.planted import PRESETS, Difficulty, make_video, make_world, pick
 
 # sha256 of the first generator ever used for published results, measured once with the arguments given in the tests
 WIDE = {"a_1": "2b95f15568d4b0371e46d2de307718ac4632fdbce4ea405fedb5ba72f14b19d5",
@@ -100,6 +101,63 @@ def test_unlabelled_videos_are_further_ones_and_change_nothing_else(tmp_path, mo
             k: {**official[k], "subset": None} for k in videos[name]}
 
 
+def arguments_of(folder: Path) -> dict:
+    return {k: v for k, v in manifest(folder)["args"].items() if k in vars(PRESETS["gap"])}
+
+
+def test_a_preset_sets_what_is_not_given(tmp_path, monkeypatch, annotations):
+    asked = {"usual": "", "classic": "--preset classic", "gap": "--preset gap", "own": "--preset gap --faint 0.5 --alike 0"}
+    for name, options in asked.items():
+        assert run(monkeypatch, annotations, tmp_path / name, f"--rgb-dim 5 --flow-dim 3 {options}") == 0
+    assert manifest(tmp_path / "usual") == manifest(tmp_path / "classic")
+    assert arguments_of(tmp_path / "classic") == vars(PRESETS["classic"])
+    assert arguments_of(tmp_path / "gap") == vars(PRESETS["gap"]) != vars(PRESETS["classic"])
+    assert arguments_of(tmp_path / "own") == {**vars(PRESETS["gap"]), "faint": 0.5, "alike": 0}
+    assert [len(manifest(tmp_path / name)["shared_rgb"]) for name in ("usual", "own")] == [1, 0]
+    assert manifest(tmp_path / "gap")["files"]["a_1"] != manifest(tmp_path / "usual")["files"]["a_1"]
+
+
+def test_a_world_of_the_gap_has_features_and_videos_of_its_own(tmp_path, monkeypatch, annotations):
+    document = json.loads(annotations.read_text())
+    document["database"] |= {f"c_{i}": video("Validation", 9.0, 30.0, (1.0, 4.0, i % 2)) for i in range(12)}
+    annotations.write_text(json.dumps(document))
+    files = {}
+    for name in ("gap --seed 0", "gap --seed 1", "gap --seed 1 --train -1", "classic --seed 0", "classic --seed 1"):
+        assert run(monkeypatch, annotations, tmp_path / name, f"--rgb-dim 5 --flow-dim 3 --train 6 --test 1 --preset {name}") == 0
+        files[name] = {k: v["sha256"] for k, v in manifest(tmp_path / name)["files"].items()}
+    assert set(files["gap --seed 0"]) == set(files["classic --seed 0"]) == set(files["classic --seed 1"])
+    assert set(files["gap --seed 0"]) != set(files["gap --seed 1"])
+    assert files["gap --seed 1"].items() <= files["gap --seed 1 --train -1"].items()
+    both = set(files["gap --seed 0"]) & set(files["gap --seed 1"])
+    assert both
+    assert all(files["gap --seed 0"][k] != files["gap --seed 1"][k] for k in both)
+
+
+def evidence(events: list[tuple[float, float, int]], level: Difficulty) -> tuple[float, float]:
+    """Mean absolute difference that the evidence makes in rgb and in flow."""
+    world = make_world(0, 2, 16, 16)
+    shown, hidden = (make_video(world, 0, "v", 300, events, 30.0, x) for x in (level, dataclasses.replace(level, strength=0)))
+    return tuple(abs(part).mean() for part in np.split(shown - hidden, 2, axis=1))
+
+
+def test_strengths_of_the_streams_and_faint_instances():
+    usual, events = Difficulty(hard=0), [(float(i), i + 0.9, i % 2) for i in range(1, 40, 2)]
+    rgb, flow = evidence(events, usual)
+    assert evidence(events, dataclasses.replace(usual, flow_strength=0)) == (rgb, 0)
+    assert evidence(events, dataclasses.replace(usual, rgb_strength=0)) == (0, flow)
+    faint = evidence(events, dataclasses.replace(usual, faint=1.0))
+    assert faint[0] < 0.3 * rgb
+    assert faint[1] < 0.3 * flow
+    some = [evidence(events, dataclasses.replace(usual, faint=share)) for share in (0.2, 0.5, 0.8)]
+    assert some == sorted(some, reverse=True)  # the instances of a smaller share are faint in a larger one too
+
+
+def test_decoys_are_weak_in_flow():
+    (rgb, flow), (decoy_rgb, decoy_flow) = (evidence([], Difficulty(hard=5, decoys=share)) for share in (0, 1))
+    assert decoy_flow < 0.7 * flow
+    assert decoy_rgb > 0.7 * rgb
+
+
 def test_pick_covers_every_class_before_it_fills_up():
     database = {f"v{i}": video("Validation", 9.0, 30.0, (1.0, 2.0, 0)) for i in range(20)}
     database["rare"] = video("validation", 9.0, 30.0, (1.0, 2.0, 1))
@@ -114,7 +172,9 @@ def test_pick_covers_every_class_before_it_fills_up():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ("--rgb-dim 0 --flow-dim 0", "not both 0"), ("--seed -1", "--seed -1"), ("--hard -0.5", "--hard -0.5"),
-    ("--rgb-strength nan", "--rgb-strength nan"), ("--train 0 --test 0", "choose no video")])
+    ("--rgb-strength nan", "--rgb-strength nan"), ("--flow-strength -1", "--flow-strength -1"),
+    ("--preset gap --faint 1.5", "--faint 1.5"), ("--decoys -1", "--decoys -1"),
+    ("--alike 7", "from 0 to 6"), ("--train 0 --test 0", "choose no video")])
 def test_bad_arguments(tmp_path, monkeypatch, capsys, annotations, arguments, message):
     assert run(monkeypatch, annotations, tmp_path / "out", arguments) == 2
     assert message in capsys.readouterr().err
