@@ -41,6 +41,16 @@ class _WrongType(ValueError):
     """The value has the wrong type; a plain ValueError means that its type fits, but not what it contains."""
 
 
+def key(default: Any, doc: str, low: float | None = None, high: float | None = None, above: float | None = None,
+        odd: str | None = None) -> Any:
+    """A documented field.  Bounds of every number in it: `low` and `high` inclusive, `above` exclusive; `odd`: even numbers above
+    1 are refused, as sizes of the thing that it names (kernel, window)."""
+    meta = {"doc": doc, "low": low, "high": high, "above": above, "odd": odd}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
 @functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """Name -> resolved annotation of each field that a user can set, in declaration order."""

@@ -9,23 +9,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
+
+from libs.core.coerce import key
 
 T = TypeVar("T")
 Ints = int | tuple[int, ...]
 Strings = str | tuple[str, ...]
 
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
-
-
-def key(default: Any, doc: str, low: float | None = None, high: float | None = None, above: float | None = None,
-        odd: str | None = None) -> Any:
-    """A documented field.  Bounds of every number in it: `low` and `high` inclusive, `above` exclusive; `odd`: even numbers above
-    1 are refused, as sizes of the thing that it names (kernel, window)."""
-    meta = {"doc": doc, "low": low, "high": high, "above": above, "odd": odd}
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=meta)
-    return dataclasses.field(default=default, metadata=meta)
 
 
 FPS_LIMITS = (1e-3, 1e6)  # frames per second
