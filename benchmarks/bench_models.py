@@ -39,7 +39,8 @@ def settings(config: Config) -> dict[str, list[str]]:
         "actionformer": [], "tridet_published": [*tridet, "model.init_conv_vars=0"],
         "tridet_living": [*living, "model.masked_stats=true"], "tridet_living_padded": living,
         "temporalmaxer": ["model_name=TemporalMaxerArchitecture", "model.n_mha_win_size=-1",
-                          f"model.backbone_arch=[2,0,{levels}]", "model.fpn_norm=layernorm", "model.assigner.center_radius=1.5", "model.assigner.iou_weight=2",
+                          f"model.backbone_arch=[2,0,{levels}]", "model.fpn_norm=layernorm",
+                          "model.assigner.center_radius=1.5", "model.assigner.iou_weight=2",
                           "model.assigner.cls_weight=1", "model.assigner.keep_percent=1", "model.assigner.confuse_weight=0"],
         "convnext": ["model.backbone_type=convnext", f"model.backbone_arch=[2,1,{levels}]", "model.block_kernel_size=19",
                      "model.head_type=separable", "train_cfg.droppath=0"]}
