@@ -172,11 +172,13 @@ def make_video(world: World, seed: int, video: str, steps: int, events: list[tup
 def pick(database: dict[str, dict[str, Any]], subset: str, count: int, seed: int = 0) -> list[str]:
     """Sorted ids of `count` videos of a subset (negative: all): at least max(1, count // (2 * classes)) of every class.
 
-    Classes come rarest first, videos in the order of the crc32 of seed and id (seed 0: of the id), the rest in that order too.
+    Classes come rarest first, videos in an order of the seed (0: of their crc32), the rest in that order too.
     """
-    salt = f"{seed} " if seed else ""
-    ids = sorted((k for k, v in database.items() if v["subset"].lower() == subset),
-                 key=lambda k: (zlib.crc32((salt + k).encode()), k))
+    def order(video: str) -> tuple[int, str]:
+        crc = zlib.crc32(video.encode())  # of a text with the seed before it, it would give many seeds almost the same videos
+        return (int(generator(seed, crc).integers(2**32)) if seed else crc, video)
+
+    ids = sorted((k for k, v in database.items() if v["subset"].lower() == subset), key=order)
     if count < 0 or count >= len(ids):
         return sorted(ids)
     of_class: dict[int, list[str]] = {}

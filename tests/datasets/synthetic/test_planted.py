@@ -170,6 +170,12 @@ def test_pick_covers_every_class_before_it_fills_up():
     assert pick(database, "validation", 0) == []
 
 
+def test_pick_of_any_two_seeds_differs_as_chance_has_it():
+    database = {f"video_validation_{i:07d}": video("Validation", 9.0, 30.0, (1.0, 2.0, 0)) for i in range(200)}
+    chosen = [set(pick(database, "validation", 40, seed)) for seed in range(8)]
+    assert all(len(a & b) < 20 for a in chosen for b in chosen if a is not b)  # 8 +- 2.5 expected
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ("--rgb-dim 0 --flow-dim 0", "not both 0"), ("--seed -1", "--seed -1"), ("--hard -0.5", "--hard -0.5"),
     ("--rgb-strength nan", "--rgb-strength nan"), ("--flow-strength -1", "--flow-strength -1"),
