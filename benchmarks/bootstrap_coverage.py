@@ -23,7 +23,7 @@ from libs.utils.significance.bootstrap import WeightedAP, resampled_weights
 
 TIOUS = (0.3, 0.5, 0.7)
 CLASSES, PER_VIDEO, DURATION_S = 10, 30, 200.0
-KINDS = ("percentile", "basic", "BCa")
+KINDS = ("percentile", "basic", "BCa", "halves")
 WHAT = ("mAP", "AP of a class", "difference")
 Z = NormalDist()
 
@@ -60,7 +60,8 @@ def statistics_of(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return np.stack([np.nanmean(two, axis=1), two[:, 0], np.nanmean(two, axis=1) - np.nanmean(one, axis=1)], axis=1)
 
 
-def intervals(estimate: np.ndarray, resamples: np.ndarray, without_one: np.ndarray) -> dict[str, np.ndarray]:
+def intervals(estimate: np.ndarray, resamples: np.ndarray, without_one: np.ndarray,
+              halves: np.ndarray) -> dict[str, np.ndarray]:
     """95 % intervals (2, 3) of each kind; without_one (V, 3): the statistics without each video."""
     low, high = np.nanquantile(resamples, (0.025, 0.975), axis=0)
     away = without_one.mean(axis=0) - without_one
@@ -71,7 +72,13 @@ def intervals(estimate: np.ndarray, resamples: np.ndarray, without_one: np.ndarr
         for j, level in enumerate((0.025, 0.975)):
             z = bias + Z.inv_cdf(level)
             moved[j, i] = np.nanquantile(resamples[:, i], Z.cdf(bias + z / (1 - acceleration[i] * z)))
-    return {"percentile": np.stack([low, high]), "basic": np.stack([2 * estimate - high, 2 * estimate - low]), "BCa": moved}
+    return {"percentile": np.stack([low, high]), "basic": np.stack([2 * estimate - high, 2 * estimate - low]), "BCa": moved,
+            "halves": 2 * estimate - np.nanquantile(halves, (0.975, 0.025), axis=0)}
+
+
+def half_weights(videos: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(V, count) weights of random halves of the videos."""
+    return (rng.random((videos, count)).argsort(axis=0) < videos // 2).astype(np.float32)
 
 
 def weighted(found: list[Detections], truth: GroundTruth, gt_video: np.ndarray,
@@ -102,7 +109,7 @@ def main() -> None:
     print("truth: average mAP, AP of a class, difference", (100 * real).round(3), flush=True)
     missed = {kind: np.zeros((2, 3), int) for kind in KINDS}  # truth below the interval, above it
     widths = {kind: np.zeros(3) for kind in KINDS}
-    centres = np.zeros((2, 3))
+    centres = np.zeros((3, 3))
     for draw in range(args.draws):
         both = weighted(found, truth, gt_video, rng.choice(args.population, args.videos, replace=False))
 
@@ -112,15 +119,18 @@ def main() -> None:
         estimate = of(np.ones((args.videos, 1), np.float32))[0]
         resamples = np.concatenate([of(part) for part in resampled_weights(args.videos, args.resamples, seed=draw)])
         without_one = of(1 - np.eye(args.videos, dtype=np.float32))
-        centres += [estimate, np.nanmean(resamples, axis=0)]
-        for kind, (low, high) in intervals(estimate, resamples, without_one).items():
+        halves = of(half_weights(args.videos, args.resamples, rng))
+        centres += [estimate, np.nanmean(resamples, axis=0), np.nanmean(halves, axis=0)]
+        for kind, (low, high) in intervals(estimate, resamples, without_one, halves).items():
             missed[kind] += [real < low, real > high]
             widths[kind] += high - low
         if draw % 25 == 24:
-            print(draw + 1, {kind: (1 - m.sum(axis=0) / (draw + 1)).round(3).tolist() for kind, m in missed.items()}, flush=True)
+            print(draw + 1, {kind: (1 - m.sum(axis=0) / (draw + 1)).round(3).tolist() for kind, m in missed.items()},
+                  (100 * centres / (draw + 1)).round(2).tolist(), flush=True)
     rows = [{"interval": f"{kind}, {what}", "truth": 100 * real[i], "mean_estimate": 100 * centres[0, i] / args.draws,
              "mean_resample": 100 * centres[1, i] / args.draws, "coverage": 1 - missed[kind][:, i].sum() / args.draws,
              "truth_below": missed[kind][0, i] / args.draws, "truth_above": missed[kind][1, i] / args.draws,
+             "mean_half": 100 * centres[2, i] / args.draws,
              "mean_width": 100 * widths[kind][i] / args.draws} for kind in KINDS for i, what in enumerate(WHAT)]
     report(f"Coverage of 95 % intervals over {args.draws} draws of {args.videos} videos", rows, args)
 

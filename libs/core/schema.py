@@ -209,6 +209,7 @@ class TestConfig:
     ext_score_file: str | None = key(None, "external class scores per video (.json, .npy, .pkl) that replace the network's classes, for class-agnostic detectors (ActivityNet); they lower THUMOS14 (docs/datasets.md)")
     voting_thresh: float = key(0.75, "tIoU of the boundary voting; <= 0: off", high=1)
     voting_iou_weight: bool = key(True, "(ours) the boundary voting weighs every candidate by score x IoU, else by its score alone (published TriDet)")
+    exclude: str | None = key(None, "(ours) file with one video id per line: evaluation leaves these videos out (docs/inference.md)")
     batch_size: int = key(1, "(ours) videos per forward pass in evaluation; results do not depend on it", low=1)
     weights: Literal["ema", "raw"] = key("ema", "(ours) weights to evaluate: EMA or raw")
     drop_modalities: tuple[str, ...] = key((), "(ours) streams of the network that evaluation sets to zero, for one trained with train_cfg.modality_dropout")

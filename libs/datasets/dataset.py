@@ -25,6 +25,7 @@ from libs.core.errors import UserError
 from libs.core.schema import Config, as_tuple
 from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
+from libs.datasets.excluded import read_excluded
 from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.provenance import VideoTiming, contradictions, read_provenance
 from libs.datasets.features.store import Keys
@@ -74,6 +75,7 @@ class TalDataset(VideoDataset):
         self._annotated = self._select(annotations)
         self.unlabelled_ids = unlabelled_ids(self._annotated, config) if training else frozenset()
         left_out = self._left_out(annotations)
+        self.left_out_ids = tuple(v.id for v in self._annotated if v.id in left_out)
         self._annotated = tuple(v for v in self._annotated if v.id not in left_out)
         streams = config.model.modalities if modalities is None else modalities
         self._reader = StreamReader(_of_subset(config, self.subset[0]), streams)
@@ -169,6 +171,11 @@ class TalDataset(VideoDataset):
         return self._reader.channels
 
     @property
+    def annotated_ids(self) -> tuple[str, ...]:
+        """The ids of all videos that count, videos without features included."""
+        return tuple(video.id for video in self._annotated)
+
+    @property
     def class_agnostic(self) -> bool:
         """True if evaluation too treats all segments as one class: a single class, and no external class scores."""
         return self._single_class and not self.config.test_cfg.ext_score_file
@@ -236,7 +243,10 @@ class TalDataset(VideoDataset):
         return "unlabelled_split" if name in self.config.unlabelled_split else "train_split" if self.training else "val_split"
 
     def _left_out(self, annotations: Annotations) -> set[str]:
-        """Training videos that this run leaves out: those of train_cfg.leave_out, and without teachers the unlabelled ones."""
+        """Videos that this run leaves out: in evaluation those of test_cfg.exclude; in training those of train_cfg.leave_out, and
+        without teachers the unlabelled ones."""
+        if not self.training and self.config.test_cfg.exclude:
+            return set(read_excluded(self.config.test_cfg.exclude, annotations.videos, annotations.path))
         left_out = set() if self.config.distill.teachers else set(self.unlabelled_ids)
         if self.training and self.config.train_cfg.leave_out is not None:
             part, parts = self.config.train_cfg.leave_out

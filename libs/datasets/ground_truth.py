@@ -48,6 +48,16 @@ class AnnotatedSplit:
     fps: Mapping[str, float] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
+    def without(self, excluded: Collection[str]) -> AnnotatedSplit:
+        """The split without some videos; UserError if no segment is left."""
+        def kept(rows: GroundTruth) -> GroundTruth:
+            return rows.take(~np.isin(rows.video_id, list(excluded)))
+
+        ground_truth = kept(self.ground_truth)
+        refuse_empty(ground_truth, f"{self.source}: split {self.split} without {len(excluded)} videos")
+        return dataclasses.replace(self, ground_truth=ground_truth, videos=self.videos - set(excluded),
+                                   ambiguous=None if self.ambiguous is None else kept(self.ambiguous))
+
     def label_names(self) -> dict[int, str]:
         """Class id -> name."""
         return {class_id: name for name, class_id in self.label_ids.items()}
@@ -91,6 +101,11 @@ def read_with_ground_truth(predictions: Sequence[str | os.PathLike], annotations
         str(annotations), split, ground_truth, None, ids, label_ids, durations_s={v.id: v.duration_s for v in videos},
         fps={v.id: v.fps for v in videos if v.fps is not None},
         elsewhere={v.id: v.subset for v in document.videos.values() if v.id not in ids})
+
+
+def without_videos(detections: Detections, excluded: Collection[str]) -> Detections:
+    """The rows of the other videos."""
+    return detections.take(~np.isin(detections.video_id, list(excluded))) if excluded else detections
 
 
 def check_videos(detections: Detections, annotated: AnnotatedSplit, source: str) -> None:

@@ -65,6 +65,32 @@ def test_a_folder_means_its_last_epoch_and_the_files_agree(trained, capsys):
     assert {"recall@1x", "recall@5x"} <= set(results)
 
 
+def test_results_say_what_they_were_measured_under(trained, capsys, tmp_path):
+    config, folder = trained
+    code, out, _ = run(capsys, config, folder, "--output", tmp_path / "all")
+    assert code == 0
+    about = json.loads((tmp_path / "all" / "results.json").read_text())["conditions"]
+    assert (about["protocol"], about["subset"], about["videos"], about["left_out"]) == ("activitynet", ["validation"], 3, {})
+    assert (about["epoch"], about["weights"], about["chosen"]) == (4, "ema", "the last of its training")
+    assert about["nms"]["nms_method"] == "soft"
+    assert f"sha256 {about['annotations_sha256'][:12]}" in out
+    assert "no interval of the average mAP: it takes 10 videos" in out
+
+    annotations = config.parent / "annotations.json"
+    database = json.loads(annotations.read_text())["database"]
+    one = next(video for video, entry in database.items() if entry["subset"].lower() == "validation")
+    (tmp_path / "list.txt").write_text(one + "\n")
+    code, _, _ = run(capsys, config, folder, "--output", tmp_path / "less", "--set", f"test_cfg.exclude={tmp_path / 'list.txt'}")
+    assert code == 0
+    less = json.loads((tmp_path / "less" / "results.json").read_text())["conditions"]
+    assert (less["videos"], list(less["left_out"].values())) == (2, [[one]])
+    assert less["ground_truth"] == about["ground_truth"] - len(database[one]["annotations"])
+    assert one not in json.loads((tmp_path / "less" / "predictions.json").read_text())["results"]
+    (tmp_path / "list.txt").write_text("nobody\n")
+    error = one_error(*run(capsys, config, folder, "--set", f"test_cfg.exclude={tmp_path / 'list.txt'}")[::2])
+    assert "list.txt: 1 of 1 videos are unknown" in error
+
+
 def test_tools_evaluate_agrees(trained, capsys, tmp_path):
     import evaluate
     config, folder = trained

@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from libs.core.files import refuse_special
-from libs.utils.files.torch_files import load_plain, read_tensor_pickle
 
 NPZ_KEY = "feats"
 SLOWFAST = ("slow_feature", "fast_feature")
@@ -90,6 +88,8 @@ def open_hdf5_file(path: str, key: str) -> Iterator[Any]:
 @contextlib.contextmanager
 def open_pt(path: str, key: str) -> Iterator[Any]:
     """A tensor saved with torch.save, or the entry `feats` of a saved dict; loaded without running pickled code."""
+    import torch  # here: tools that read no such file start without it
+
     value = _load_pt(path)
     if isinstance(value, dict):
         if NPZ_KEY not in value:
@@ -105,6 +105,8 @@ def open_pt(path: str, key: str) -> Iterator[Any]:
 def open_pkl(path: str, key: str) -> Iterator[Any]:
     """The tensors `slow_feature` and `fast_feature` (1, C, T) of a pickled dict, side by side: the published SlowFast features of
     HACS (SPEC_FAMILY F21)."""
+    from libs.utils.files.torch_files import read_tensor_pickle
+
     refuse_special(path, "feature file")
     value = read_tensor_pickle(path, "feature file of HACS")
     parts = [value[name] for name in SLOWFAST if name in value] if isinstance(value, dict) else []
@@ -169,6 +171,8 @@ def read_into(out: np.ndarray, array: Any, rows: slice, columns: slice) -> None:
 
 
 def _load_pt(path: str) -> Any:
+    from libs.utils.files.torch_files import load_plain
+
     for mapped in (True, False):  # files of the old, non-zip layout cannot be mapped
         try:
             return load_plain(path, mapped)

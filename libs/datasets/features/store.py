@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from libs.core.errors import UserError
 from libs.core.files import exists, is_file, is_folder
@@ -199,6 +198,8 @@ class FeatureStore:
         return length, width
 
     def _check_finite(self, video_id: str, out: np.ndarray, pieces: list[_Piece], start: int, step: int) -> None:
+        import torch  # here: tools that read shapes alone start without it
+
         if math.isfinite(torch.from_numpy(out).sum()):  # one pass without a temporary; an overflow only leads to the exact check
             return
         bad = np.argwhere(~np.isfinite(out))

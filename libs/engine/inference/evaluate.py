@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -17,13 +18,14 @@ from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector
 from libs.engine.inference.predict import predict, score
-from libs.engine.runs.checkpoint import Checkpoint, changed_settings, check_label_ids, checkpoints_of
+from libs.engine.runs.checkpoint import BEST, Checkpoint, changed_settings, check_label_ids, checkpoints_of
 from libs.engine.runs.environment import NAME as ENVIRONMENT
 from libs.engine.runs.environment import environment
 from libs.engine.runs.network import load_network
 from libs.engine.runtime.determinism import strict_determinism
 from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.world import ALONE, World
+from libs.utils.evaluation.conditions import conditions, conditions_text
 from libs.utils.evaluation.metrics import Scores
 from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
 from libs.utils.files.io import check_writable, remove, remove_leftovers, write_json_atomic
@@ -40,6 +42,9 @@ IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "te
            "distill.cache_folder", "dataset.extractor")  # change no number
 WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
 RESULTS = "results.json"
+PRE_NMS = ("pre_nms_thresh", "pre_nms_topk", "duration_thresh")
+NMS = ("nms_method", "iou_threshold", "nms_sigma", "min_score", "multiclass_nms", "voting_thresh", "voting_iou_weight",
+       "multiclass_voting")
 
 
 def evaluation_folder(checkpoint: Path, which: str, changed: Mapping[str, str] = MappingProxyType({})) -> Path:
@@ -75,6 +80,22 @@ def warn_of_drift(checkpoint: Checkpoint, changed: Mapping[str, str]) -> None:
     if drifted and "config" in (checkpoint.training or {}):
         note(f"warning: {checkpoint.path}: was trained with another configuration: {'; '.join(drifted)}; the results are not "
              "those of the trained network")
+
+
+def conditions_of(config: Config, checkpoint: Checkpoint, dataset: TalDataset, scores: Scores) -> dict[str, Any]:
+    """What the scores of a checkpoint on a dataset were measured under (libs/utils/evaluation/conditions.py)."""
+    test, external = to_dict(config)["test_cfg"], config.test_cfg.ext_score_file
+    trained = (checkpoint.training or {}).get("config") or {}
+    best = checkpoint.path.name == BEST
+    chosen_on = list(trained.get("val_split", ())) if best else []
+    last = checkpoint.training is not None and checkpoint.epoch == config.total_epochs
+    chosen = (f"best of the evaluations during training on {', '.join(chosen_on) or 'an unknown split'}" if best else
+              "the last of its training" if last else "named, not the last of a training")
+    return conditions("activitynet", config.dataset.json_file, config.val_split, len(dataset.annotated_ids), scores,
+                      config.test_cfg.max_seg_num, {f"test_cfg.exclude: {config.test_cfg.exclude}": dataset.left_out_ids},
+                      external, weights=config.test_cfg.weights, epoch=checkpoint.epoch, chosen=chosen, chosen_on=chosen_on,
+                      without_features=len(dataset.missing_ids), pre_nms={key: test[key] for key in PRE_NMS},
+                      nms={key: test[key] for key in NMS})
 
 
 def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.device, save_only: bool = False,
@@ -132,8 +153,9 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     if save_only:
         return None
     scores = score(detections, dataset)
-    sure = confidence(scores, detections, video_codes((v.id for v in dataset.videos), detections.video_id.tolist()))
+    sure = confidence(scores, detections, video_codes(dataset.annotated_ids))
+    about = conditions_of(config, checkpoint, dataset, scores)
     write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
-                                         **scores.as_dict(), "confidence": sure, "config": to_dict(config)})
-    print(f"{scores.table()}\n{confidence_line(sure)}", flush=True)
+                                         **scores.as_dict(), "confidence": sure, "conditions": about, "config": to_dict(config)})
+    print(f"{conditions_text(about)}\n{scores.table()}\n{confidence_line(sure)}", flush=True)
     return scores
