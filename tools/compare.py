@@ -1,4 +1,4 @@
-"""Is B really better than A?  Compare the predictions of two methods on the same videos, with a bootstrap over videos.
+"""Is B really better than A?  Compare the predictions of two methods on the same videos, and on random halves of them.
 
     python tools/compare.py A.json B.json data/thumos/annotations/thumos14.json
     python tools/compare.py A0.json B0.json thumos14.json --more-a A1.json A2.json --more-b B1.json B2.json

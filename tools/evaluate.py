@@ -22,7 +22,6 @@ import numpy as np
 
 from libs.core.arguments import refuse_repeated, refuse_source
 from libs.core.errors import UserError, note, run_main
-from libs.datasets.excluded import read_excluded
 from libs.datasets.ground_truth import (
     TIES,
     AnnotatedSplit,
@@ -32,6 +31,7 @@ from libs.datasets.ground_truth import (
     settle_ties,
     without_videos,
 )
+from libs.datasets.survey.parts import read_excluded
 from libs.utils.evaluation.conditions import OPENTAD_LEFT_OUT, chosen_on_reported, conditions, conditions_text, differences
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, Scores, evaluate_detections, unique_rank_scores
 from libs.utils.evaluation.predictions import Detections

@@ -25,7 +25,6 @@ from libs.core.errors import UserError
 from libs.core.schema import Config, as_tuple
 from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
-from libs.datasets.excluded import read_excluded
 from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.provenance import VideoTiming, contradictions, read_provenance
 from libs.datasets.features.store import Keys
@@ -33,7 +32,7 @@ from libs.datasets.features.streams import StreamReader
 from libs.datasets.grid import TOLERANCE, is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
-from libs.datasets.survey.parts import training_parts, unlabelled_ids
+from libs.datasets.survey.parts import read_excluded, training_parts, unlabelled_ids
 from libs.datasets.transforms import random_crop, resize, runs_inside, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import GroundTruth

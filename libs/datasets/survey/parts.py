@@ -1,4 +1,5 @@
-"""Which training videos a network learns from: those with labels in use, and all parts of them but one (cross-fitting).
+"""Which videos count: in training those with labels in use and all parts of them but one (cross-fitting), in evaluation all but a
+list of them.
 
 A cross-fitted teacher is several networks, one per part of the training videos, each trained on the other parts: every video is
 taught by the network that has not seen it (cross-fitting: Chernozhukov et al., Double/debiased machine learning, 2018).
@@ -6,10 +7,12 @@ taught by the network that has not seen it (cross-fitting: Chernozhukov et al., 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, nearest
+from libs.core.files import read_text
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video
 from libs.datasets.survey.subjects import subjects_of
@@ -53,3 +56,19 @@ def training_parts(config: Config, annotations: Annotations, parts: int) -> dict
 
 def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def read_excluded(path: str | os.PathLike, known: Collection[str], source: str) -> frozenset[str]:
+    """The ids of a file; empty lines and lines that begin with # count for nothing.
+
+    UserError for a file without any id, and for ids that `known`, the videos of the annotations `source`, lacks.
+    """
+    lines = (line.strip() for line in read_text(path, "list of videos to leave out").splitlines())
+    ids = [line for line in lines if line and not line.startswith("#")]
+    if not ids:
+        raise UserError(f"{path}: names no video; write one video id per line, or leave the option out")
+    if strange := [video for video in ids if video not in known]:
+        some = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
+        raise UserError(f"{path}: {len(strange)} of {len(ids)} videos are unknown to {source} ({some})"
+                        f"{nearest(strange[0], known)}; write the ids as there, or take them out")
+    return frozenset(ids)

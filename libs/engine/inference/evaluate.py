@@ -138,12 +138,11 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     if not world.is_main:
         return None
     seconds = time.perf_counter() - started
-    names = dataset.label_names
     remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a more recent one may still be running
     write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
     remove(folder / RESULTS, folder / CANDIDATES)  # these are not written by every evaluation
-    write_predictions_json(folder / "predictions.json", detections, names)
-    write_predictions_csv(folder / "predictions.csv", detections, names)
+    write_predictions_json(folder / "predictions.json", detections, dataset.label_names)
+    write_predictions_csv(folder / "predictions.csv", detections, dataset.label_names)
     write_predictions_pickle(folder / "eval_results.pkl", detections)
     if collector is not None:
         written = collector.write(folder / CANDIDATES, [v.id for v in dataset.videos], config,
@@ -154,8 +153,8 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
         return None
     scores = score(detections, dataset)
     sure = confidence(scores, detections, video_codes(dataset.annotated_ids))
-    about = conditions_of(config, checkpoint, dataset, scores)
-    write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which,
-                                         **scores.as_dict(), "confidence": sure, "conditions": about, "config": to_dict(config)})
-    print(f"{conditions_text(about)}\n{scores.table()}\n{confidence_line(sure)}", flush=True)
+    known = conditions_of(config, checkpoint, dataset, scores)
+    write_json_atomic(folder / RESULTS, {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which, **scores.as_dict(),
+                                         "confidence": sure, "conditions": known, "config": to_dict(config)})
+    print(f"{conditions_text(known)}\n{scores.table()}\n{confidence_line(sure)}", flush=True)
     return scores

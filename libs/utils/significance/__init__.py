@@ -1,1 +1,1 @@
-"""How sure a number is: bootstrap over videos, comparison of two methods."""
+"""How sure a number is: resampled videos, comparison of two methods."""

@@ -1,12 +1,17 @@
-"""Bootstrap over videos: how far AP would differ on other test videos of the same kind.
+"""Resampling of videos: how far AP would differ on other test videos of the same kind.
 
-    precision = WeightedAP.of(matching, videos)
-    ap = precision(resampled_weights(len(videos), 10_000, rng))         (n_resamples, n_tiou, n_cls)
-    low, high = interval(average_mAP, ap_of_resamples)
+    method = WeightedAP.of(scores.matching, detections, videos)
+    estimate, resamples = resample([method], len(videos), 10_000)
+    low, high = interval(plausible(estimate, resamples[:, 0]))
 
-A resample draws as many videos as there are, with replacement (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-chapter 6).  Matching looks at one video at a time, so the flags of true positives stay as they are and a resample only changes
-how often each video counts: its weight w.  With rows k by descending score, h_k = 1 for true positives and G segments,
+A resample is a random half of the videos (Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 8): its
+variance about the estimate is that of the estimate about the truth, as for a bootstrap that draws all videos with replacement.
+AP is too high in small samples (interpolation takes the best precision), by an amount that falls with the number of videos, so
+a half lies above the whole as the whole lies above the truth: `plausible` turns the resamples around the estimate.  Drawing with
+replacement repeats videos and covers less: benchmarks/bootstrap_coverage.py compares percentile, basic, BCa and this.
+
+Matching looks at one video at a time, so the flags of true positives stay as they are and a resample only changes how often each
+video counts: its weight w, here 0 or 1.  With rows k by descending score, h_k = 1 for true positives and G segments,
 
     precision_k = sum_{j <= k} w_j h_j / sum_{j <= k} w_j          AP = sum_k w_k h_k max_{j >= k} precision_j / sum_g w_g
 
@@ -94,13 +99,15 @@ class WeightedAP:
         return np.stack([one.ap(weights) for one in self.classes], axis=2)
 
 
-def resampled_weights(videos: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each of `videos` is drawn, in parts (videos, AT_ONCE or fewer) float32 of `resamples` in all."""
+def half_weights(videos: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Random halves of `videos`, 1 for each video drawn: parts (videos, AT_ONCE or fewer) float32 of `resamples` in all."""
     rng = np.random.default_rng(seed)
     for begin in range(0, resamples, AT_ONCE):
         rows = min(AT_ONCE, resamples - begin)
-        drawn = rng.integers(0, videos, (rows, videos)) + videos * np.arange(rows)[:, None]
-        yield np.bincount(drawn.reshape(-1), minlength=rows * videos).reshape(rows, videos).T.astype(np.float32, order="C")
+        order = rng.random((videos, rows), np.float32).argpartition(videos // 2, axis=0)
+        weights = np.zeros((videos, rows), np.float32)
+        np.put_along_axis(weights, order[:videos // 2], 1, axis=0)
+        yield weights
 
 
 def statistics_of(ap: np.ndarray) -> np.ndarray:
@@ -114,12 +121,14 @@ def resample(methods: Sequence[WeightedAP], videos: int, resamples: int, seed: i
     def of(weights: np.ndarray) -> np.ndarray:
         return np.stack([statistics_of(method(weights)) for method in methods], axis=1)
 
-    parts = [of(weights) for weights in resampled_weights(videos, resamples, seed)]
+    parts = [of(weights) for weights in half_weights(videos, resamples, seed)]
     return of(np.ones((videos, 1), np.float32))[0], np.concatenate(parts)
 
 
 def plausible(estimate: np.ndarray, resamples: np.ndarray) -> np.ndarray:
-    """Values (R, ...) that the truth may have: the basic bootstrap, which turns the resamples (R, ...) around the estimate."""
+    """Values (R, ...) that the truth may have: the resamples (R, ...), turned around the estimate.
+
+    Their bias and skewness count the other way round (the "basic" interval: Davison and Hinkley, 1997, chapter 5)."""
     return 2 * estimate - resamples
 
 
@@ -147,7 +156,7 @@ def confidence_line(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return f"no interval of the average mAP: it takes {FEWEST} videos or more"
     low, high = found["average_mAP"]
-    return (f"{100 * found['level']:.0f} % interval of the average mAP: {100 * low:.2f} to {100 * high:.2f} (bootstrap over "
+    return (f"{100 * found['level']:.0f} % interval of the average mAP: {100 * low:.2f} to {100 * high:.2f} (resampling "
             f"{found['videos']} videos)")
 
 

@@ -121,7 +121,7 @@ def compare(first: Sequence[tuple[Detections, Scores]], second: Sequence[tuple[D
 
 def _matching(scores: Scores) -> Any:
     if scores.matching is None:
-        raise UserError("the thumos14 protocol has no bootstrap; use the activitynet protocol")
+        raise UserError("the thumos14 protocol has no resamples; use the activitynet protocol")
     return scores.matching
 
 

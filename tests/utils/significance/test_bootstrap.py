@@ -7,7 +7,7 @@ import pytest
 from metrics_twin import random_case, rows, truth
 
 from libs.utils.evaluation.metrics import evaluate_detections
-from libs.utils.significance.bootstrap import WeightedAP, resample, resampled_weights, video_codes
+from libs.utils.significance.bootstrap import WeightedAP, half_weights, resample, video_codes
 
 TIOUS = (0.25, 0.5, 0.75)
 
@@ -23,8 +23,7 @@ def test_equals_a_slow_loop_over_repeated_videos(seed: int) -> None:
     found = rows(predictions)
     scores = evaluate_detections(found, truth(truths), TIOUS)
     codes = video_codes(found.video_id.tolist(), ["v7"])  # v7: a video without any row
-    (weights,) = resampled_weights(len(codes), 25, seed)
-    assert weights.sum(axis=0).tolist() == [len(codes)] * 25
+    weights = np.random.default_rng(seed).multinomial(len(codes), [1 / len(codes)] * len(codes), 25).T.astype(np.float32)
     assert (weights == 0).any()
     fast = WeightedAP.of(scores.matching, found, codes)(weights)
     for column, ours in zip(weights.T.astype(int).tolist(), fast, strict=True):
@@ -42,6 +41,15 @@ def test_weights_of_one_give_the_evaluation_itself() -> None:
     (estimate,), values = resample([WeightedAP.of(scores.matching, found, codes)], len(codes), 300)
     np.testing.assert_allclose(estimate, [scores.average_mAP, *scores.mAP, *scores.AP.mean(axis=0)], rtol=1e-14)
     assert values.shape == (300, 1, len(estimate))
+
+
+def test_resamples_are_random_halves() -> None:
+    parts = list(half_weights(41, 600, seed=3))
+    weights = np.concatenate(parts, axis=1)
+    assert (weights.shape, set(weights.sum(axis=0).tolist()), len(parts)) == ((41, 600), {20.0}, 3)
+    assert set(np.unique(weights).tolist()) == {0.0, 1.0}
+    assert abs(weights.mean(axis=1) - 20 / 41).max() < 0.1
+    assert len(np.unique(weights, axis=1).T) == 600
 
 
 def test_a_class_whose_segments_are_not_drawn_is_left_out_of_the_mean() -> None:

@@ -80,6 +80,6 @@ def test_the_interval_of_one_file_holds_its_mAP_and_narrows_with_more_videos():
     assert low < scores.average_mAP < high
     assert len(one["mAP"]) == 3
     assert list(one["per_class_AP"]) == ["0", "1"]
-    assert f"{100 * low:.2f} to {100 * high:.2f} (bootstrap over 60 videos)" in confidence_line(one)
+    assert f"{100 * low:.2f} to {100 * high:.2f} (resampling 60 videos)" in confidence_line(one)
     assert confidence(scores, found, dict(list(VIDEOS.items())[:9])) is None
     assert "10 videos" in confidence_line(None)
