@@ -25,7 +25,7 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-CPU_ONLY = ("bench_map.py", "compare_trees.py", "identical_loss.py", "kill_resume.py", "make_results.py", "record.py")
+CPU_ONLY = ("bootstrap_coverage.py", "bench_map.py", "compare_trees.py", "identical_loss.py", "kill_resume.py", "make_results.py", "record.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
@@ -75,6 +75,18 @@ def test_a_device_that_is_not_there_is_one_error(capsys, name):
     main = runpy.run_path(str(FOLDER / name), run_name="benchmark")["main"]
     code, _, err = run_script(capsys, main, name, "--device", "cuda:99")
     assert "--device cuda:99" in one_error(code, err)
+
+
+def test_coverage_of_intervals(capsys, tmp_path):
+    in_process(capsys, "bootstrap_coverage.py", "--draws", 3, "--population", 400, "--videos", 60, "--resamples", 100, "--json",
+               tmp_path / "c.json")
+    rows = {row["interval"]: row for row in read(tmp_path / "c.json")}
+    assert len(rows) == 12
+    one = rows["halves, mAP"]
+    assert 0 <= one["coverage"] <= 1
+    assert one["coverage"] == pytest.approx(1 - one["truth_below"] - one["truth_above"])
+    assert one["mean_half"] > one["mean_estimate"] > 0  # smaller samples have a higher AP
+    assert one["mean_width"] > 0
 
 
 def test_whole_test_set(capsys, tmp_path, tiny):
