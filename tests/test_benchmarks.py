@@ -25,7 +25,8 @@ from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
-CPU_ONLY = ("bootstrap_coverage.py", "bench_map.py", "compare_trees.py", "identical_loss.py", "kill_resume.py", "make_results.py", "record.py")
+CPU_ONLY = ("bench_map.py", "bootstrap_coverage.py", "compare_trees.py", "identical_loss.py", "kill_resume.py", "make_results.py",
+            "record.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 
 
