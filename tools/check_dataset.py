@@ -26,7 +26,8 @@ def main() -> int:
         refuse_source(output, args.annotations, args.config)
     refuse_same(args.write, args.json)
     refuse_existing(args.write, args.overwrite)
-    options = CheckOptions(args.config, args.feat_stride, args.num_frames, args.fps, args.prefix, args.ext, not args.headers_only)
+    options = CheckOptions(args.config, args.feat_stride, args.num_frames, args.fps, args.prefix, args.ext, not args.headers_only,
+                           overrides=args.set)
     report = check_dataset(args.annotations, args.features, options)
     print(as_text(report, None if args.all else 10), flush=True)
     if args.json:
@@ -45,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("features", metavar="FEATURES", nargs="+", help="folder of feature files, or one .h5 file; several are "
                         "joined along channels")
     parser.add_argument("--config", metavar="YAML", help="check against this configuration too")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override its keys")
     parser.add_argument("--write", metavar="YAML", help="write the suggested configuration there")
     parser.add_argument("--overwrite", action="store_true", help="--write may replace a file")
     parser.add_argument("--json", metavar="OUT", help="write the whole report as JSON")

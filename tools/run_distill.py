@@ -4,6 +4,7 @@
     python tools/run_distill.py configs/distill/hapt --seeds 3 --jobs 2
     python tools/run_distill.py configs/distill/hapt --stages student student_alone
     python tools/run_distill.py configs/distill/hapt --seeds 3 --table-only
+    python tools/run_distill.py configs/distill/salads --folds 1 2 3 4 5
 
 A stage is a YAML file of the folder whose name does not begin with _; it starts after the runs that its distill.teachers name.
 Its commands are printed and also work alone.  Finished runs are not repeated, interrupted ones resume.
@@ -21,6 +22,7 @@ from libs.core.files import entries
 from libs.engine.experiments.chain import Chain, StageRun, load_chain
 from libs.engine.experiments.chain_table import chain_results, markdown, table_rows
 from libs.engine.experiments.launch import report_runs, run_graph, shown, threads_per_job
+from libs.engine.experiments.repeats import add_arguments, repeats_of
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
 
@@ -28,16 +30,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="folder of stages, e.g. configs/distill/hapt")
     parser.add_argument("--stages", nargs="+", default=[], metavar="S", help="only these and the teachers that they need (all)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds (1)")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="S", help="seeds are S, S + 1, ... (0)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at the same time (1); cores are shared out")
+    add_arguments(parser, seeds=1)
     parser.add_argument("--output", default="seed", metavar="NAME", help="name of the runs, before the seed's number (seed)")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override keys of every stage")
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the table's numbers here too")
     parser.add_argument("--table-only", action="store_true", help="run nothing: the table of what is there")
     args = parser.parse_args()
-    if args.seeds < 1 or args.jobs < 1:
-        raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: both must be at least 1")
     if args.table_only and args.stages:
         raise UserError("--table-only --stages: the table holds every stage that has results; leave --stages out")
     return args
@@ -60,15 +58,15 @@ def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None
 
 def main() -> None:
     args = parse()
-    chain = load_chain(args.folder, range(args.first_seed, args.first_seed + args.seeds), args.output, args.set)
+    chain = load_chain(args.folder, repeats_of(args), args.output, args.set)
     refuse_source(args.json, *entries(args.folder))
     planned = {} if args.table_only else chain.plan(chain.select(args.stages))
     if planned:
         run_stages(chain, planned, args.jobs)
     results = chain_results(chain, planned)
     if not results:
-        raise UserError(f"{chain.output_folder}: no stage of {args.folder} has results for these seeds; run them without "
-                        "--table-only")
+        raise UserError(f"{chain.output_folder}: no stage of {args.folder} has results for these folds and seeds; run them "
+                        "without --table-only")
     rows = table_rows(results)
     content = {"folder": args.folder, "set": args.set, "rows": rows}
     print(markdown(rows), end="", flush=True)  # first: not lost if a file cannot be written

@@ -31,12 +31,14 @@ from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
 
 BASE = "_base_"
+FOLD = "{fold}"  # in any text of a configuration: the value of the key `fold`
 SPLITS = ("train_split", "val_split", "unlabelled_split")
 
 
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), check: bool = True) -> Config:
     """The checked configuration of one YAML file; `check` as in `from_dict`.
 
+    `{fold}` in a text is replaced by the key `fold`.
     Layers, later ones win: the schema's defaults, the files named by `_base_` (a path or a list, relative to the file that
     names them), the file itself, `overrides` ("dotted.key=value", the value in YAML).  Mappings are merged, lists replaced;
     an empty section sets nothing.
@@ -165,12 +167,28 @@ class _Layers:
     def build(self, check: bool) -> Config:
         """The configuration: all layers over the defaults of its `model_name`; `check`: check the relations between keys."""
         self.raw = in_our_terms(self.raw)
-        config = self._section(Config, "")
-        lower = {name: tuple(s.lower() for s in getattr(config, name)) for name in SPLITS}
+        config = self._of_fold(self._section(Config, ""), check)
+        lower: dict[str, Any] = {name: tuple(s.lower() for s in getattr(config, name)) for name in SPLITS}
         config = dataclasses.replace(config, source=self.top, **lower)
         if check:
             check_relations(config, self.where)
         return config
+
+    def _of_fold(self, config: Config, check: bool) -> Config:
+        """The configuration with the number of its fold in place of `FOLD`; without `check` a missing number is accepted."""
+        places = [dotted for dotted, (value, _) in self.raw.items() if FOLD in str(value)]
+        if not places and self.raw.get("fold", (None, ""))[1].startswith("--set"):
+            raise UserError(f"{self.where('fold')}: changes nothing, since no text of the configuration holds {FOLD} (a trained "
+                            "checkpoint's is that of its fold); leave it, or --folds, out, or write e.g. dataset.json_file: "
+                            f"./data/my/fold{FOLD}.json in the file")
+        if config.fold is None and places and check:
+            raise UserError(f"{self.where(places[0])}: {_show(self.raw[places[0]][0])}: {FOLD} stands for the number of a fold, "
+                            "and none is chosen; choose one with --set fold=1 (or fold: 1 in the file), or run several with "
+                            "--folds 1 2 3 (tools/run_seeds.py, tools/run_distill.py)")
+        if config.fold is None or not places:
+            return config
+        self.raw |= {dotted: (_filled(self.raw[dotted][0], str(config.fold)), self.raw[dotted][1]) for dotted in places}
+        return self._section(Config, "")
 
     def _section(self, cls: type, prefix: str) -> Any:
         given: dict[str, Any] = {}
@@ -227,6 +245,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _filled(value: Any, fold: str) -> Any:
+    """A raw value with the number of the fold in its texts."""
+    if isinstance(value, Mapping):
+        return {name: _filled(entry, fold) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_filled(entry, fold) for entry in value]
+    return value.replace(FOLD, fold) if isinstance(value, str) else value
 
 
 def _show(value: Any) -> str:

@@ -309,6 +309,7 @@ class Config:
     """The whole configuration; immutable.  `source` is the YAML file that it came from (for messages)."""
 
     init_rand_seed: int = key(1234567891, "seed of everything random in training", low=0, high=2**63 - 1)
+    fold: int | None = key(None, "(ours) number that replaces {fold} in every text of the configuration, e.g. dataset.json_file: ./data/my/fold{fold}.json", low=0)
     dataset_name: str = key("epic", "dataset preset")
     devices: tuple[str, ...] = key(("cuda:0",), "cuda:N, cpu or auto; under torchrun cuda (or cuda:0) gives every process of a machine its own GPU, a list names one per process")
     train_split: tuple[str, ...] = key(("training",), "annotation subsets to train on, lower case")

@@ -47,6 +47,7 @@ def refused(data, tmp_path, capsys):
 CASES = {
     "other number of classes": (
         {"dataset": {"num_classes": 5}}, {}, (), ["distill.teachers: teacher: dataset.num_classes", "has 5, the student 3"]),
+    "other fold": ({"fold": 1}, {"fold": 2}, (), ["teacher: fold", "has 1, the student 2", "{run}"]),
     "other pyramid levels": (
         FOUR_LEVELS, {}, (), ["FPN strides", "[1, 2, 4, 8], the student [1, 2, 4]", "model.backbone_arch[2]"]),
     "other strides": (

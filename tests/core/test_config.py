@@ -205,7 +205,7 @@ def test_from_dict_checks_unless_told_not_to() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_shipped_configuration_loads(path: Path) -> None:
-    assert load_config(path).source == str(path)
+    assert load_config(path, ["fold=1"] if "salads" in str(path.relative_to(ROOT)) else []).source == str(path)
 
 
 def test_with_overrides_does_what_set_does(tmp_path):
@@ -225,3 +225,47 @@ def test_with_overrides_refuses_what_set_refuses(override, told):
     with pytest.raises(UserError, match=r"x\.yaml|--set") as error:
         with_overrides(tiny_config("x.yaml"), [override])
     assert told in str(error.value)
+
+
+FOLDS = """
+output_folder: ./ckpt/fold{fold}
+dataset: {json_file: "./splits/split{fold}.json", feat_folder: [a, "b{fold}"], input_dim: 4, num_classes: 2,
+          modalities: {rgb: [0, 4], audio: {folder: "./audio{fold}", dim: 3}}}
+model: {modalities: [rgb]}
+distill: {teachers: [{checkpoint: "./ckpt/teacher_fold{fold}"}]}
+"""
+
+
+@pytest.fixture
+def folds(tmp_path):
+    (tmp_path / "folds.yaml").write_text(FOLDS)
+    return tmp_path / "folds.yaml"
+
+
+def test_a_fold_replaces_its_placeholder_everywhere(folds):
+    config = load_config(folds, ["fold=3"])
+    assert (config.fold, config.output_folder) == (3, "./ckpt/fold3")
+    assert (config.dataset.json_file, config.dataset.feat_folder) == ("./splits/split3.json", ("a", "b3"))
+    assert config.dataset.modalities["audio"].folder == "./audio3"
+    assert config.distill.teachers[0].checkpoint == "./ckpt/teacher_fold3"
+    (folds.parent / "own.yaml").write_text("_base_: folds.yaml\nfold: 3")
+    assert load_config(folds.parent / "own.yaml") == config
+    assert load_config(folds.parent / "own.yaml", ["fold=4"]).dataset.json_file == "./splits/split4.json"
+    (folds.parent / "resolved.yaml").write_text(dump_yaml(config))  # as a run's folder holds it
+    assert load_config(folds.parent / "resolved.yaml") == config == from_dict(to_dict(config))
+
+
+def test_a_placeholder_without_a_fold(folds):
+    for overrides in ([], ["fold=null"]):
+        with pytest.raises(UserError, match=r"folds\.yaml: output_folder: './ckpt/fold\{fold\}': .* --set fold=1 .* --folds 1 2"):
+            load_config(folds, overrides)
+    assert load_config(folds, check=False).dataset.json_file == "./splits/split{fold}.json"
+    with pytest.raises(UserError, match=r"fold \(from --set fold=a\)"):
+        load_config(folds, ["fold=a"])
+
+
+def test_a_fold_that_would_change_nothing(folds, tmp_path):
+    resolved = load_config(folds, ["fold=3"])
+    for load in (lambda: with_overrides(resolved, ["fold=4"]), lambda: load_config(small(tmp_path), ["fold=1"])):
+        with pytest.raises(UserError, match=r"fold \(from --set fold=.\): changes nothing, since no text .* holds \{fold\}"):
+            load()

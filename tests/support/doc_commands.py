@@ -147,7 +147,8 @@ def check_values(values: argparse.Namespace | None) -> None:
     config = given.get("config")
     if config and str(config).startswith("configs/") and str(config) not in WRITTEN and not re.search(r"\b[A-Z]\b", str(config)):
         try:
-            load_config(ROOT / config, given.get("set") or [])
+            folds = [f"fold={fold}" for fold in given.get("folds") or []]
+            load_config(ROOT / config, [*(given.get("set") or []), *folds])
         except UserError as error:
             raise AssertionError(str(error)) from None
 

@@ -63,6 +63,7 @@ class CheckOptions:
     extension: str | None = None
     read_values: bool = True
     progress: bool = True
+    overrides: Sequence[str] = ()
 
 
 @dataclass
@@ -96,7 +97,7 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
     if repeated := repeated_folder(features):
         raise UserError(f"{repeated}: is named twice, which would double its channels; name it once")
     problems = Problems()
-    config = _config(options.config_path, problems)
+    config = _config(options.config_path, options.overrides, problems)
     annotations = _annotations(path, config, problems)
     splits = (Splits(config.train_split, config.val_split, config.unlabelled_split, config.source) if config
               else guess_splits(annotations))
@@ -129,16 +130,16 @@ def check_dataset(path: str, features: Sequence[str], options: CheckOptions = Ch
     return report
 
 
-def _config(path: str | None, problems: Problems) -> Config | None:
+def _config(path: str | None, overrides: Sequence[str], problems: Problems) -> Config | None:
     """Load the configuration; one that fails its checks is reported, and its values are used nevertheless."""
     if path is None:
         return None
     try:
-        return load_config(path)
+        return load_config(path, overrides)
     except UserError as error:
         problems.caught("configuration", path, "", error)
     try:
-        return load_config(path, check=False)
+        return load_config(path, overrides, check=False)
     except UserError:
         return None
 

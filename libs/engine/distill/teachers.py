@@ -142,6 +142,9 @@ def check_teacher(student: Config, teacher: Config, where: str) -> None:
         if ours != theirs:
             raise UserError(f"{where}: {key}: the teacher ({teacher.source}) has {theirs}, the student {ours}: {remedy}")
 
+    if student.fold is not None and teacher.fold is not None:
+        same("fold", student.fold, teacher.fold, "it may have seen the videos that the student is evaluated on; name the run of "
+             "the student's fold, e.g. with {run} or {fold}")
     same("dataset.num_classes", student.dataset.num_classes, teacher.dataset.num_classes, "both must name the same classes")
     same("FPN strides", list(student.level_strides), list(teacher.level_strides),
          "their points must be the same; make model.backbone_arch[2], scale_factor and fpn_start_level equal")

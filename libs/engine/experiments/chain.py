@@ -1,11 +1,11 @@
 """A chain of distillation: a folder with one YAML per stage, in which stages are teachers of other stages.
 
-    chain = load_chain("configs/distill/hapt", seeds=[0, 1, 2], output="seed", overrides=[])
+    chain = load_chain("configs/distill/hapt", [Repeat(None, seed) for seed in range(3)], output="seed", overrides=[])
     planned = chain.plan(["student"])          the runs of these stages and of their teachers, teachers first
 
-Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed is one run of train.py, named <output><seed>, in
-<output_folder>/<stage>_<output><seed>, which is also its label.  It starts after the runs that its
-`distill.teachers[].checkpoint` names, in which `{run}` stands for its own run's name and `{part}` for each part of cross_fit.
+Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed is one run of train.py, named <output><seed>
+(with folds fold<fold>_<output><seed>), in <output_folder>/<stage>_<name>, which is also its label.  It starts after the runs that
+its `distill.teachers[].checkpoint` names, in which `{run}` stands for its own run's name and `{part}` for each part of cross_fit.
 """
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
 from libs.engine.experiments.launch import eval_command, log_of, read_results, run_commands, train_command
+from libs.engine.experiments.repeats import Repeat
 from libs.engine.inference.evaluate import EVALUATED, IGNORED, RESULTS, WEIGHTS_KEY, evaluation_folder, other_settings
 from libs.engine.runs.checkpoint import (
     changed_settings,
@@ -45,10 +46,10 @@ def _other_settings(path: Path, _changed_ns: int, _size: int, config: Config) ->
 
 @dataclass(frozen=True)
 class StageRun:
-    """One stage with one seed."""
+    """One stage with one fold and seed."""
 
     stage: str  # name of its YAML file
-    seed: int
+    repeat: Repeat
     name: str  # of the run: train.py --output
     config: Config  # {run} in its teachers' checkpoints replaced
     overrides: tuple[str, ...]  # --set
@@ -191,7 +192,7 @@ class Chain:
         return list(stages) or self.stages
 
     def plan(self, stages: Sequence[str]) -> dict[str, StageRun]:
-        """The runs of these stages and of the teachers that they still need, finished ones included, seed by seed.
+        """The runs of these stages and of the teachers that they still need, finished ones included, fold by fold, seed by seed.
 
         A trained run no longer needs its teachers.  Raises UserError if a configuration has changed since its run, if a teacher
         is missing that no stage makes, and if a run is older than its teacher.
@@ -200,7 +201,7 @@ class Chain:
         for label, run in reversed(self.runs.items()):  # students before their teachers
             if run.stage in stages or label in needed:
                 needed |= {label, *(self.teachers(run) if not run.trained else ())}
-        planned = {label: run for label, run in sorted(self.runs.items(), key=lambda item: item[1].seed) if label in needed}
+        planned = {label: run for label, run in sorted(self.runs.items(), key=lambda item: item[1].repeat) if label in needed}
         for run in planned.values():
             self._check(run, planned)
         return planned
@@ -222,8 +223,8 @@ class Chain:
         return ((name, path, _maker(path, self.runs)) for name, path in run.teacher_paths)
 
 
-def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, overrides: Sequence[str] = ()) -> Chain:
-    """Read the stages of a folder; `overrides` ("key=value") apply to each.
+def load_chain(folder: str | os.PathLike, repeats: Sequence[Repeat], output: str, overrides: Sequence[str] = ()) -> Chain:
+    """Read the stages of a folder, each with every fold and seed of `repeats`; `overrides` ("key=value") apply to each.
 
     Raises UserError for a folder without stages, a bad configuration, an `output` that is no name, stages that write to
     different folders and stages that wait for each other in a circle.
@@ -236,11 +237,10 @@ def load_chain(folder: str | os.PathLike, seeds: Sequence[int], output: str, ove
     if not paths:
         raise UserError(f"{folder}: holds no stage (*.yaml whose name does not begin with _)")
     runs: dict[str, StageRun] = {}
-    for seed in seeds:
+    for repeat in repeats:
         for path in paths:
-            settings = (*overrides, f"init_rand_seed={seed}")
-            name = f"{output}{seed}"
-            run = StageRun(path.stem, seed, name, with_run_name(load_config(path, settings), name), settings)
+            settings, name = (*overrides, *repeat.overrides), repeat.name(output)
+            run = StageRun(path.stem, repeat, name, with_run_name(load_config(path, settings), name), settings)
             runs[run.label] = run
     first = next(iter(runs.values())).config
     for run in runs.values():

@@ -14,27 +14,29 @@ from libs.core.errors import note
 from libs.core.schema import Config
 from libs.engine.deploy.cost import Cost, feature_flops, measure
 from libs.engine.experiments.chain import Chain
+from libs.engine.experiments.repeats import Repeat, by_unit, fold_details
 from libs.engine.runs.checkpoint import load_checkpoint
 from libs.utils.tables import format_table
 
 TEACHER, ALONE = "teacher", "student_alone"  # the stages between which the gap is measured
 ORDER = (TEACHER, "baseline", ALONE, "student", "structure_teacher", "cross_modal", "cross_structure", "multi_teacher")
 LATENCY_RUNS = 5
-HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = steps", "average mAP", "of seeds {seeds}",
-        f"minus {ALONE}", "of seeds {seeds}", "gap recovered %", "params M", "GFLOP", f"% of {TEACHER}'s", "CPU ms")
+HEAD = ("stage", "reads", "learns from", "starts from", "epochs x iterations = steps", "average mAP", "of {units}",
+        f"minus {ALONE}", "of {units}", "gap recovered %", "params M", "GFLOP", f"% of {TEACHER}'s", "CPU ms")
 FEATURES_HEAD = ("features GFLOP", f"with features, % of {TEACHER}'s")
+SPREADS = {"standard_deviation": " ± {:.2f}", "seed_deviation": " (± {:.2f})"}
 
 
 @dataclass(frozen=True)
 class StageResults:
-    """Results of a stage's finished runs; average mAP in percent by seed, `steps` of one run."""
+    """Results of a stage's finished runs; average mAP in percent by fold and seed, `steps` of one run."""
 
     stage: str
     config: Config
     teachers: tuple[str, ...]  # stages, or checkpoints from elsewhere
     init: str  # "random", or one of the teachers
     steps: int
-    average_mAP: Mapping[int, float]
+    average_mAP: Mapping[Repeat, float]
 
 
 def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResults]:
@@ -50,8 +52,8 @@ def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResu
         if label not in planned and (changes := run.changes()):
             note(f"note: {run.folder}: left out of the table, its configuration has changed since: {'; '.join(changes)}")
             continue
-        earlier = found.get(run.stage)  # other seeds
-        values = {**(earlier.average_mAP if earlier else {}), run.seed: run.average_mAP()}
+        earlier = found.get(run.stage)  # other seeds and folds
+        values = {**(earlier.average_mAP if earlier else {}), run.repeat: run.average_mAP()}
         steps = earlier.steps if earlier else (load_checkpoint(run.last).training or {})["iteration"]
         sources = chain.source_names(run)
         first = run.config.distill.init_from
@@ -68,8 +70,9 @@ def cpu_cost(config: Config) -> Cost:
 def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = cpu_cost) -> list[dict[str, Any]]:
     """One row of plain values per stage; None for numbers that need more seeds or another stage's results.
 
-    average_mAP, standard_deviation (of a sample, n - 1), difference (to student_alone, by seed and mean): percent points.
-    gap_recovered: 100 (stage - student_alone) / (teacher - student_alone), means over the seeds that all three have, None
+    average_mAP, standard_deviation (of a sample, n - 1), difference (to student_alone, run by run): percent points by seed, with
+    folds by fold as means over seeds, and then `runs` has the mAP of every run and `seed_deviation` the spread inside folds.
+    gap_recovered: 100 (stage - student_alone) / (teacher - student_alone), means over the runs that all three have, None
     unless the teacher is better.  feature_flops: behind the features of a sequence; whole_of_teacher: those and the network's,
     over the teacher's; None without dataset.feature_gflop.  `cost(config)` has params, flops, latency_ms, length, threads,
     machine.
@@ -80,15 +83,16 @@ def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = 
     wholes = {stage: flops + costs[stage].flops for stage, flops in features.items()}
     rows = []
     for r in results:
-        values, c = list(r.average_mAP.values()), costs[r.stage]
-        difference = {seed: v - maps[ALONE][seed] for seed, v in r.average_mAP.items() if seed in maps.get(ALONE, ())}
+        average, c = by_unit(r.average_mAP), costs[r.stage]
+        values = list(average.values())
+        difference = by_unit({run: v - maps[ALONE][run] for run, v in r.average_mAP.items() if run in maps.get(ALONE, ())})
         rows.append({
             "stage": r.stage, "modalities": _modalities(r.config), "hallucinated": list(r.config.model.hallucinated),
             "teachers": list(r.teachers), "init": r.init, "epochs": r.config.total_epochs,
             "iterations_per_epoch": r.steps // r.config.total_epochs, "steps": r.steps, "weights": r.config.test_cfg.weights,
-            "average_mAP": {str(seed): v for seed, v in r.average_mAP.items()}, "mean": statistics.mean(values),
-            "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
-            "difference": {str(seed): v for seed, v in difference.items()},
+            "average_mAP": average, "mean": statistics.mean(values),
+            "standard_deviation": statistics.stdev(values) if len(values) > 1 else None, **fold_details(r.average_mAP),
+            "difference": difference,
             "mean_difference": statistics.mean(difference.values()) if difference else None,
             "gap_recovered": _gap_recovered(r.average_mAP, maps.get(TEACHER, {}), maps.get(ALONE, {})),
             "params": c.params, "flops": c.flops,
@@ -101,30 +105,32 @@ def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a markdown table and what its columns mean."""
-    seeds = sorted({int(seed) for row in rows for seed in row["average_mAP"]})
-    head = [cell.format(seeds=", ".join(map(str, seeds))) for cell in HEAD]
+    units = sorted({int(unit) for row in rows for unit in row["average_mAP"]})
+    kind = "folds" if "runs" in rows[0] else "seeds"
+    head = [cell.format(units=f"{kind} {', '.join(map(str, units))}") for cell in HEAD]
     known = any(row["feature_flops"] is not None for row in rows)
-    cells = [_cells(row, seeds) + (_feature_cells(row) if known else []) for row in rows]
+    cells = [_cells(row, units) + (_feature_cells(row) if known else []) for row in rows]
     text = format_table(cells, [*head, *(FEATURES_HEAD if known else ())], markdown=True)
+    over = "folds, each the mean of its seeds (in brackets: over the seeds of a fold)" if kind == "folds" else "seeds"
     weights, lengths = ({str(row[key]) for row in rows} for key in ("weights", "length"))
     machine = f"{rows[0]['machine']}, {rows[0]['threads']} threads"
     return (f"{text}\n\nAverage mAP: percent, {' or '.join(sorted(weights))} weights of the last epoch, mean ± standard "
-            f"deviation over seeds.\nGap recovered: (stage - {ALONE}) / ({TEACHER} - {ALONE}), over seeds that all three have.\n"
+            f"deviation over {over}.\nGap recovered: (stage - {ALONE}) / ({TEACHER} - {ALONE}), over runs that all three have.\n"
             f"GFLOP (a multiply-add is 2) and CPU ms (median of {LATENCY_RUNS} forward passes; {machine}): the network alone, "
             f"one sequence of {' or '.join(sorted(lengths, key=int))} feature vectors.\n"
             + ("Features: extracting those vectors (dataset.feature_gflop), without the optical flow itself.\n" if known else ""))
 
 
-def _cells(row: Mapping[str, Any], seeds: Sequence[int]) -> list[str]:
+def _cells(row: Mapping[str, Any], units: Sequence[int]) -> list[str]:
     def each(values: Mapping[str, float], form: str) -> str:
-        return " ".join(_number(values.get(str(seed)), form) for seed in seeds)
+        return " ".join(_number(values.get(str(unit)), form) for unit in units)
 
     hallucinated = f" (+ {', '.join(row['hallucinated'])} made up)" if row["hallucinated"] else ""
-    spread = row["standard_deviation"]
+    spread = "".join(text.format(row[key]) for key, text in SPREADS.items() if row.get(key) is not None)
     share = row["flops_of_teacher"]
     return [row["stage"], ", ".join(row["modalities"]) + hallucinated, ", ".join(row["teachers"]) or "-", row["init"],
             f"{row['epochs']} x {row['iterations_per_epoch']} = {row['steps']}",
-            f"{row['mean']:.2f}" + ("" if spread is None else f" ± {spread:.2f}"), each(row["average_mAP"], ".2f"),
+            f"{row['mean']:.2f}{spread}", each(row["average_mAP"], ".2f"),
             _number(row["mean_difference"], "+.2f"), each(row["difference"], "+.2f"), _number(row["gap_recovered"], ".0f"),
             f"{row['params'] / 1e6:.3f}", f"{row['flops'] / 1e9:.3f}", _number(None if share is None else 100 * share, ".1f"),
             f"{row['latency_ms']:.1f}"]
@@ -143,9 +149,10 @@ def _modalities(config: Config) -> list[str]:
     return list(config.model.modalities or config.dataset.modalities or ("all",))
 
 
-def _gap_recovered(own: Mapping[int, float], teacher: Mapping[int, float], alone: Mapping[int, float]) -> float | None:
-    seeds = [seed for seed in own if seed in teacher and seed in alone]
-    if not seeds:
+def _gap_recovered(own: Mapping[Repeat, float], teacher: Mapping[Repeat, float], alone: Mapping[Repeat, float]) -> float | None:
+    common = [run for run in own if run in teacher and run in alone]
+    if not common:
         return None
-    mean, high, low = (statistics.mean(values[seed] for seed in seeds) for values in (own, teacher, alone))
+    units = (by_unit({run: values[run] for run in common}) for values in (own, teacher, alone))
+    mean, high, low = (statistics.mean(unit.values()) for unit in units)
     return 100 * (mean - low) / (high - low) if high > low else None

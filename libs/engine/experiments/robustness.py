@@ -34,6 +34,7 @@ from libs.datasets.corruptions import (
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
 from libs.engine.distill.streams import channel_ranges, moved_channels
+from libs.engine.inference.evaluate import refuse_other_fold
 from libs.engine.inference.predict import predict, score
 from libs.engine.runs.checkpoint import Checkpoint, check_label_ids, find_checkpoint, load_checkpoint, own_config
 from libs.engine.runs.network import load_network
@@ -126,6 +127,7 @@ def load_subjects(config: Config, named: Sequence[tuple[str, str]]) -> list[Subj
     for name, where in named:
         path = find_checkpoint(where)
         checkpoint = load_checkpoint(path)
+        refuse_other_fold(config, checkpoint)
         own = network_config(config, checkpoint)
         model = load_network(own, checkpoint, config.test_cfg.weights)
         key = (own.dataset, own.model.modalities)

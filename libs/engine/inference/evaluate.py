@@ -69,9 +69,19 @@ def other_settings(checkpoint: Checkpoint, config: Config) -> dict[str, str]:
     A checkpoint of another program holds no settings: those of the configuration file, without --set, count as its own.
     """
     known = "config" in (checkpoint.training or {})
-    base = load_config(config.source) if not known and is_file(config.source) else None
+    fold = () if config.fold is None else (f"fold={config.fold}",)
+    base = load_config(config.source, fold) if not known and is_file(config.source) else None
     return {key: line for key, line in changed_settings(checkpoint, config, base).items()
             if key.startswith(EVALUATED) and key not in (*IGNORED, WEIGHTS_KEY)}
+
+
+def refuse_other_fold(config: Config, checkpoint: Checkpoint) -> None:
+    """UserError for a checkpoint of another fold than the configuration's: it may have seen the videos to evaluate on."""
+    values = (checkpoint.training or {}).get("config")
+    trained = values.get("fold") if isinstance(values, Mapping) else None
+    if config.fold is not None and trained is not None and config.fold != trained:
+        raise UserError(f"{config.source}: fold: {config.fold}, but {checkpoint.path} was trained on fold {trained} and may have "
+                        f"seen these videos; use --set fold={trained}, or a checkpoint of fold {config.fold}")
 
 
 def warn_of_drift(checkpoint: Checkpoint, changed: Mapping[str, str]) -> None:
@@ -111,6 +121,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     """
     path, which = checkpoint.path, config.test_cfg.weights
     check_precision(config.test_cfg.precision, device, config.source, "test_cfg.precision")
+    refuse_other_fold(config, checkpoint)
     model = load_network(config, checkpoint, which)
     changed = other_settings(checkpoint, config)
     warn_of_drift(checkpoint, changed)

@@ -15,6 +15,7 @@ from libs.datasets.loader import close, training_loader
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Teacher, load_teachers
+from libs.engine.inference.evaluate import refuse_other_fold
 from libs.engine.runs.checkpoint import Checkpoint, copy_matching, epochs_of, find_checkpoint, load_checkpoint, newest_checkpoint
 from libs.engine.runs.checkpoint_mismatch import explain_difference
 from libs.engine.runs.environment import record_start
@@ -120,6 +121,7 @@ def _copy_weights(model: LocPointTransformer, config: Config, options: FitOption
     if options.init_from:
         source = options.init_from
         start = load_checkpoint(find_checkpoint(source))
+        refuse_other_fold(config, start)
         copied, fresh, unused = copy_matching(model, of_streams(start, config))
     elif config.distill.init_from:
         teacher = next(t for t in teachers if t.name == config.distill.init_from)

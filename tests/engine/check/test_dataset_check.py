@@ -112,6 +112,16 @@ def test_several_faults_are_all_found(tmp_path):
         p.kind for p in run(case).problems.found}
 
 
+def test_keys_of_the_configuration_can_be_set(tmp_path, capsys):
+    case = Case(tmp_path)
+    case.configure()
+    case.save()
+    (tmp_path / "folds.yaml").write_text("_base_: my.yaml\noutput_folder: ./ckpt/fold{fold}")
+    argv = ["check_dataset.py", str(case.annotations), str(case.features), "--config", str(tmp_path / "folds.yaml")]
+    assert "--set fold=1" in run_script(capsys, script.main, *argv)[1]
+    assert "error: configuration" not in run_script(capsys, script.main, *argv, "--set", "fold=1")[1]
+
+
 def test_missing_fps_and_durations_are_one_line_each_with_the_option_that_mends_it(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     case = Case(tmp_path)

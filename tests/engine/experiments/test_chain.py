@@ -14,6 +14,7 @@ from libs.core.errors import UserError
 from libs.engine.distill.teachers import with_run_name
 from libs.engine.experiments.chain import load_chain
 from libs.engine.experiments.chain_table import StageResults, chain_results, markdown, table_rows
+from libs.engine.experiments.repeats import Repeat
 from libs.engine.runs.checkpoint import save_checkpoint
 
 
@@ -30,8 +31,13 @@ class Folder:
         sections = {"output_folder": str(self.ckpt), "distill": {"teachers": entries}, "opt": {"epochs": 1}, **sections}
         return write_config(self.path / f"{name}.yaml", Data(self.root / "a.json", self.root / "feats"), **sections)
 
-    def load(self, seeds=(0,), output="seed", overrides=()):
-        return load_chain(self.path, seeds, output, overrides)
+    def stage_with_folds(self, name, *teachers, **sections):
+        """A stage whose annotation file has a number."""
+        file = self.stage(name, *teachers, **sections)
+        file.write_text(file.read_text().replace("/a.json", "/split{fold}.json"))
+
+    def load(self, seeds=(0,), output="seed", overrides=(), folds=(None,)):
+        return load_chain(self.path, [Repeat(fold, seed) for fold in folds for seed in seeds], output, overrides)
 
     def train(self, run, epoch=2, **changes):
         """The checkpoint of an epoch as train.py leaves it; `changes` of its configuration as --set values."""
@@ -224,7 +230,7 @@ def test_teachers_from_elsewhere(folder):
 
 def test_folders_that_are_no_chain(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        load_chain(tmp_path / "nowhere", [0], "seed")
+        load_chain(tmp_path / "nowhere", [Repeat(None, 0)], "seed")
     with pytest.raises(UserError, match=r"chain: holds no stage"):
         folder.load()
     folder.stage("a")
@@ -239,7 +245,7 @@ def test_names_of_runs_that_are_paths(folder, output):
     folder.stage("a")
     folder.stage("b")
     with pytest.raises(UserError, match=f"--output '{output}': .* without /"):
-        load_chain(folder.path, [0], output)
+        load_chain(folder.path, [Repeat(None, 0)], output)
 
 
 def test_results_by_stage_and_seed(folder, capsys):
@@ -254,16 +260,18 @@ def test_results_by_stage_and_seed(folder, capsys):
     folder.finish(chain.runs["zebra_seed1"], 0.1)
     folder.train(chain.runs["zebra_seed0"])  # not evaluated
     found = chain_results(chain)
+    first, second = Repeat(None, 0), Repeat(None, 1)
     assert [(r.stage, r.average_mAP, r.steps, r.init) for r in found] == [
-        ("teacher", {0: 80}, 6, "random"), ("student", {1: 60}, 6, "teacher"), ("zebra", {1: 10}, 6, "random")]
+        ("teacher", {first: 80}, 6, "random"), ("student", {second: 60}, 6, "teacher"), ("zebra", {second: 10}, 6, "random")]
     assert found[1].teachers == ("zebra", "teacher")
     assert "teacher_seed1: left out of the table, its configuration has changed since: opt.learning_rate: 1.0 -> 0.003" in \
         capsys.readouterr().err
-    assert chain_results(chain, planned=["teacher_seed1"])[0].average_mAP == {0: 80, 1: pytest.approx(70)}
+    assert chain_results(chain, planned=["teacher_seed1"])[0].average_mAP == {first: 80, second: pytest.approx(70)}
 
 
 def results(stage, values, **sections):
-    return StageResults(stage, tiny_config(**sections), (), "random", 40, dict(enumerate(values)))
+    by_run = {Repeat(None, seed): value for seed, value in enumerate(values)} if isinstance(values, list) else values
+    return StageResults(stage, tiny_config(**sections), (), "random", 40, by_run)
 
 
 def costs(config):
@@ -339,3 +347,53 @@ def test_an_evaluation_with_other_settings_is_no_score_of_the_chain(published):
         else:
             with pytest.raises(UserError, match=message):
                 run.average_mAP()
+
+
+def test_folds_have_runs_and_teachers_of_their_own(folder):
+    folder.stage_with_folds("teacher")
+    folder.stage_with_folds("student", "teacher")
+    chain = folder.load((0, 1), folds=(2, 1))
+    assert list(chain.plan(["student"])) == [f"{stage}_fold{fold}_seed{seed}" for fold in (1, 2) for seed in (0, 1)
+                                             for stage in ("teacher", "student")]
+    run = chain.runs["student_fold2_seed1"]
+    assert chain.teachers(run) == ["teacher_fold2_seed1"]
+    assert (run.folder, run.config.dataset.json_file) == (folder.ckpt / run.label, f"{folder.root}/split2.json")
+    assert run.training[-3:] == ["--set", "fold=2", "init_rand_seed=1"]
+    folder.finish(chain.runs["teacher_fold2_seed0"], 0.8)
+    assert chain_results(chain)[0].average_mAP == {Repeat(2, 0): 80}
+
+
+def test_each_fold_has_cross_fitted_teachers_of_its_own(folder):
+    for part in range(2):
+        folder.stage_with_folds(f"teacher_part{part}", train_cfg={"leave_out": [part, 2]})
+    fitted = {"name": "fitted", "checkpoint": f"{folder.ckpt}/teacher_part{{part}}_{{run}}", "cross_fit": 2}
+    folder.stage_with_folds("student", distill={"teachers": [fitted], "outputs": "cache"}, dataset={"crop_align": 32})
+    chain = folder.load((0, 5), folds=(1, 3))
+    for run in (run for run in chain.runs.values() if run.stage == "student"):
+        assert chain.teachers(run) == [f"teacher_part{part}_{run.name}" for part in (0, 1)]
+        assert {chain.runs[label].config.dataset.json_file for label in chain.teachers(run)} == {run.config.dataset.json_file}
+
+
+def test_folds_without_a_place_for_their_number(folder):
+    folder.stage("teacher")
+    with pytest.raises(UserError, match=r"teacher\.yaml: fold \(from --set fold=1\): changes nothing"):
+        folder.load(folds=(1, 2))
+
+
+def test_table_over_folds_by_hand():
+    runs = [Repeat(fold, seed) for fold in (1, 3) for seed in (0, 1)]
+    alone = dict(zip(runs, (60.0, 62.0, 70.0, 74.0), strict=True))
+    taught = {runs[0]: 65.0, runs[2]: 71.0, runs[3]: 77.0}  # one is missing
+    teacher = {run: value + 10 for run, value in alone.items()}
+    rows = table_rows([results("teacher", teacher), results("student_alone", alone), results("student", taught)], costs)
+    student = rows[2]
+    assert (student["average_mAP"], student["mean"]) == ({"1": 65, "3": 74}, 69.5)
+    assert student["standard_deviation"] == pytest.approx(40.5 ** 0.5)
+    assert (student["difference"], student["mean_difference"]) == ({"1": 5, "3": 2}, 3.5)  # of the runs that both have
+    assert student["gap_recovered"] == pytest.approx(35)
+    assert student["runs"] == {"fold1_seed0": 65, "fold3_seed0": 71, "fold3_seed1": 77}
+    assert student["seed_deviation"] == pytest.approx(18 ** 0.5)
+    text = markdown(rows)
+    assert "of folds 1, 3" in text.splitlines()[0]
+    assert "| 69.50 ± 6.36 (± 4.24) | 65.00 74.00 " in text.splitlines()[4]
+    assert "standard deviation over folds" in text

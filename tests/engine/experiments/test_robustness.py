@@ -105,6 +105,12 @@ def test_severities_that_a_corruption_does_not_have(data, tmp_path):
         measure(config, subjects, Settings(("noise", "gap_zeros"), (4, 5)), CPU)
 
 
+def test_a_checkpoint_of_another_fold_is_refused(data, tmp_path):
+    files = [("a", saved(data_config(data, tmp_path, fold=1), tmp_path / "a"))]
+    with pytest.raises(UserError, match=r"fold: 2, but .* was trained on fold 1"):
+        load_subjects(data_config(data, tmp_path, fold=2), files)
+
+
 def test_a_modality_that_is_not_read_can_be_corrupted_without_effect(data, tmp_path):
     teacher, student = config_of(data, tmp_path), config_of(data, tmp_path, **STUDENT)
     subjects = load_subjects(teacher, [("teacher", saved(teacher, tmp_path / "t")), ("student", saved(student, tmp_path / "s"))])

@@ -16,12 +16,12 @@ import pytest
 import torch
 from helpers import data_config, write_data
 
-from libs.core.config import dump_text, load_config
+from libs.core.config import dump_text, load_config, to_dict
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features.store import FeatureStore
 from libs.datasets.samplers import EpochSampler
-from libs.engine.runs.checkpoint import load_checkpoint
+from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
 from libs.engine.runs.run_folder import Run, run_folder
 from libs.engine.training import fit as fit_module
 from libs.engine.training.fit import FitOptions, fit
@@ -234,6 +234,14 @@ def test_a_folder_without_checkpoints_starts_its_metrics_anew(data, tmp_path):
 def test_resume_and_init_from_exclude_each_other(data, tmp_path):
     with pytest.raises(UserError, match="--resume and --init-from exclude each other"):
         fit(data_config(data, tmp_path), tmp_path / "run", CPU, FitOptions(resume="auto", init_from="x"))
+
+
+def test_init_from_another_fold(data, tmp_path):
+    config = data_config(data, tmp_path, fold=1)
+    weights = {"w": torch.zeros(1)}
+    save_checkpoint(tmp_path / "epoch_001.pth.tar", 1, weights, weights, {}, {}, {"config": to_dict(config)})
+    with pytest.raises(UserError, match=r"fold: 2, but .*epoch_001\.pth\.tar was trained on fold 1"):
+        fit(data_config(data, tmp_path, fold=2), tmp_path / "run", CPU, FitOptions(init_from=str(tmp_path / "epoch_001.pth.tar")))
 
 
 def test_init_from_another_number_of_classes(data, tmp_path, capsys):
