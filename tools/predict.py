@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Find actions in features of your own videos; no annotations needed.
+"""Find actions in your own videos, or in features of them; no annotations needed.
 
+    python tools/predict.py ckpt/my_first holiday.mp4 --threshold 0.3      (the extractor of its training's features)
+    python tools/predict.py ckpt/my_first videos/ --rgb-model rgb_imagenet.pt -o found.json
     python tools/predict.py pretrained/demo_student.pth.tar pretrained/demo_video.npy --fps 25 --threshold 0.3
     python tools/predict.py ckpt/hapt_first data/hapt/features --fps 50 -o found.json
     python tools/predict.py ckpt/my_first data/my/features                     (with provenance.json of tools/extract_features.py)
@@ -9,25 +11,31 @@
 
 The configuration comes from the checkpoint (or the config.yaml beside it); a published checkpoint needs --config.  Without -o
 the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.gz, .pkl; one file per video: .srt, .vtt, .eaf.
+Features of videos are kept in features_<extractor>_<settings> beside them and used again.  docs/inference.md has the details.
 """
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from libs.core.arguments import count, frame_rate, refuse_source
+from libs.core.arguments import count, frame_rate, refuse_source, some_path
 from libs.core.errors import UserError, note, run_main
-from libs.engine.api import load_model
+from libs.core.yaml_text import parse as parse_yaml
+from libs.datasets.feature_videos import FeatureVideos, raw_videos
+from libs.datasets.video.extract import refuse_failed
+from libs.datasets.video.extractors import spellings
+from libs.engine.api import Localizer, features_place, load_model
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
 from libs.utils.evaluation.writers import FORMATS, PER_VIDEO, plan_output, write_output
-from libs.utils.progress import bar
+from libs.utils.progress import bar, no_progress
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint file, or a run's folder (its last epoch)")
-    parser.add_argument("features", nargs="+", metavar="FEATURES", help="feature files (T, C), folders of them, or .h5 files")
+    parser.add_argument("features", nargs="+", metavar="FEATURES", help="videos, feature files (T, C), folders of them, or .h5")
     parser.add_argument("--fps", type=frame_rate, help="frames per second of the videos (those of provenance.json beside the "
                         "features, else dataset.default_fps)")
     parser.add_argument("--duration", type=float, metavar="S", help="seconds that the video lasts (end of the last feature)")
@@ -37,6 +45,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-frames", type=float, metavar="FRAMES", help="frames a feature sees, if not those of training")
     parser.add_argument("--stream", action="append", default=[], metavar="NAME=FOLDER", help="folder of a stream with own files")
     parser.add_argument("--join", nargs="+", default=[], metavar="FOLDER", help="more folders, joined along channels by name")
+    add = parser.add_argument_group("videos").add_argument
+    add("--extractor", metavar="NAME", help=f"one of {', '.join(spellings())} (that of the training's features)")
+    add("--rgb-model", metavar="FILE", help="its network or weights for RGB")
+    add("--flow-model", metavar="FILE", help="its network or weights for flow")
+    add("--extractor-set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="its other settings, called as the "
+        "options of tools/extract_features.py (as in training)")
+    add("--features-folder", type=some_path, metavar="FOLDER", help="where features of videos are kept (beside each video)")
+    add("--no-cache", dest="cache", action="store_false", help="do not keep them")
     parser.add_argument("--threshold", type=float, default=0.0, metavar="SCORE", help="least score of what is written (0: all)")
     parser.add_argument("--class-thresholds", type=Path, metavar="FILE", help="JSON or YAML {label: least score}; it wins")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="file or folder to write")
@@ -57,15 +73,26 @@ def main() -> None:
     args = parse()
     threshold = check_threshold(args.threshold, "--threshold")
     per_class = read_thresholds(args.class_thresholds) if args.class_thresholds else {}
+    if args.output is None and args.format:
+        raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
+    if args.output and (raw := [Path(video).stem for path in args.features for video in raw_videos(path)]):
+        plan_output(args.output, args.format, raw)  # before their features, which take time
     refuse_source(args.output, args.ckpt, args.info, args.class_thresholds, args.config, args.labels)
     model = load_model(args.ckpt, config=args.config, labels=args.labels, weights=args.weights, epoch=args.epoch,
                        device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
     model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # reports a mistyped class before the work
-    videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, streams=_streams(args.stream),
-                          join=args.join)
+    with features_place(args.features_folder, args.cache) as folder:
+        videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, streams=_pairs(args.stream),
+                              join=args.join, extractor=args.extractor, settings=_settings(args), features_folder=folder,
+                              progress=no_progress if args.output is None else None)
+        detect(model, videos, args, threshold, per_class)
+    refuse_failed(videos.failed, len(videos.failed) + len(videos))
+
+
+def detect(model: Localizer, videos: FeatureVideos, args: argparse.Namespace, threshold: float, per_class: dict[str, float]
+           ) -> None:
+    """Print or write the detections of the videos."""
     ids = [video.id for video in videos.videos]
-    if args.output is None and args.format:
-        raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
     output = plan_output(args.output, args.format, ids) if args.output else None
     note(f"{model.checkpoint}: epoch {model.epoch}, {model.weights} weights, {len(ids)} videos, {model.device}")
     quiet = output is None and not sys.stderr.isatty()  # no progress lines between the detections
@@ -85,12 +112,19 @@ def main() -> None:
     print(f"{len(kept)} of {len(found)} segments in {len(ids)} videos, written to {place}")
 
 
-def _streams(given: list[str]) -> dict[str, str]:
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the extractor, by name."""
+    weights = {key: value for key in ("rgb_model", "flow_model") if (value := getattr(args, key)) is not None}
+    settings = _pairs(args.extractor_set, "--extractor-set", "KEY=VALUE")
+    return {key: parse_yaml(text, f"--extractor-set {key}={text}") for key, text in settings.items()} | weights
+
+
+def _pairs(given: list[str], option: str = "--stream", expected: str = "NAME=FOLDER") -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
-    for text, (name, equals, folder) in zip(given, pairs, strict=True):
-        if not (name and equals and folder):
-            raise UserError(f"--stream {text}: expected NAME=FOLDER")
-    return {name: folder for name, _, folder in pairs}
+    for text, (name, equals, value) in zip(given, pairs, strict=True):
+        if not (name and equals and value):
+            raise UserError(f"{option} {text}: expected {expected}")
+    return {name: value for name, _, value in pairs}
 
 
 if __name__ == "__main__":

@@ -25,14 +25,11 @@ from libs.datasets.features.formats import HDF5_EXTENSIONS, NPZ_KEY, OPENERS, RE
 from libs.datasets.features.provenance import FILE_NAME as PROVENANCE
 from libs.datasets.features.provenance import VideoTiming, combined, positive, read_provenance
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.features.streams import StreamReader
+from libs.datasets.features.streams import StreamReader, declared_ranges
 from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
 from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
 from libs.datasets.transforms import resize
-
-A_VIDEO = ("{}: is a video, but the network reads features: extract them first with the video network, stride and window of its "
-           "training (tools/extract_features.py, docs/features.md), and name their folder here")
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,14 @@ class FeatureVideos(VideoDataset):
     videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
     their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.
     Files hold all channels of training (dataset.input_dim), or as far as the model reads, or just the channels that it reads.
+    failed: a line for each video that was asked for and has no features, for the caller.
     Raises UserError for no video, a repeated id, an unknown fps, and features of a wrong shape (from headers only); when features
     are read, for damaged files and values that are not finite.
     """
 
     def __init__(self, videos: Sequence[FeatureFile | FeatureArray], config: Config, timing: Timing = Timing(),
-                 streams: Mapping[str, str] | None = None, join: Sequence[str] = ()) -> None:
+                 streams: Mapping[str, str] | None = None, join: Sequence[str] = (), failed: Sequence[str] = ()) -> None:
+        self.failed = tuple(failed)
         if not videos:
             raise UserError("no features are given; name feature files, or a folder that holds some")
         self.videos: tuple[FeatureFile | FeatureArray, ...] = tuple(videos)
@@ -272,8 +271,7 @@ class FeatureVideos(VideoDataset):
         layouts = {stored}
         if self._ranges:
             needed = max(high for _, high in self._ranges)
-            declared = [m for m in self._modalities.values() if not isinstance(m, FolderModality)]
-            layouts |= {high for _, high in declared if high >= needed}
+            layouts |= {high for _, high in declared_ranges(self._data) if high >= needed}
         if width in layouts:
             return False
         if width == read:
@@ -320,20 +318,26 @@ def find_videos(paths: Sequence[str | os.PathLike], config: Config) -> list[Feat
     return [video for path in paths for video in _videos_of(Path(path), config)]
 
 
+def raw_videos(path: str | os.PathLike) -> list[str]:
+    """The video files that a command-line argument names: itself, or those of a folder without feature files; [] for features."""
+    if not is_folder(path):
+        return [str(path)] if Path(path).suffix.lower() in VIDEO_EXTENSIONS else []
+    inside = entries(path)
+    if any(is_file(p) and format_of(p.suffix) for p in inside):
+        return []
+    return [str(p) for p in inside if p.suffix.lower() in VIDEO_EXTENSIONS]
+
+
 def _videos_of(path: Path, config: Config) -> Iterator[FeatureFile]:
     if is_folder(path):
         files = [p for p in entries(path) if is_file(p) and format_of(p.suffix)]
         if not files:
-            if videos := [p for p in entries(path) if p.suffix.lower() in VIDEO_EXTENSIONS]:
-                raise UserError(A_VIDEO.format(videos[0]))
-            raise UserError(f"{path}: holds no feature files ({', '.join(OPENERS)}); name the folder that does")
+            raise UserError(f"{path}: holds no feature files ({', '.join(OPENERS)}) and no videos; name the folder that does")
         for file in files:
             yield from _videos_of(file, config)
         return
     if not exists(path):
         raise UserError(f"{path}: no such feature file or folder; check the path")
-    if path.suffix.lower() in VIDEO_EXTENSIONS:
-        raise UserError(A_VIDEO.format(path))
     if format_of(path.suffix) is None:
         raise UserError(f"{path}: {path.suffix or 'no extension'!r} is not a known format of features"
                         f"{nearest(path.suffix, OPENERS)}; use one of {', '.join(OPENERS)}")

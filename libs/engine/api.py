@@ -1,13 +1,15 @@
-"""Inference on features of your own videos, in Python.
+"""Inference on your own videos or their features, in Python.
 
     model = load_model("pretrained/demo_student.pth.tar")
-    found = model.predict("pretrained/demo_video.npy", fps=25)
+    found = model.predict("pretrained/demo_video.npy", fps=25)       or "video.mp4", where the features' extractor is known
     print(found.above(0.3))                      # a table; .t_start, .t_end, .label, .score are columns; .save("out.srt")
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
@@ -24,10 +26,12 @@ from libs.core.schema import Config
 from libs.datasets.annotations import load_annotations
 from libs.datasets.convert.video_info import read_video_info, with_bare_names
 from libs.datasets.dataset import AGNOSTIC, is_single_class
-from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos
+from libs.datasets.feature_videos import FeatureArray, FeatureFile, FeatureVideos, Timing, find_videos, raw_videos
 from libs.datasets.features.provenance import VideoTiming
 from libs.datasets.labels import read_labels
 from libs.datasets.presets import get_preset
+from libs.datasets.video.extract import refuse_failed
+from libs.datasets.video.on_demand import extractor_for, features_beside
 from libs.engine.inference.predict import predict
 from libs.engine.runs.checkpoint import (
     WEIGHTS,
@@ -70,12 +74,14 @@ class Predictions:
     """Detections of some videos, descending score inside a video.
 
     Columns (N,): video_id str, t_start and t_end float64 seconds, label (class names, str), label_id int64, score float64.
-    `videos`: id -> duration in seconds of every video that was processed, also those without detections.  Iterating gives rows.
+    `videos`: id -> duration in seconds of every video that was processed, also those without detections; `failed`: a line for
+    each video whose features could not be extracted.  Iterating gives rows.
     """
 
     detections: Detections
     label_names: dict[int, str]
     videos: dict[str, float]
+    failed: tuple[str, ...] = ()
 
     @property
     def video_id(self) -> np.ndarray:
@@ -161,31 +167,47 @@ class Localizer:
         """Predictions of no video, with the class names: for checking thresholds."""
         return Predictions(Detections.empty(), self.label_names, {})
 
-    def predict(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
-                duration: float | None = None, info: Path_ | None = None, batch_size: int | None = None, workers: int = 0,
-                streams: Mapping[str, str] | None = None, join: Sequence[str] = (),
-                progress: Progress = no_progress) -> Predictions:
-        """Detections of the videos in `features`; arguments as for `videos` and `predict_videos`.
+    def predict(self, features: Features | Sequence[Features] | Mapping[str, Features], *, batch_size: int | None = None,
+                workers: int = 0, progress: Progress = no_progress, cache: bool = True, features_folder: Path_ | None = None,
+                **options: Any) -> Predictions:
+        """Detections of the videos in `features`; `features` and options as for `videos`, the others as for `predict_videos`.
 
         Equal to eval.py's for the same videos, fps and durations.  progress(videos done, of how many) is called per batch.
+        cache: keep the features of videos, in features_folder or beside them.
         """
-        return self.predict_videos(self.videos(features, fps=fps, duration=duration, info=info, streams=streams, join=join),
-                                   batch_size, workers, progress)
+        with features_place(features_folder, cache) as folder:
+            return self.predict_videos(self.videos(features, features_folder=folder, **options), batch_size, workers, progress)
 
     def videos(self, features: Features | Sequence[Features] | Mapping[str, Features], *, fps: float | None = None,
                duration: float | None = None, info: Path_ | None = None, streams: Mapping[str, str] | None = None,
-               join: Sequence[str] = ()) -> FeatureVideos:
-        """The videos in `features`, checked but not read.
+               join: Sequence[str] = (), extractor: str | None = None, settings: Mapping[str, Any] | None = None,
+               features_folder: Path_ | None = None, progress: Progress | None = no_progress) -> FeatureVideos:
+        """The videos in `features`, checked but not read; features of video files are extracted, unless they are there already.
 
-        features: a feature file, a folder of them, an .h5 file with a dataset per video, an array or tensor (T, C), or a list of
-        these, or id -> array.  fps: frames per second; duration: of each video in seconds; info: file with both per video, as
-        for `read_video_info`; None: as in `Timing`; streams, join: as `FeatureVideos`.
-        Raises UserError for arguments that do not fit together, or contradict the provenance.json beside the features.
+        features: a feature file, a folder of them, an .h5 file with a dataset per video, a video file or a folder of them, an
+        array or tensor (T, C), or a list of these, or id -> array.  fps: frames per second; duration: of each video in seconds;
+        info: file with both per video, as for `read_video_info`; None: as in `Timing`; streams, join: as `FeatureVideos`.
+        For video files: extractor: NAME, NAME:ARGUMENT or PRESET, None: that of the training; settings: of it, by name; both as
+        for `extractor_for`; features_folder, progress (None: lines): as for `features_beside`.
+        Raises UserError for arguments that do not fit together, or contradict the provenance.json beside the features, and if
+        the features of no video can be extracted.
         """
         by_video = {} if info is None else with_bare_names(read_video_info(info))
         timing = Timing(self.given.fps if fps is None else fps, duration, by_video, self.given.stride, self.given.num_frames,
                         "info" if info is None else str(info))
-        return FeatureVideos(_as_videos(features, self.config), self.config, timing, streams, join)
+        named = _named(features)
+        raw = [path for _, value in named if isinstance(value, (str, os.PathLike)) for path in raw_videos(value)]
+        made: dict[str, Path] = {}
+        failed: dict[str, str] = {}
+        if raw:
+            chosen = extractor_for(self.config, str(self.checkpoint), extractor, {**(settings or {}), "device": str(self.device)})
+            made, failed = features_beside(raw, chosen, features_folder, progress)
+        elif extractor is not None or settings:
+            raise UserError("--extractor and its settings are for videos, and no video is named; leave them out, or name one")
+        videos = _as_videos(named, self.config, made)
+        if not videos:
+            refuse_failed(failed.values(), len(raw))
+        return FeatureVideos(videos, self.config, timing, streams, join, tuple(failed.values()))
 
     def predict_videos(self, videos: FeatureVideos, batch_size: int | None = None, workers: int = 0,
                        progress: Progress = no_progress) -> Predictions:
@@ -194,7 +216,7 @@ class Localizer:
                                               *([] if batch_size is None else [f"test_cfg.batch_size={batch_size}"])])
         check_precision(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
         found = predict(self.model, videos, config, self.device, progress)
-        return Predictions(found, self.label_names, videos.durations_s)
+        return Predictions(found, self.label_names, videos.durations_s, videos.failed)
 
 
 def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None = None, weights: str | None = None,
@@ -280,22 +302,40 @@ def with_feature_grid(config: Config, checkpoint: Checkpoint, stride: float | No
     return with_overrides(config, [f"dataset.{k}={v}" for k, v in changed.items()])
 
 
-def _as_videos(features: Any, config: Config) -> list[FeatureFile | FeatureArray]:
-    named: list[tuple[str, Any]]
-    if isinstance(features, Mapping):
-        named = [(str(name), value) for name, value in features.items()]
-    elif isinstance(features, (str, os.PathLike, np.ndarray, Tensor)):
-        named = [("video", features)]
-    elif isinstance(features, Sequence):
-        named = [(f"video_{i}", value) for i, value in enumerate(features)]
+@contextlib.contextmanager
+def features_place(folder: Path_ | None, cache: bool) -> Iterator[Path_ | None]:
+    """The folder for features of videos, None: beside them; without `cache` one that is removed at the end."""
+    if cache:
+        yield folder
+    elif folder is not None:
+        raise UserError(f"--features-folder {folder}: --no-cache keeps no features; leave one of them out")
     else:
-        raise UserError(f"features: a {type(features).__name__}; give a path, an array (T, C), or a list or dict of these")
+        with tempfile.TemporaryDirectory() as temporary:
+            yield temporary
+
+
+def _named(features: Any) -> list[tuple[str, Any]]:
+    """(name of an array, path or array) of each entry."""
+    if isinstance(features, Mapping):
+        return [(str(name), value) for name, value in features.items()]
+    if isinstance(features, (str, os.PathLike, np.ndarray, Tensor)):
+        return [("video", features)]
+    if isinstance(features, Sequence):
+        return [(f"video_{i}", value) for i, value in enumerate(features)]
+    raise UserError(f"features: a {type(features).__name__}; give a path, an array (T, C), or a list or dict of these")
+
+
+def _as_videos(named: list[tuple[str, Any]], config: Config, made: Mapping[str, Path]) -> list[FeatureFile | FeatureArray]:
+    """The videos in their order; made: the feature file of each video file that has one."""
     videos: list[FeatureFile | FeatureArray] = []
     for name, value in named:
-        if isinstance(value, (str, os.PathLike)):
-            videos += find_videos([value], config)
-        else:
+        if not isinstance(value, (str, os.PathLike)):
             videos.append(FeatureArray(name, _array(value, name)))
+        elif raw := raw_videos(value):
+            files = [made[path] for path in raw if path in made]
+            videos += [FeatureFile(file.stem, str(file.parent), "", file.suffix) for file in files]
+        else:
+            videos += find_videos([value], config)
     return videos
 
 

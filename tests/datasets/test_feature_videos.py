@@ -14,7 +14,7 @@ from libs.core.config import from_dict
 from libs.core.errors import UserError
 from libs.datasets.convert.video_info import read_video_info
 from libs.datasets.dataset import TalDataset
-from libs.datasets.feature_videos import FeatureArray, FeatureVideos, Timing, find_videos
+from libs.datasets.feature_videos import FeatureArray, FeatureVideos, Timing, find_videos, raw_videos
 from libs.datasets.features.provenance import VideoTiming
 
 RANGES = {"dataset": {"modalities": {"rgb": [0, 2], "flow": [2, 5], "depth": [5, 6]}}}
@@ -224,10 +224,27 @@ def test_paths_that_hold_no_features(tmp_path):
     refused(lambda: find_videos([tmp_path / "empty"], config), "empty", "holds no feature files", ".npz")
     refused(lambda: find_videos([tmp_path / "a.txt"], config), "a.txt", "'.txt'", ".npy")
     refused(lambda: find_videos([tmp_path / "a.h5"], config), "a.h5", "cannot be read")
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "a.MP4").write_text("")
-    for path in (tmp_path / "videos", tmp_path / "videos" / "a.MP4"):
-        refused(lambda path=path: find_videos([path], config), "a.MP4: is a video", "tools/extract_features.py")
+
+
+def test_which_paths_are_raw_videos(tmp_path):
+    (tmp_path / "a.MP4").write_text("")
+    for path in (tmp_path, tmp_path / "a.MP4"):
+        assert raw_videos(path) == [str(tmp_path / "a.MP4")]
+    assert raw_videos("gone.mkv") == ["gone.mkv"]
+    assert raw_videos("gone.npy") == raw_videos("gone") == []
+    np.save(tmp_path / "b.npy", feats())
+    assert raw_videos(tmp_path) == []  # a folder of features, as ever
+
+
+def test_files_of_the_first_streams_of_the_extractor_are_read(tmp_path):
+    sections = {"dataset": {"modalities": {"part": [1, 3], "flow": [3, 6]}}, "model": {"modalities": ["part"]}}
+    np.save(tmp_path / "a.npy", feats(channels=4))
+    config = tiny_config(**sections)
+    refused(lambda: FeatureVideos(find_videos([tmp_path / "a.npy"], config), config, FPS), "a.npy: has 4 channels")
+    config = tiny_config(**merged(sections, {"dataset": {"extractor": {
+        "name": "x", "settings": {}, "streams": {"rgb": {"channels": [0, 4]}, "flow": {"channels": [4, 6]}}}}}))
+    read = item(FeatureVideos(find_videos([tmp_path / "a.npy"], config), config, FPS), 0)
+    assert np.array_equal(read.feats, feats(channels=4)[:, 1:3])
 
 
 def test_times_beyond_all_bounds():

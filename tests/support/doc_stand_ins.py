@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from doc_commands import ROOT, run
 
-from libs.core.config import load_config
+from libs.core.config import from_dict, load_config, to_dict
+from libs.datasets.features.provenance import extractor_of
+from libs.datasets.video.extractors import create
+from libs.engine.runs.checkpoint import save_checkpoint
 from libs.engine.runs.run_folder import run_folder
+from libs.modeling.model import build_model
 
 ACTIVITIES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING", "STAND_TO_SIT",
               "SIT_TO_STAND", "SIT_TO_LIE", "LIE_TO_SIT", "STAND_TO_LIE", "LIE_TO_STAND")
@@ -42,6 +46,8 @@ def write(folder: Path) -> None:
     (folder / "videos").mkdir()
     for i, name in enumerate(videos):
         film(folder / f"videos/{name}.mp4", i)
+    film(folder / "holiday.mp4", 0)
+    video_detector(folder / "ckpt/video_first/epoch_001.pth.tar")
     annotation_exports(folder, videos)
     example = torch.zeros(1, 64, 300), torch.ones(1, 64, dtype=torch.bool)
     torch.export.save(torch.export.export(Heads(), example), folder / "hapt.pt2")
@@ -100,6 +106,17 @@ def film(path: Path, seed: int) -> None:
             frame.pts, frame.time_base = k, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def video_detector(path: Path) -> None:
+    """A new network for the features of `descriptor`, as train.py leaves it."""
+    record = extractor_of(create("descriptor", {}).describe(), "")
+    config = from_dict({"devices": ["cpu"], "dataset_name": "generic", "model": {**NARROW, "n_head": 1, "modalities": ["rgb"]},
+                        "dataset": {"json_file": "a.json", "feat_folder": "features", "input_dim": 657, "feat_stride": 4,
+                                    "num_frames": 16, "num_classes": 1, "extractor": record,
+                                    "modalities": {"rgb": [0, 232], "flow": [232, 657]}}})
+    weights = build_model(config).state_dict()
+    save_checkpoint(path, 1, weights, weights, {}, {}, {"config": to_dict(config), "labels": {0: "jump"}})
 
 
 def annotation_exports(folder: Path, videos: list[str]) -> None:

@@ -126,6 +126,13 @@ def extractor_of(content: Any, path: str) -> ExtractorConfig | None:
         raise UserError(f"{path}: {error}; correct the file, or remove it") from error
 
 
+def spans_of(made: ExtractorConfig) -> dict[str, tuple[int, int]]:
+    """The channels [start, end) of each stream; {} where those of some are not known."""
+    spans = {name: stream.get("channels") for name, stream in made.streams.items()}
+    known = {name: (int(span[0]), int(span[1])) for name, span in spans.items() if isinstance(span, tuple) and len(span) == 2}
+    return known if len(known) == len(spans) else {}
+
+
 def _plain(value: Any) -> Any:
     """The value as one of a configuration's `Setting`s; a mapping and a list of other things than numbers as JSON text."""
     numbers = isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError, nearest
 from libs.core.schema import Config, DatasetConfig, FolderModality, as_tuple
+from libs.datasets.features.provenance import spans_of
 from libs.datasets.features.store import FEAT_FOLDER, FeatureStore, Keys, stretched
 from libs.datasets.grid import file_window, is_resampled
 from libs.datasets.transforms import resize
@@ -159,11 +160,16 @@ def _range_stores(data: DatasetConfig, wanted: list[tuple[int, int]]) -> Iterato
         inside = [pair for r in wanted if (pair := _overlap(r, low, high))]
         if inside:
             needed = max(end for _, end in inside)
-            declared = [pair for r in (data.modalities or {}).values() if not isinstance(r, FolderModality)
-                        if (pair := _overlap(r, low, high))]
+            declared = [pair for r in declared_ranges(data) if (pair := _overlap(r, low, high))]
             narrower = [end for _, end in declared if end >= needed] if len(block) == 1 else ()
             yield low, high, FeatureStore(block, data.file_prefix, data.file_ext, width, narrower)
         low = high
+
+
+def declared_ranges(data: DatasetConfig) -> list[tuple[int, int]]:
+    """Channel ranges of the modalities and of the streams of the extractor; a file may end with each of them."""
+    ranges = [m for m in (data.modalities or {}).values() if not isinstance(m, FolderModality)]
+    return ranges + (list(spans_of(data.extractor).values()) if data.extractor else [])
 
 
 def _overlap(channels: tuple[int, int], low: int, high: int) -> tuple[int, int] | None:
