@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--flow-dim", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="classic",
-                        help="classic: RGB far below flow; gap: RGB, flow and both as far apart as published (classic)")
+                        help="classic: RGB far below both; gap: nearer to the published differences (classic)")
     parser.add_argument("--strength", type=float, help="action evidence (1)")
     parser.add_argument("--rgb-strength", type=float, help="extra factor on the RGB evidence only (preset)")
     parser.add_argument("--flow-strength", type=float, help="extra factor on the flow evidence only (preset)")

@@ -13,8 +13,8 @@ size, so the difficulty does not depend on the width; channels are a random non-
 
 PRESETS names two settings.  `classic` came first: RGB alone is far below both streams, mostly because distractors look like
 actions in it.  `gap` aims at what is published for I3D features of THUMOS14 with one detector (TriDet; average mAP .3:.7: RGB
-59.0, flow 63.7, both 68.8): two strong streams that share part of their difficulty (`faint`), so that both are little better than
-one.  benchmarks/results/planted_gap.json tells how near it comes.
+59.0, flow 63.7, both 68.8), with two strong streams that share part of their difficulty (`faint`).  It is not there yet: RGB
+reaches 44.8 (benchmarks/results/planted_gap.json).
 
 Everything is a function of (seed, video id), independent of which subset is written; values are multiples of 2**-12, so files
 are bit-identical across BLAS builds but for exact ties.  The order of the random draws is part of the format: keep it.
