@@ -18,6 +18,7 @@ from libs.core.coerce import UNBOUNDED, coerce
 from libs.core.errors import UserError, nearest, note
 from libs.core.schema import FPS_LIMITS, Config, ExtractorConfig, FolderModality
 from libs.datasets.features.provenance import FILE_NAME, extractor_of, spans_of
+from libs.datasets.features.streams import declared_ranges
 from libs.datasets.video.decoding import video_library
 from libs.datasets.video.extract import extract_videos
 from libs.datasets.video.extractors import EXTRACTORS, OR_NONE, create, spellings
@@ -25,6 +26,7 @@ from libs.datasets.video.extractors.base import Extractor
 from libs.utils.files.io import check_writable
 from libs.utils.progress import Progress
 
+STREAMS = ("rgb", "flow")  # of all extractors
 ONE_ON = {"low": 1.0}
 BOUNDS: dict[str, dict[str, float]] = {"stride": ONE_ON, "num_frames": ONE_ON, "batch_size": ONE_ON,
                                        "fps": {"low": FPS_LIMITS[0], "high": FPS_LIMITS[1]}}
@@ -44,7 +46,7 @@ def extractor_for(config: Config, checkpoint: str, asked: str | None, given: Map
         return _unchecked(config, checkpoint, asked, given)
     text, kind, recorded = _recorded(record, checkpoint, asked)
     wanted = streams_read(config, record)
-    left_out = _left_out(kind, [name for name in record.streams if name not in wanted])
+    left_out = _left_out(kind, [name for name in STREAMS if name not in wanted])
     settings = {**recorded, **typed(given, kind, "settings of the extractor"), **left_out}
     if unused := [f"--{key.replace('_', '-')}" for key in left_out if given.get(key)]:
         note(f"note: {checkpoint}: reads {' and '.join(wanted)} only, so {' and '.join(unused)} is not used")
@@ -162,6 +164,10 @@ def _unchecked(config: Config, checkpoint: str, asked: str | None, given: Mappin
     made = extractor_of(extractor.describe(), asked)
     assert kind is not None
     assert made is not None
+    width = sum(end - start for start, end in spans_of(made).values())
+    if width and width not in (config.file_channels, config.model_channels, *(end for _, end in declared_ranges(config.dataset))):
+        raise UserError(f"{checkpoint}: takes {config.file_channels} channels, as in training, but the extractor {asked} makes "
+                        f"{width}; use the extractor, and all of the weights, of its training")
     left_out = _left_out(kind, [name for name in made.streams if name not in streams_read(config, made)])
     return create(asked, {**settings, **left_out}) if left_out else extractor
 

@@ -6,7 +6,7 @@ import torch
 from helpers import tiny_config
 
 from libs.core.errors import UserError
-from libs.datasets.features.provenance import extractor_of
+from libs.datasets.features.provenance import extractor_of, spans_of
 from libs.datasets.video.extractors import create, i3d
 from libs.datasets.video.extractors.base import hashes
 from libs.datasets.video.extractors.i3d_weights import Weights
@@ -38,7 +38,7 @@ def weights(tmp_path, monkeypatch):
 
 def config_of(made, read=None, modalities=None):
     record = None if made is None else extractor_of(made.describe(), "")
-    width = max(span["channels"][1] for span in record.streams.values()) if record and "channels" in record.streams["rgb"] else 6
+    width = max((end for _, end in spans_of(record).values()), default=6) if record else 6
     modalities = modalities or {"rgb": [0, width // 2], "flow": [width // 2, width]}
     return tiny_config(dataset={"input_dim": width, "modalities": modalities, "extractor": record}, model={"modalities": read})
 
@@ -86,6 +86,20 @@ def test_streams_whose_files_can_be_read_alone(read, modalities, expected):
     assert streams_read(config, config.dataset.extractor) == expected
     settings = extractor_for(config, "c.pth", None, {}).settings
     assert settings.flow == ("flow" in expected)
+
+
+def test_features_of_one_stream_alone(weights):
+    made = extractor_for(config_of(create("descriptor", {"flow": False}), None, {"rgb": [0, 232]}), "c.pth", None, {})
+    assert [stream["channels"] for stream in made.streams] == [[0, 232]]
+    made = extractor_for(config_of(create("i3d", {**BOTH, "rgb_model": None})), "c.pth", None, {"flow_model": "flow.pt"})
+    assert [stream["name"] for stream in made.streams] == ["flow"]
+
+
+def test_without_a_record_the_number_of_channels_is_checked_before_the_work(weights):
+    for asked, values, told in (("descriptor", {}, "takes 6 channels, as in training, but the extractor descriptor makes 657"),
+                                ("i3d", {**BOTH, "flow_model": None}, "i3d makes 1024")):
+        with pytest.raises(UserError, match=told):
+            extractor_for(config_of(None), "c.pth", asked, values)
 
 
 def test_a_program_is_told_by_its_checksum_and_folders_by_their_settings(tmp_path, monkeypatch):
