@@ -134,7 +134,7 @@ def features_beside(paths: Sequence[str], extractor: Extractor, folder: str | os
         new, _, lines = extract_videos(videos, place, extractor, advance=advance)
         failed |= lines
         made |= {path: place / f"{Path(path).stem}.npy" for path in videos if path not in lines}
-        note(f"{place}: features of {len(videos) - len(lines)} videos by {extractor.preset or extractor.name}, {new} of them new")
+        note(f"{place}: features of {len(videos) - len(lines)} videos by {extractor.name}, {new} of them new")
     return made, failed
 
 
