@@ -192,6 +192,8 @@ def _blocks(config: Config, fail: Fail) -> None:
         fail("model.scale_factor", f"{model.scale_factor} is odd, but the downsampling convolutions of convTransformer have "
              f"scale_factor + 1 taps and need a centre; use {model.scale_factor - 1} or {model.scale_factor + 1}, or "
              "backbone_type: conv")
+    if model.use_trident_head and model.offset_bias:
+        fail("model.offset_bias", f"{model.offset_bias:g}: the trident head has bins instead of offsets; set it to 0")
     if not model.use_trident_head:
         for key in TRIDENT_KEYS:
             if (value := getattr(model, key)) != getattr(ModelConfig, key):

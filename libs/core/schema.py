@@ -142,6 +142,7 @@ class ModelConfig:
     iou_weight_power: float = key(1.0, "trident head: the classification loss of a point and its class counts by this power of the IoU of their segment with the ground truth; 0: all alike", low=0, high=100)
     input_noise: float = key(0.0, "standard deviation of the noise added to the features in training, padded steps included", low=0)
     head_type: Literal["conv", "separable"] = key("conv", "(ours) convs of the heads: dense, or depthwise then pointwise")
+    offset_bias: float = key(0.0, "(ours) initial bias of the offsets, in level strides, e.g. 1: with 0 an offset can be zero at every point from the start and then gets no gradient (a dead ReLU); training warns of that", low=0, high=1000)
     max_buffer_len_factor: float = key(6.0, "accepted for published files; points are computed for the length at hand", above=0)
     use_abs_pe: bool = key(False, "sine/cosine position encoding added to the embedding")
     use_rel_pe: bool = key(False, "learned relative position bias in local attention")

@@ -81,6 +81,8 @@ class RegHead(Head):
         super().__init__(config)
         self.scale = nn.ModuleList(Scale() for _ in range(levels))
         self.offset_head = self.output(config, 2 * (config.model.num_bins + 1) if config.model.use_trident_head else 2)
+        with torch.no_grad():
+            self.offset_head.bias.add_(config.model.offset_bias)
 
     def forward(self, x_BPC: Tensor, mask_BP: Tensor, sizes: Sequence[int]) -> Tensor:
         """Levels (B, P, C), `sizes` points each -> offsets (B, P, 2), or bins, 0 at padded points."""

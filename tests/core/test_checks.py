@@ -59,6 +59,7 @@ from libs.core.schema import Config
      ["loader.bucket", "statistics over padding", "bucket: 0, or model.masked_stats: true"]),
     (["model.num_bins=8"], ["model.num_bins", "8 belongs to the trident head", "use_trident_head: true"]),
     (["model.trident_border=valid"], ["model.trident_border", "valid belongs to the trident head"]),
+    (["model.use_trident_head=true", "model.offset_bias=1"], ["model.offset_bias", "bins", "set it to 0"]),
     (["model.boudary_kernel_size=5"], ["model.boudary_kernel_size", "use_trident_head: true"]),
     (["model.use_trident_head=true", "model.boudary_kernel_size=4"], ["model.boudary_kernel_size", "use 3 or 5"]),
     (["model.iou_weight_power=0.2"], ["model.iou_weight_power", "use_trident_head: true"]),

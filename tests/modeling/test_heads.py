@@ -40,3 +40,17 @@ def test_levels_do_not_see_each_other(model, gradients):
         assert torch.allclose(offsets, torch.cat(scaled, 1), atol=1e-5)
     assert offsets.any()
     assert not logits[~mask].any()
+
+
+def test_offset_bias_is_where_offsets_start():
+    torch.manual_seed(0)
+    x, mask = torch.randn(1, sum(SIZES), tiny_config().model.fpn_dim), torch.ones(1, sum(SIZES), dtype=torch.bool)
+    started = {}
+    for bias in (0.0, 100.0):
+        torch.manual_seed(1)
+        config = tiny_config(model={"offset_bias": bias})
+        started[bias] = RegHead(config, len(SIZES))(x, mask, SIZES)
+    assert (started[0.0] == 0).any()
+    moved = started[100.0] - 100
+    assert torch.allclose(F.relu(moved), started[0.0], atol=1e-4)
+    assert (moved < 0).any()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from libs.core.errors import UserError
+from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import steps
@@ -61,6 +61,7 @@ def train(run: TrainingRun) -> Scores | None:
                 run.saver.stop()
             except UserError as error:
                 run.saver.evaluation_failed(error)
+        warn_of_dead_offsets(run)
         trainer.end_epoch()
         if run.val_set is not None and evaluation is not None:
             scores, detections = evaluation
@@ -83,6 +84,14 @@ def train_epoch(run: TrainingRun, clock: StepClock) -> None:
             if trainer.steps % run.options.print_every == 0 or trainer.steps == trainer.iters_per_epoch:
                 log_steps(run, clock)
             run.saver.after_step()
+
+
+def warn_of_dead_offsets(run: TrainingRun) -> None:
+    """One line if the offsets to starts or ends have learnt nothing in this epoch."""
+    trainer = run.trainer
+    if (dead := " and ".join(trainer.dead_offsets())) and trainer.world.is_main:
+        note(f"warning: epoch {trainer.epoch + 1}: the offset to the {dead} is zero at every positive point, so that it gets no "
+             f"gradient (a dead ReLU) and no segment its {dead}; start again with model.offset_bias: 1")
 
 
 class StepClock:

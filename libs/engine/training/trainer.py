@@ -52,6 +52,7 @@ class Trainer:
         self.best: dict[str, float] = {}
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._recent: dict[int, tuple[str, ...]] = {}
+        self._learnt = torch.zeros(3, dtype=torch.bool, device=self.device)  # in this epoch: start, end, whether there was a loss
 
     def step(self, *micro_batches: Batch) -> dict[str, Tensor]:
         """One optimizer step over the opt.accumulation_steps batches of this process and those of all others.
@@ -64,6 +65,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with matmul_precision(self.config.train_cfg.precision):
             losses = self.graphs(*micro_batches) if self.graphs is not None else self.losses_and_gradients(*micro_batches)
+        if (bias := self.model.reg_head.offset_head.bias).numel() == 2:  # no bins
+            self._learnt |= torch.cat([bias.grad, losses.terms["reg_loss"].detach().view(1)]) != 0
         norm = clip_gradients(self.parameters, self.config.train_cfg.clip_grad_l2norm)
         finite = torch.isfinite(losses.final) & torch.isfinite(norm)
         gate(self.optimizer, finite)
@@ -100,6 +103,15 @@ class Trainer:
     def end_epoch(self) -> None:
         """Count the epoch whose steps are done."""
         self.epoch, self.steps = self.epoch + 1, 0
+        self._learnt.zero_()
+
+    def dead_offsets(self) -> list[str]:
+        """Those of `start` and `end` whose offset was zero at every positive point of this epoch's steps.
+
+        Such an offset has no gradient, and stays zero (a dead ReLU).  Not looked for in the bins of model.use_trident_head.
+        """
+        start, end, any_loss = self._learnt.tolist()
+        return [name for name, learns in (("start", start), ("end", end)) if any_loss and not learns]
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

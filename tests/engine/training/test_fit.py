@@ -381,3 +381,21 @@ def test_a_progress_bar_on_a_terminal(data, tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "epoch 1/2" in err
     assert "final_loss" in out + err
+
+
+def test_an_offset_that_is_zero_everywhere_is_one_warning_with_the_remedy(data, tmp_path, capsys, monkeypatch):
+    real = fit_module.setup
+
+    def setup(*args):
+        run = real(*args)
+        with torch.no_grad():
+            run.trainer.model.reg_head.offset_head.bias[1] = -1e3
+        return run
+
+    fit(data_config(data, tmp_path, opt={"epochs": 1}), tmp_path / "alive", CPU, FitOptions())
+    assert "dead ReLU" not in "".join(capsys.readouterr())
+    monkeypatch.setattr(fit_module, "setup", setup)
+    fit(data_config(data, tmp_path, opt={"epochs": 1}), tmp_path / "dead", CPU, FitOptions())
+    lines = [line for line in "".join(capsys.readouterr()).splitlines() if "dead ReLU" in line]
+    assert [re.search(r"epoch (\d+): the offset to the (\w+) is zero", line).groups() for line in lines][:1] == [("1", "end")]
+    assert "model.offset_bias: 1" in lines[0]
