@@ -27,7 +27,7 @@ from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.utils.evaluation.conditions import conditions, conditions_text
 from libs.utils.evaluation.metrics import Scores
-from libs.utils.evaluation.predictions import write_predictions_csv, write_predictions_json, write_predictions_pickle
+from libs.utils.evaluation.predictions import Detections, write_predictions_csv, write_predictions_json, write_predictions_pickle
 from libs.utils.files.io import check_writable, remove, remove_leftovers, write_json_atomic
 from libs.utils.progress import Progress, no_progress
 from libs.utils.significance.bootstrap import confidence, confidence_line, video_codes
@@ -152,9 +152,7 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     remove_leftovers(folder, older_than_s=3600.0)  # of killed evaluations; a more recent one may still be running
     write_json_atomic(folder / ENVIRONMENT, {**about, "checkpoint": str(path), "weights": which})
     remove(folder / RESULTS, folder / CANDIDATES)  # these are not written by every evaluation
-    write_predictions_json(folder / "predictions.json", detections, dataset.label_names)
-    write_predictions_csv(folder / "predictions.csv", detections, dataset.label_names)
-    write_predictions_pickle(folder / "eval_results.pkl", detections)
+    _write_predictions(folder, detections, dataset)
     if collector is not None:
         written = collector.write(folder / CANDIDATES, [v.id for v in dataset.videos], config,
                                   {"checkpoint": str(path), "epoch": checkpoint.epoch, "weights": which})
@@ -169,3 +167,9 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
                                          "confidence": sure, "conditions": known, "config": to_dict(config)})
     print(f"{conditions_text(known)}\n{scores.table()}\n{confidence_line(sure)}", flush=True)
     return scores
+
+
+def _write_predictions(folder: Path, detections: Detections, dataset: TalDataset) -> None:
+    write_predictions_json(folder / "predictions.json", detections, dataset.label_names)
+    write_predictions_csv(folder / "predictions.csv", detections, dataset.label_names)
+    write_predictions_pickle(folder / "eval_results.pkl", detections)

@@ -65,8 +65,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with matmul_precision(self.config.train_cfg.precision):
             losses = self.graphs(*micro_batches) if self.graphs is not None else self.losses_and_gradients(*micro_batches)
-        if (bias := self.model.reg_head.offset_head.bias).numel() == 2:  # no bins
-            self._learnt |= torch.cat([bias.grad, losses.terms["reg_loss"].detach().view(1)]) != 0
+        if (grad := self.model.reg_head.offset_head.bias.grad) is not None and grad.numel() == 2:  # no bins
+            self._learnt |= torch.cat([grad, losses.terms["reg_loss"].detach().view(1)]) != 0
         norm = clip_gradients(self.parameters, self.config.train_cfg.clip_grad_l2norm)
         finite = torch.isfinite(losses.final) & torch.isfinite(norm)
         gate(self.optimizer, finite)
