@@ -97,6 +97,7 @@ NOT_RUN = {
     r"^srun ": "a cluster's program",
     r"^torchrun ": "processes of their own: tests/engine/{experiments/test_launch,training/test_parallel_training}.py",
     r"run_seeds.py|run_distill.py": "processes of their own: tests/cli/test_run_seeds.py, tests/cli/test_run_distill.py",
+    r"reproduce.py": "a whole training: tests/cli/test_reproduce.py",
     r"robustness.py": "needs the runs of run_distill.py: tests/cli/test_robustness_script.py",
     r"^python benchmarks/": "hours: tests/test_kill_resume.py",
     r"tools/prepare_(thumos|multithumos|anet|epic|ego4d|hacs).py": "official archives: tests/datasets/test_prepare_*.py",

@@ -13,15 +13,13 @@ The table is printed and written to <output_folder>/table.md and table.json.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries
-from libs.engine.experiments.chain import Chain, StageRun, load_chain
+from libs.engine.experiments.chain import load_chain, run_stages
 from libs.engine.experiments.chain_table import chain_results, markdown, table_rows
-from libs.engine.experiments.launch import report_runs, run_graph, shown, threads_per_job
 from libs.engine.experiments.repeats import add_arguments, repeats_of
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
@@ -39,21 +37,6 @@ def parse() -> argparse.Namespace:
     if args.table_only and args.stages:
         raise UserError("--table-only --stages: the table holds every stage that has results; leave --stages out")
     return args
-
-
-def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None:
-    """Complete the runs that are not done, teachers before their students; UserError of the first one that fails."""
-    todo = {label: run for label, run in planned.items() if not run.done}
-    print(f"{chain.folder}: {len(planned)} runs, {len(planned) - len(todo)} of them done before", flush=True)
-
-    def complete(label: str) -> None:
-        run = todo[label]
-        print("\n".join(f"{label}: {shown(command)}" for command in run.commands), flush=True)
-        run.complete(threads_per_job(jobs))
-        print(f"{label}: average mAP {run.average_mAP():.2f} ({run.weights} weights)", flush=True)
-
-    run_graph({label: [t for t in chain.teachers(run) if t in todo] for label, run in todo.items()}, complete, jobs,
-              report_runs())
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     chain = load_chain("configs/distill/hapt", [Repeat(None, seed) for seed in range(3)], output="seed", overrides=[])
     planned = chain.plan(["student"])          the runs of these stages and of their teachers, teachers first
+    run_stages(chain, planned, jobs=2)
 
 Every *.yaml whose name does not begin with `_` is a stage.  A stage with a seed is one run of train.py, named <output><seed>
 (with folds fold<fold>_<output><seed>), in <output_folder>/<stage>_<name>, which is also its label.  It starts after the runs that
@@ -24,7 +25,17 @@ from libs.core.files import entries, is_file, is_folder
 from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config
 from libs.engine.distill.teachers import RUN, with_run_name
-from libs.engine.experiments.launch import eval_command, log_of, read_results, run_commands, train_command
+from libs.engine.experiments.launch import (
+    eval_command,
+    log_of,
+    read_results,
+    report_runs,
+    run_commands,
+    run_graph,
+    shown,
+    threads_per_job,
+    train_command,
+)
 from libs.engine.experiments.repeats import Repeat
 from libs.engine.inference.evaluate import EVALUATED, IGNORED, RESULTS, WEIGHTS_KEY, evaluation_folder, other_settings
 from libs.engine.runs.checkpoint import (
@@ -248,6 +259,21 @@ def load_chain(folder: str | os.PathLike, repeats: Sequence[Repeat], output: str
             raise UserError(f"{run.config.source}: output_folder: {run.config.output_folder}, but {first.source} writes to "
                             f"{first.output_folder}; the stages of a chain share one folder")
     return Chain(folder, Path(first.output_folder), _teachers_first(runs))
+
+
+def run_stages(chain: Chain, planned: Mapping[str, StageRun], jobs: int) -> None:
+    """Complete the runs that are not done, teachers before their students; UserError of the first one that fails."""
+    todo = {label: run for label, run in planned.items() if not run.done}
+    print(f"{chain.folder}: {len(planned)} runs, {len(planned) - len(todo)} of them done before", flush=True)
+
+    def complete(label: str) -> None:
+        run = todo[label]
+        print("\n".join(f"{label}: {shown(command)}" for command in run.commands), flush=True)
+        run.complete(threads_per_job(jobs))
+        print(f"{label}: average mAP {run.average_mAP():.2f} ({run.weights} weights)", flush=True)
+
+    run_graph({label: [t for t in chain.teachers(run) if t in todo] for label, run in todo.items()}, complete, jobs,
+              report_runs())
 
 
 def _maker(path: str, runs: dict[str, StageRun]) -> str | None:
