@@ -100,7 +100,7 @@ NOT_RUN = {
     r"reproduce.py": "a whole training: tests/cli/test_reproduce.py",
     r"robustness.py": "needs the runs of run_distill.py: tests/cli/test_robustness_script.py",
     r"^python benchmarks/": "hours: tests/test_kill_resume.py",
-    r"tools/prepare_(thumos|multithumos|anet|epic|ego4d|hacs).py": "official archives: tests/datasets/test_prepare_*.py",
+    r"tools/prepare_(thumos|multithumos|anet|epic|ego4d|hacs|salads).py": "official archives: tests/datasets/test_prepare_*.py",
     r"configs/(thumos|multithumos|anet|epic|ego4d|salads)|data/(anet|planted_ego4d)|fuse_actions.py":
         "full size, other people's data: tests/test_published_configs.py, tests/datasets/prepare/test_prepare_epic.py",
     r"cost.py configs/distill/thumos": "full size: tests/engine/deploy/test_cost.py",

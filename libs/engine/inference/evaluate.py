@@ -138,7 +138,6 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
     print(f"{path}: epoch {checkpoint.epoch}{counted}, {which} weights, "
           f"{len(dataset)} videos of {', '.join(config.val_split)}, {device}"
           + (f"; other settings than the checkpoint's own: {'; '.join(changed.values())}" if changed else ""), flush=True)
-
     if save_candidates and world.size > 1:
         raise UserError("--save-candidates: the candidates lie in several processes here; run eval.py without torchrun")
     collector = CandidateCollector(config.test_cfg) if save_candidates else None
