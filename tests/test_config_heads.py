@@ -34,10 +34,11 @@ def test_measured_numbers_are_those_of_the_stored_row(name):
     seeds = expected.seeds()
     row = read_json(ROOT / expected.file, "result")["rows"][expected.row]
     assert expected.mean == pytest.approx(row.get("mean", statistics.mean(seeds)), abs=0.0051)
-    assert f"over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}," in text
-    spread = row["std"] if len(seeds) > 1 else expected.pooled_spread()
+    assert f"over {len(seeds)} {'fold' if expected.folds else 'seed'}{'s' if len(seeds) > 1 else ''}," in text
+    own = row.get("std", row.get("standard_deviation"))
+    spread = own if len(seeds) > 1 else expected.pooled_spread()
     assert expected.spread == pytest.approx(spread, abs=0.0051)
-    assert f"--seeds {len(seeds)}" in HEADS[name].fields["Run"]
+    assert (" --folds 1 " if expected.folds else f" --seeds {len(seeds)}") in HEADS[name].fields["Run"]
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if "published" in HEADS[name].fields["Expected"]])

@@ -55,6 +55,9 @@ def head_of(name: str) -> Head:
     if heads[name].expected.spread is None:
         raise UserError(f"{name}: nothing to compare with, its head says: {heads[name].fields['Expected']}; --list prints the "
                         "configurations with a stored result")
+    if heads[name].expected.folds:
+        raise UserError(f"{name}: its stored result is a mean over folds, of which one run tells little; run all of them: "
+                        f"{heads[name].fields['Run']}")
     return heads[name]
 
 
@@ -110,7 +113,7 @@ def main() -> int:
 def print_list() -> None:
     rows = []
     for name, head in all_heads().items():
-        if (expected := head.expected).spread is not None:
+        if (expected := head.expected).spread is not None and not expected.folds:
             rows.append([name, expected.mean, expected.half_width(), len(expected.seeds()), head.folder, head.fields["Cost"]])
     print(format_table(rows, ["name", "average mAP", "+-", "seeds", "data", "cost"], left=("data", "cost")))
 

@@ -110,3 +110,12 @@ def test_other_names_are_refused(root, capsys, argv, parts):
     code, _, err = run(capsys, *argv)
     error = one_error(code, err)
     assert all(part in error for part in parts)
+
+
+def test_a_mean_over_folds_is_not_compared_with_one_run(root, capsys, started):
+    path = root / "configs/tiny.yaml"
+    path.write_text(path.read_text().replace("over 2 seeds", "over 2 folds"))
+    code, _, err = run(capsys, "tiny")
+    assert "run_seeds.py configs/tiny.yaml" in one_error(code, err)
+    assert started == []
+    assert "tiny" not in run(capsys, "--list")[1]

@@ -16,6 +16,7 @@ Expected is one of
 
 S is the standard deviation of the seeds; of one seed ("over 1 seed"), that of seeds of the rows of the second FILE, pooled.
 Where the second FILE is named, those rows also say how far off a new run may be, since runs of one study spread alike.
+"over N folds" is the same for the folds of a dataset.
 """
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from libs.utils.files.io import read_json
 FIELDS = ("Paper", "Data", "Run", "Expected", "Cost")
 FIELD = re.compile(rf"# ({'|'.join(FIELDS)}): (.*)")
 STORED = r"benchmarks/results/\w+\.json"
-MEASURED = re.compile(r"average mAP ([\d.]+) \+- ([\d.]+) over (?:1 seed|(\d+) seeds), measured here "
+MEASURED = re.compile(r"average mAP ([\d.]+) \+- ([\d.]+) over (?:1 seed|(\d+) (?:seed|(fold))s), measured here "
                       rf"\(({STORED}): (\w+)(?:; spread of ({STORED}))?\)")
 PUBLISHED = re.compile(r"average mAP ([\d.]+), published \(.+\), not measured here")
 UNKNOWN = "not measured yet"
@@ -51,6 +52,7 @@ class Expected:
     file: str = ""  # of the stored result
     row: str = ""
     spread_file: str = ""  # whose rows the spread comes from; "": from the row itself
+    folds: bool = False  # mean and spread are over folds, not seeds
 
     def seeds(self) -> list[float]:
         """The stored average mAP of seeds 0, 1, ...; UserError if there is no such row."""
@@ -84,9 +86,9 @@ class Expected:
 
 
 def stored_seeds(file: str) -> dict[str, list[float]]:
-    """Row -> average mAP in percent of seeds 0, 1, ... in a file of benchmarks/results, of EMA weights where both are stored."""
+    """Row -> average mAP in percent by seed (0, 1, ...) or fold in a file of benchmarks/results; EMA weights if both are there."""
     rows = read_json(ROOT / file, "stored result")["rows"]
-    found = {name: row.get("seeds", row.get("ema")) for name, row in rows.items()}
+    found = {name: row.get("seeds", row.get("average_mAP", row.get("ema"))) for name, row in rows.items()}
     return {name: x if isinstance(x, list) else [x] for name, x in found.items() if x is not None}
 
 
@@ -108,11 +110,11 @@ class Head:
         """The field Expected; UserError for a text of another form."""
         text = self.fields["Expected"]
         if match := MEASURED.fullmatch(text):
-            mean, spread, seeds, file, row, spread_file = match.groups()
-            if not seeds and not spread_file:
+            mean, spread, several, fold, file, row, spread_file = match.groups()
+            if not several and not spread_file:
                 raise UserError(f"{self.path}: Expected: {text}: one seed has no spread; name a file whose rows tell that "
                                 "of seeds: (FILE: ROW; spread of FILE)")
-            return Expected(float(mean), float(spread), file, row, spread_file or "")
+            return Expected(float(mean), float(spread), file, row, spread_file or "", fold is not None)
         if match := PUBLISHED.fullmatch(text):
             return Expected(float(match[1]))
         if text != UNKNOWN:

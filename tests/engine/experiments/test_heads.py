@@ -72,6 +72,11 @@ def test_a_head_of_another_form_is_refused(tmp_path, old, new, named):
     assert "x.yaml" in str(error.value)
 
 
+def test_folds(tmp_path, results):
+    head = read_head(write(tmp_path, MEASURED.replace("seeds", "folds")))
+    assert head.expected == Expected(80, 2, "benchmarks/results/r.json", "three", folds=True)
+
+
 @pytest.mark.parametrize("text", ["about 80", MEASURED + ".", MEASURED.replace("3 seeds", "1 seed")])
 def test_an_expected_of_another_form_is_refused(tmp_path, text):
     head = read_head(write(tmp_path, text))
