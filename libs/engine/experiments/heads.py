@@ -86,7 +86,7 @@ class Expected:
 
 
 def stored_seeds(file: str) -> dict[str, list[float]]:
-    """Row -> average mAP in percent by seed (0, 1, ...) or fold in a file of benchmarks/results; EMA weights if both are there."""
+    """Row -> average mAP in percent by seed (0, 1, ...) or fold in a file of benchmarks/results; EMA weights of both."""
     rows = read_json(ROOT / file, "stored result")["rows"]
     found = {name: row.get("seeds", row.get("average_mAP", row.get("ema"))) for name, row in rows.items()}
     return {name: x if isinstance(x, list) else [x] for name, x in found.items() if x is not None}
