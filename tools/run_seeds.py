@@ -78,7 +78,7 @@ def main() -> None:
         spread = statistics.stdev(values.values()) if len(values) > 1 else 0.0
         summary[kind] = {"average_mAP": values, "mean": statistics.mean(values.values()), "standard_deviation": spread, **details}
         inside = details.get("seed_deviation")
-        more = "" if inside is None else f" over folds, {inside:.2f} over the seeds of a fold"
+        more = (" over folds" if details else "") + ("" if inside is None else f", {inside:.2f} over the seeds of a fold")
         print(f"{kind}: average mAP {' '.join(f'{v:.2f}' for v in values.values())} | mean {summary[kind]['mean']:.2f}, "
               f"standard deviation {spread:.2f}{more}")
     if args.json:

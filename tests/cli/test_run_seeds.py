@@ -5,6 +5,7 @@ The programs that it starts run inside this process (their own tests start real 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -49,6 +50,23 @@ def test_mean_and_spread(config, capsys, tmp_path, started):
     seeds = [json.loads((tmp_path / "ckpt" / f"tiny_x_seed{s}" / "metrics.jsonl").read_text().splitlines()[0]) for s in (5, 6)]
     assert seeds[0]["final_loss"] != seeds[1]["final_loss"]
     assert "6 videos, 3 iterations per epoch" in (tmp_path / "ckpt" / "tiny_x_seed5.log").read_text()
+
+
+def test_mean_and_spread_over_folds(config, capsys, tmp_path, started):
+    for fold in (1, 2):
+        shutil.copy(tmp_path / "annotations.json", tmp_path / f"split{fold}.json")
+    config.write_text(config.read_text().replace("/annotations.json", "/split{fold}.json"))
+    code, out, err = run(capsys, config, "--seeds", 1, "--folds", 2, 1, "--json", tmp_path / "out.json")
+    assert (code, err) == (0, "")
+    assert [("fold=2" in c, "fold=1" in c) for c in started] == [(True, False)] * 3 + [(False, True)] * 3
+    both = json.loads((tmp_path / "out.json").read_text())
+    summary = both["ema"]
+    for fold in ("1", "2"):
+        folder = tmp_path / "ckpt" / f"tiny_seeds_fold{fold}_seed0"
+        value = 100 * json.loads((folder / "eval" / "epoch_002_ema" / "results.json").read_text())["average_mAP"]
+        assert summary["average_mAP"][fold] == summary["runs"][f"fold{fold}_seed0"] == value
+        assert f"split{fold}.json" in (folder / "config.yaml").read_text()
+    assert out.splitlines()[-1].endswith(f"standard deviation {both['raw']['standard_deviation']:.2f} over folds")
 
 
 def test_a_seed_of_its_own_for_every_run(config, capsys, started):
