@@ -134,6 +134,12 @@ def test_public_functions_say_what_they_do():
     assert bare == []
 
 
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name alone; the browser tests are a run of their own."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py") if "browser" not in p.parts]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_only_one_module_asks_what_lies_at_a_path():
     """pathlib and os.path raise, or say "nothing there", where permission is missing or a name is too long."""
     found = []
