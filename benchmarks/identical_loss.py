@@ -224,7 +224,8 @@ class Runner(NamedTuple):
         record["predictions"] = {name: sha256((results / name).read_bytes()).hexdigest()
                                  for name in ("predictions.json", "predictions.csv")}
         scores = json.loads((results / "results.json").read_text(encoding="utf-8"))
-        record["scores"] = {key: value for key, value in scores.items() if key not in ("checkpoint", "config")}
+        about = ("checkpoint", "config", "confidence", "conditions")  # paths, and what follows from the rest
+        record["scores"] = {key: value for key, value in scores.items() if key not in about}
         if keep and any(case.name in other.needs for other in CASES.values()):
             (self.record / "kept").mkdir(exist_ok=True)
             shutil.copy(checkpoint, self.record / "kept" / f"{case.name}.pth.tar")
