@@ -4,14 +4,13 @@ from __future__ import annotations
 import distill_cases
 import pytest
 import torch
-from distill_cases import CPU, EVERY_TERM, RGB_ONLY, Setup, student, two_stream
+from distill_cases import EVERY_TERM, RGB_ONLY, Setup, student, two_stream
 from helpers import identical, show_every_term
-from resuming import stop_in_epoch, unplaced
+from resuming import whole_and_resumed
 from steps import losses_of
 
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loader import batches, training_loader
-from libs.engine.training.fit import FitOptions, fit
 from libs.engine.training.objective import DetectionObjective, rolled
 from libs.modeling.losses import DetectionLoss
 from libs.modeling.model import build_model
@@ -96,13 +95,5 @@ def test_stopped_and_resumed_equals_undisturbed(data, teacher, tmp_path, monkeyp
         distill = {"outputs": outputs, **EVERY_TERM}
         return student(data, tmp_path, [teacher], model=RGB_ONLY, train_cfg={"mixup": 0.2}, distill=distill, **sections)
 
-    options = {"checkpoint_every": 1}
-    fit(config(), tmp_path / "whole", CPU, FitOptions(**options))
-    with monkeypatch.context() as patch:
-        stop_in_epoch(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config(), tmp_path / "run", CPU, FitOptions(**options))
-    torch.manual_seed(99)
-    fit(config(), tmp_path / "run", CPU, FitOptions(resume="auto", **options))
-    first, second = (unplaced(torch.load(tmp_path / f / "epoch_003.pth.tar", weights_only=True)) for f in ("whole", "run"))
+    first, second = whole_and_resumed(config(), tmp_path, monkeypatch, stop=2)
     assert identical(first, second) == []

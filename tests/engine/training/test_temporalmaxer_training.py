@@ -4,12 +4,10 @@ from __future__ import annotations
 import distill_cases
 import pytest
 import torch
-from distill_cases import CPU, EVERY_TERM, Setup, save_teacher, student, two_stream
+from distill_cases import EVERY_TERM, Setup, save_teacher, student, two_stream
 from helpers import data_config, identical
-from resuming import stop_in_epoch, unplaced
+from resuming import whole_and_resumed
 from steps import losses_of
-
-from libs.engine.training.fit import FitOptions, fit
 
 data = distill_cases.data
 MODEL = {"backbone_type": "convPooler", "backbone_arch": [1, 2], "n_mha_win_size": -1, "assigner": {"keep_percent": 0.3}}
@@ -19,15 +17,7 @@ NAME = "TemporalMaxerArchitecture"
 @pytest.mark.parametrize("norm", ["layernorm", "groupnorm"])
 def test_stopped_and_resumed_equals_undisturbed(data, tmp_path, monkeypatch, norm):
     config = data_config(data, tmp_path, model_name=NAME, model={**MODEL, "fpn_norm": norm}, train_cfg={"input_dropout": 0.1})
-    options = {"checkpoint_every": 1, "print_every": 1}
-    fit(config, tmp_path / "whole", CPU, FitOptions(**options))
-    with monkeypatch.context() as patch:
-        stop_in_epoch(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, tmp_path / "run", CPU, FitOptions(**options))
-    torch.manual_seed(99)
-    fit(config, tmp_path / "run", CPU, FitOptions(resume="auto", **options))
-    whole, run = (unplaced(torch.load(tmp_path / name / "epoch_004.pth.tar", weights_only=True)) for name in ("whole", "run"))
+    whole, run = whole_and_resumed(config, tmp_path, monkeypatch, stop=3)
     assert identical(whole, run) == []
     assert whole["training"]["objective"]["loss_normalizer"] != 20
     norms = {name: value for name, value in whole["state_dict"].items() if "fpn_norms" in name and name.endswith("weight")}

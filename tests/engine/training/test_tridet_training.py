@@ -4,15 +4,14 @@ from __future__ import annotations
 import distill_cases
 import pytest
 import torch
-from distill_cases import CPU, EVERY_TERM, Setup, save_teacher, student, two_stream
+from distill_cases import EVERY_TERM, Setup, save_teacher, student, two_stream
 from helpers import data_config, identical, padded_batch, tiny_config
 from networks import TRIDENT, TRIDET, network
-from resuming import stop_in_epoch, unplaced
+from resuming import whole_and_resumed
 from steps import losses_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from libs.engine.training.fit import FitOptions, fit
 from libs.modeling import decode
 from libs.modeling.losses import DetectionLoss, diou_loss
 from libs.modeling.model import build_model
@@ -35,15 +34,7 @@ def trident(data, tmp_path_factory):
     {"input_noise": 0.3}, {"masked_stats": True, "init_conv_vars": 0.0, "trident_border": "valid"}], ids=str)
 def test_stopped_and_resumed_equals_undisturbed(data, tmp_path, monkeypatch, model):
     config = data_config(data, tmp_path, model={**TRIDET, **model}, train_cfg={"input_dropout": 0.1}, opt={"eta_min": 1e-5})
-    options = {"checkpoint_every": 1, "print_every": 1}
-    fit(config, tmp_path / "whole", CPU, FitOptions(**options))
-    with monkeypatch.context() as patch:
-        stop_in_epoch(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, tmp_path / "run", CPU, FitOptions(**options))
-    torch.manual_seed(99)
-    fit(config, tmp_path / "run", CPU, FitOptions(resume="auto", **options))
-    whole, run = (unplaced(torch.load(tmp_path / name / "epoch_004.pth.tar", weights_only=True)) for name in ("whole", "run"))
+    whole, run = whole_and_resumed(config, tmp_path, monkeypatch, stop=3)
     assert identical(whole, run) == []
     fresh = build_model(config).state_dict()
     learned = whole["state_dict"]
