@@ -6,8 +6,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import extract_features
 import numpy as np
 import pytest
+from helpers import run_script
 
 av = pytest.importorskip("av")
 H, W, FPS, FRAMES = 48, 64, 10, 40
@@ -50,3 +52,8 @@ def moving(k: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
     """Frame k of a smooth random texture that moves two pixels to the right per frame."""
     coarse = np.random.default_rng(0).integers(0, 255, (size[0] // 8 + 1, size[1] // 8 + 1, 3), dtype=np.uint8)
     return np.roll(coarse.repeat(8, 0).repeat(8, 1)[:size[0], :size[1]], 2 * k, axis=1)
+
+
+def run_extract(capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of tools/extract_features.py."""
+    return run_script(capsys, extract_features.main, "extract_features.py", *argv)

@@ -7,11 +7,10 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import extract_features as script
 import numpy as np
 import pytest
-from helpers import one_error, run_script
-from videos import FPS, H, W, make_video, moving
+from helpers import one_error
+from videos import FPS, H, W, make_video, moving, run_extract
 
 from libs.datasets.video.decoding import read_frames
 from libs.datasets.video.extractors import create
@@ -25,10 +24,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_video(tmp_path / "a.mp4", frames=20, picture=moving)
     return tmp_path
-
-
-def run(capsys, *argv: str) -> tuple[int, str, str]:
-    return run_script(capsys, script.main, "extract_features.py", *argv)
 
 
 def encoder(name: str) -> str:
@@ -52,7 +47,7 @@ def test_unusual_videos(name, folder, capsys):
     encoder(made["codec"])
     size = made.get("size", (H, W))
     make_video(folder / "v.mkv", picture=lambda k: moving(k, size), **made)
-    assert run(capsys, "v.mkv", "out")[0] == 0
+    assert run_extract(capsys, "v.mkv", "out")[0] == 0
     feats = np.load("out/v.npy")
     assert feats.shape == (vectors, 657)
     frames = np.stack(list(read_frames("v.mkv", None)))
@@ -62,10 +57,10 @@ def test_unusual_videos(name, folder, capsys):
 def test_a_variable_rate_is_told_and_put_on_a_grid(folder, capsys):
     times = [Fraction(k, 20) for k in range(20)] + [1 + Fraction(k, 5) for k in range(20)]
     make_video(folder / "v.mkv", times, picture=moving)
-    code, _, err = run(capsys, "v.mkv", "out", "--fps", "10")
+    code, _, err = run_extract(capsys, "v.mkv", "out", "--fps", "10")
     assert (code, err) == (0, "")
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["v"]["frames"] == 49  # the last lasts 1 / average rate
-    assert "v.mkv: has a variable frame rate" in run(capsys, "v.mkv", "other")[2]
+    assert "v.mkv: has a variable frame rate" in run_extract(capsys, "v.mkv", "other")[2]
 
 
 def test_a_size_that_changes_on_the_way(folder):
@@ -89,34 +84,34 @@ def test_a_size_that_changes_on_the_way(folder):
 def test_features_of_another_tool_are_not_replaced(folder, capsys):
     (folder / "out").mkdir()
     np.save("out/a.npy", np.ones((3, 2048), np.float32))
-    error = one_error(*run(capsys, "a.mp4", "out")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out")[::2])
     assert all(part in error for part in ("out/a.npy: is not by this tool", "choose another folder", "--overwrite")), error
     assert np.load("out/a.npy").shape == (3, 2048)
-    assert run(capsys, "a.mp4", "out", "--overwrite")[0] == 0
+    assert run_extract(capsys, "a.mp4", "out", "--overwrite")[0] == 0
     assert np.load("out/a.npy").shape == (2, 657)
 
 
 def test_overwriting_some_videos_keeps_the_others_and_never_mixes_settings(folder, capsys):
     make_video(folder / "b.mp4", frames=20, picture=moving)
-    assert run(capsys, "a.mp4", "b.mp4", "out")[0] == 0
-    assert run(capsys, "a.mp4", "out", "--overwrite")[0] == 0
+    assert run_extract(capsys, "a.mp4", "b.mp4", "out")[0] == 0
+    assert run_extract(capsys, "a.mp4", "out", "--overwrite")[0] == 0
     assert set(json.loads(Path("out/provenance.json").read_text())["videos"]) == {"a", "b"}
-    error = one_error(*run(capsys, "a.mp4", "out", "--overwrite", "--power", "0.5")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out", "--overwrite", "--power", "0.5")[::2])
     assert all(part in error for part in ("another power (1.0, now 0.5)", "these 1 videos, too (b", "another folder")), error
-    assert run(capsys, "a.mp4", "b.mp4", "out", "--overwrite", "--power", "0.5")[0] == 0
+    assert run_extract(capsys, "a.mp4", "b.mp4", "out", "--overwrite", "--power", "0.5")[0] == 0
     assert set(json.loads(Path("out/provenance.json").read_text())["videos"]) == {"a", "b"}
 
 
 def test_a_killed_run_is_taken_up(folder, capsys):
     """Features that were written just before the kill, and a file that was being written."""
     make_video(folder / "b.mp4", frames=20, picture=moving)
-    assert run(capsys, "a.mp4", "b.mp4", "out")[0] == 0
+    assert run_extract(capsys, "a.mp4", "b.mp4", "out")[0] == 0
     noted = json.loads(Path("out/provenance.json").read_text())
     noted["videos"].pop("b")
     Path("out/provenance.json").write_text(json.dumps(noted))
     Path("out/b.npy").write_bytes(b"\x93NUMPY half")
     (folder / "out/.b.npy.x.tmp").write_bytes(b"half")
-    assert "1 videos done, 1 were there already" in run(capsys, "a.mp4", "b.mp4", "out")[1]
+    assert "1 videos done, 1 were there already" in run_extract(capsys, "a.mp4", "b.mp4", "out")[1]
     assert np.array_equal(np.load("out/b.npy"), np.load("out/a.npy"))
 
 
@@ -125,7 +120,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(folder, capsys
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(np, "save", full)
-    error = one_error(*run(capsys, "a.mp4", "out")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out")[::2])
     assert all(part in error for part in ("out/a.npy", "No space left", "free some space"))
     assert [path.name for path in Path("out").iterdir()] == ["provenance.json"]
     assert json.loads(Path("out/provenance.json").read_text())["videos"] == {}
@@ -133,7 +128,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(folder, capsys
 
 def test_a_pyav_that_does_not_tell_the_rotation_is_refused(folder, capsys, monkeypatch):
     monkeypatch.setattr(av, "VideoFrame", object)
-    error = one_error(*run(capsys, "a.mp4", "out")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out")[::2])
     assert all(part in error for part in ("PyAV 14.2 or newer", av.__version__, "pip install -U")), error
 
 
@@ -141,22 +136,22 @@ def test_without_opencv_and_with_one_that_lacks_tvl1(folder, capsys, monkeypatch
     for argv in ([], ["--extractor", "i3d", "--rgb-model", "r.pt"]):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "cv2", None)
-            error = one_error(*run(capsys, "a.mp4", "out", *argv)[::2])
+            error = one_error(*run_extract(capsys, "a.mp4", "out", *argv)[::2])
         assert all(part in error for part in ("opencv-python-headless", 'pip install -e ".[video]"')), error
     with monkeypatch.context() as patch:
         patch.delattr(cv2, "optflow", raising=False)
-        error = one_error(*run(capsys, "a.mp4", "out", "--flow-method", "tvl1")[::2])
+        error = one_error(*run_extract(capsys, "a.mp4", "out", "--flow-method", "tvl1")[::2])
     assert all(part in error for part in ("--flow-method tvl1", "opencv-contrib-python-headless", "--flow-method dis")), error
     assert not Path("out").exists()
 
 
 def test_an_option_that_an_extractor_lacks_is_named_with_what_it_has(folder, capsys):
-    error = one_error(*run(capsys, "a.mp4", "out", "--crop", "112")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out", "--crop", "112")[::2])
     assert all(part in error for part in ("--crop: the extractor descriptor has no such option", "--resize", "--still")), error
     with pytest.raises(Exception, match=r"did you mean 'flow_method'"):
         create("descriptor", {"flow_methode": "dis"})
 
 
 def test_fps_of_the_grid_is_the_one_asked_for(folder, capsys):
-    assert run(capsys, "a.mp4", "out", "--fps", str(FPS // 2), "--stride", "2", "--num-frames", "4")[0] == 0
+    assert run_extract(capsys, "a.mp4", "out", "--fps", str(FPS // 2), "--stride", "2", "--num-frames", "4")[0] == 0
     assert np.load("out/a.npy").shape == ((10 - 4) // 2 + 1, 657)

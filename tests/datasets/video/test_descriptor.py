@@ -4,11 +4,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import extract_features as script
 import numpy as np
 import pytest
-from helpers import one_error, run_script
-from videos import make_video, moving
+from helpers import one_error
+from videos import make_video, moving, run_extract
 
 from libs.datasets.video.decoding import read_frames
 from libs.datasets.video.extract import clips, extract_features
@@ -25,12 +24,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(capsys, *argv: str) -> tuple[int, str, str]:
-    return run_script(capsys, script.main, "extract_features.py", *argv)
-
-
 def test_it_is_the_default_and_recorded(folder, capsys):
-    code, _, err = run(capsys, "a.mp4", "out")
+    code, _, err = run_extract(capsys, "a.mp4", "out")
     assert (code, err) == (0, "")
     feats = np.load("out/a.npy")
     assert (feats.shape, feats.dtype) == (((24 - 16) // 4 + 1, 657), np.float32)
@@ -39,7 +34,7 @@ def test_it_is_the_default_and_recorded(folder, capsys):
     assert {key: noted[key] for key in values} == values
     assert [stream["channels"] for stream in noted["streams"]] == [[0, 232], [232, 657]]
     assert noted["streams"][1]["parameters"] == f"preset FAST of OpenCV {cv2.__version__.split('.')[0]}"
-    assert "1 were there already" in run(capsys, "a.mp4", "-o", "out")[1]
+    assert "1 were there already" in run_extract(capsys, "a.mp4", "-o", "out")[1]
 
 
 def test_parts_are_made_once_per_frame(folder, monkeypatch):
@@ -78,23 +73,23 @@ def test_sizes(folder, capsys):
     assert module.scaled_size(1920, 1080, 120) == (212, 120)
     assert module.scaled_size(256, 340, (40, 48)) == (40, 48)
     for argv in (["--resize", "50"], ["--size", "64", "70"], ["--resize", "28"], ["--resize", "0"]):
-        error = one_error(*run(capsys, "a.mp4", "out", *argv)[::2])
+        error = one_error(*run_extract(capsys, "a.mp4", "out", *argv)[::2])
         assert all(part in error for part in ("--resize", argv[-1], "multiples of 4 from 32")), error
     assert not Path("out").exists()
 
 
 def test_another_extractor_in_the_folder_is_one_error(folder, capsys):
-    assert run(capsys, "a.mp4", "out")[0] == 0
+    assert run_extract(capsys, "a.mp4", "out")[0] == 0
     before = Path("out/a.npy").read_bytes()
-    error = one_error(*run(capsys, "a.mp4", "out", "--power", "0.5")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out", "--power", "0.5")[::2])
     assert "out/provenance.json: the features there were made with another power (1.0, now 0.5)" in error
     noted = json.loads(Path("out/provenance.json").read_text())
     noted["streams"][1]["parameters"] = "preset FAST of OpenCV 3"
     Path("out/provenance.json").write_text(json.dumps(noted))
-    assert "another streams" in one_error(*run(capsys, "a.mp4", "out")[::2])
+    assert "another streams" in one_error(*run_extract(capsys, "a.mp4", "out")[::2])
     noted["extractor"] = "i3d"
     Path("out/provenance.json").write_text(json.dumps(noted))
-    error = one_error(*run(capsys, "a.mp4", "out")[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "out")[::2])
     assert all(part in error for part in ("another extractor (i3d, now descriptor)", "choose another folder", "--overwrite"))
     assert Path("out/a.npy").read_bytes() == before
 
@@ -104,7 +99,7 @@ def test_the_folder_of_the_features_cannot_be_forgotten(folder, capsys):
     make_video(folder / "videos/b.mp4", frames=4)
     (folder / "notes.txt").write_text("")
     for argv in (["a.mp4"], ["a.mp4", "b.mp4"], ["a.mp4", "videos"], ["a.mp4", "notes.txt"], ["a.mp4", ""]):
-        error = one_error(*run(capsys, *argv)[::2])
+        error = one_error(*run_extract(capsys, *argv)[::2])
         assert all(part in error for part in (f"{argv[-1]}: ", "name it last", "-o FOLDER"))
 
 

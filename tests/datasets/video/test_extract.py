@@ -8,12 +8,11 @@ from pathlib import Path
 
 import check_dataset as check_script
 import convert_annotations as convert_script
-import extract_features as script
 import numpy as np
 import pytest
 import torch
 from helpers import one_error, run_script
-from videos import FPS, FRAMES, H, W, level, make_video, turn
+from videos import FPS, FRAMES, H, W, level, make_video, run_extract, turn
 
 from libs.datasets.grid import expected_length
 from libs.datasets.video import extract
@@ -52,14 +51,10 @@ COMMON = ["--num-frames", "8", "--stride", "4", "--resize", "32", "--crop", "32"
           "--device", "cpu", "-o", "out"]
 
 
-def run(capsys, *argv: str):
-    return run_script(capsys, script.main, "extract_features.py", *argv)
-
-
 @pytest.mark.parametrize("name", ["rgb.pt2", "rgb.pt"])
 def test_feature_t_sees_frames_t_stride_on(name, folder, capsys):
     save_program(folder / name, 4, 3, 8, 32)
-    code, out, err = run(capsys, "a.mp4", "--rgb-model", name, *COMMON)
+    code, out, err = run_extract(capsys, "a.mp4", "--rgb-model", name, *COMMON)
     assert code == 0, err
     feats = np.load("out/a.npy")
     assert feats.dtype == np.float32
@@ -89,7 +84,7 @@ def test_resampling_takes_the_nearest_frame(folder):
     "101", "a.mp4: has 10 frames per second, so --fps 101 would repeat every frame 10.1 times; use at most 100")])
 def test_a_rate_that_would_take_for_ever_is_refused(folder, capsys, fps, told):
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    code, _, err = run(capsys, "a.mp4", "--rgb-model", "rgb.pt", "--fps", fps, *COMMON)
+    code, _, err = run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", "--fps", fps, *COMMON)
     assert code == 2
     assert told in err
     assert not Path("out").exists()
@@ -104,7 +99,7 @@ def test_a_variable_rate_is_put_on_a_constant_grid_with_a_warning(folder, capsys
     expected = [level(min(2 * k if k <= 10 else 20 + (k - 10 + 0) // 2, 39)) for k in range(len(values))]
     assert np.abs(values - expected).max() <= 5  # halfway between two frames either is as near
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    code, _, err = run(capsys, "v.mkv", "--rgb-model", "rgb.pt", *COMMON)
+    code, _, err = run_extract(capsys, "v.mkv", "--rgb-model", "rgb.pt", *COMMON)
     assert code == 0
     assert "variable frame rate" in err
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["v"]["variable_frame_rate"]
@@ -121,14 +116,15 @@ def test_the_rotation_of_phone_videos_is_applied(quarters, folder, capsys):
     assert frame.shape == (found.height // 2, found.width // 2, 3)
     assert np.abs(frame.astype(int) - np.rot90(picture[::2, ::2], -quarters)).mean() < 10
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    assert run(capsys, "turned.mp4", "--rgb-model", "rgb.pt", *COMMON)[::2] == (0, "")
+    assert run_extract(capsys, "turned.mp4", "--rgb-model", "rgb.pt", *COMMON)[::2] == (0, "")
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["turned"]["width"] == found.width
 
 
 def test_two_streams_are_joined_rgb_first(folder, capsys):
     save_program(folder / "rgb.pt2", 2, 3, 8, 32)
     save_program(folder / "flow.pt2", 2, 2, 8, 32)
-    code, _, err = run(capsys, "a.mp4", "--rgb-model", "rgb.pt2", "--flow-model", "flow.pt2", "--batch-size", "2", *COMMON)
+    code, _, err = run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt2", "--flow-model", "flow.pt2", "--batch-size", "2",
+                               *COMMON)
     assert code == 0, err
     feats = np.load("out/a.npy")
     assert feats.shape == (9, 11 + 10)
@@ -176,7 +172,7 @@ def test_odd_sizes(folder, capsys):
     info = probe("odd.avi")
     assert (info.height, info.width) == (35, 51)
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    code, _, err = run(capsys, "odd.avi", "--rgb-model", "rgb.pt", *COMMON)
+    code, _, err = run_extract(capsys, "odd.avi", "--rgb-model", "rgb.pt", *COMMON)
     assert code == 0, err
     assert np.load("out/odd.npy").shape == (1, 11)
 
@@ -187,40 +183,40 @@ def test_a_folder_of_videos_with_a_line_per_video_and_no_bar_in_a_file(folder, c
         make_video(folder / "videos.d" / name.lower(), frames=20).rename(folder / "videos.d" / name)
     (folder / "videos.d" / "notes.txt").write_text("")
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    code, out, err = run(capsys, "a.mp4", "videos.d", "--rgb-model", "rgb.pt", *COMMON)
+    code, out, err = run_extract(capsys, "a.mp4", "videos.d", "--rgb-model", "rgb.pt", *COMMON)
     assert (code, err) == (0, "")
     assert sorted(path.name for path in Path("out").glob("*.npy")) == ["a.npy", "b.npy", "c.npy"]
     assert "1/3 videos, " in out
     assert "3/3 videos, 0:00:00 left" in out
     (folder / "empty").mkdir()
-    assert "empty: holds no videos (.mp4" in one_error(*run(capsys, "empty", "--rgb-model", "rgb.pt", *COMMON)[::2])
+    assert "empty: holds no videos (.mp4" in one_error(*run_extract(capsys, "empty", "--rgb-model", "rgb.pt", *COMMON)[::2])
 
 
 def test_interrupted_work_goes_on_and_other_settings_are_refused(folder, capsys, monkeypatch):
     make_video(folder / "b.mp4", frames=20)
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    assert run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
     before = Path("out/a.npy").stat().st_mtime_ns
-    code, out, _ = run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)
+    code, out, _ = run_extract(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)
     assert (code, "1 videos done, 1 were there already" in out) == (0, True)
     assert Path("out/a.npy").stat().st_mtime_ns == before
     Path("out/b.npy").unlink()  # listed, but gone
-    assert "1 videos done, 1 were" in run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)[1]
-    error = one_error(*run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2")[::2])
+    assert "1 videos done, 1 were" in run_extract(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON)[1]
+    error = one_error(*run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2")[::2])
     assert "another stride (4, now 2)" in error
     assert "--overwrite" in error
     assert np.load("out/a.npy").shape == (9, 11)
-    assert run(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
+    assert run_extract(capsys, "a.mp4", "b.mp4", "--rgb-model", "rgb.pt", *COMMON, "--stride", "2", "--overwrite")[0] == 0
     assert np.load("out/a.npy").shape == (17, 11)
 
 
 def test_a_folder_from_before_there_were_named_extractors_goes_on(folder, capsys):
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    assert run(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    assert run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON)[0] == 0
     noted = json.loads(Path("out/provenance.json").read_text())
     assert noted.pop("extractor") == "program"
     Path("out/provenance.json").write_text(json.dumps(noted))
-    assert "0 videos done, 1 were there" in run(capsys, "a.mp4", "--extractor", "program:rgb.pt", *COMMON)[1]
+    assert "0 videos done, 1 were there" in run_extract(capsys, "a.mp4", "--extractor", "program:rgb.pt", *COMMON)[1]
 
 
 def test_another_video_of_the_name_is_refused_in_a_second_command(folder, capsys):
@@ -229,18 +225,18 @@ def test_another_video_of_the_name_is_refused_in_a_second_command(folder, capsys
     for name in ("one", "two"):
         (folder / name).mkdir()
         make_video(folder / f"{name}/x.mkv", codec="ffv1", frames=20 if name == "one" else 30)
-    assert run(capsys, "one/x.mkv", *argv)[0] == 0
+    assert run_extract(capsys, "one/x.mkv", *argv)[0] == 0
     before = Path("out/x.npy").read_bytes()
-    error = one_error(*run(capsys, "a.mp4", "two/x.mkv", *argv)[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "two/x.mkv", *argv)[::2])
     for fragment in ("two/x.mkv: out/x.npy", "another video", "one/x.mkv", "choose another folder"):
         assert fragment in error
     assert (Path("out/x.npy").read_bytes(), Path("out/a.npy").exists()) == (before, False)
-    assert "1 were there already" in run(capsys, str(folder / "one/x.mkv"), *argv)[1]  # the same file by another path
+    assert "1 were there already" in run_extract(capsys, str(folder / "one/x.mkv"), *argv)[1]  # the same file by another path
     (folder / "one").rename(folder / "moved")
-    assert "1 were there already" in run(capsys, "moved/x.mkv", *argv)[1]
-    assert "one/x.mkv" in one_error(*run(capsys, "two/x.mkv", *argv)[::2])
+    assert "1 were there already" in run_extract(capsys, "moved/x.mkv", *argv)[1]
+    assert "one/x.mkv" in one_error(*run_extract(capsys, "two/x.mkv", *argv)[::2])
     Path("out/x.npy").unlink()
-    assert "1 videos done" in run(capsys, "two/x.mkv", *argv)[1]
+    assert "1 videos done" in run_extract(capsys, "two/x.mkv", *argv)[1]
 
 
 def audio(folder: Path) -> None:
@@ -278,7 +274,7 @@ def test_a_bad_video_is_one_error_and_the_others_are_done(name, folder, capsys):
     damage, fragments = BAD_VIDEOS[name]
     damage(folder)
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    code, out, err = run(capsys, "bad.mp4", "a.mp4", "--rgb-model", "rgb.pt", *COMMON)
+    code, out, err = run_extract(capsys, "bad.mp4", "a.mp4", "--rgb-model", "rgb.pt", *COMMON)
     error = one_error(code, err)
     assert "bad.mp4" in error
     for fragment in fragments:
@@ -286,7 +282,7 @@ def test_a_bad_video_is_one_error_and_the_others_are_done(name, folder, capsys):
     assert "1 videos done" in out
     assert sorted(p.name for p in Path("out").iterdir()) == ["a.npy", "provenance.json"]
     if name == "cut":
-        assert run(capsys, "bad.mp4", "--rgb-model", "rgb.pt", *COMMON, "--allow-truncated")[0] == 0
+        assert run_extract(capsys, "bad.mp4", "--rgb-model", "rgb.pt", *COMMON, "--allow-truncated")[0] == 0
         assert 1 <= len(np.load("out/bad.npy")) < 9
 
 
@@ -302,7 +298,7 @@ BAD_PROGRAMS = {
 @pytest.mark.parametrize("name", BAD_PROGRAMS)
 def test_a_bad_program_is_one_error(name, folder, capsys):
     make, fragments = BAD_PROGRAMS[name]
-    error = one_error(*run(capsys, "a.mp4", "--rgb-model", make(folder), *COMMON)[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "--rgb-model", make(folder), *COMMON)[::2])
     for fragment in fragments:
         assert fragment in error, error
     assert not Path("out/a.npy").exists()
@@ -311,23 +307,24 @@ def test_a_bad_program_is_one_error(name, folder, capsys):
 def test_other_errors(folder, capsys, monkeypatch):
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
     argv = ["a.mp4", "--rgb-model", "rgb.pt", *COMMON]
-    assert "--crop 64" in one_error(*run(capsys, *argv, "--crop", "64")[::2])
-    assert "no network" in one_error(*run(capsys, "a.mp4", "--extractor", "program", *COMMON)[::2])
-    error = one_error(*run(capsys, "a.mp4", "--rgb-model", "rgb.pt", "-o", "out")[::2])
+    assert "--crop 64" in one_error(*run_extract(capsys, *argv, "--crop", "64")[::2])
+    assert "no network" in one_error(*run_extract(capsys, "a.mp4", "--extractor", "program", *COMMON)[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", "-o", "out")[::2])
     assert "no default for --stride and --num-frames" in error
     for name, told in (("progam:rgb.pt", "did you mean 'program"), ("program:", "expected program:FILE"), ("x", "program:FILE")):
-        error = one_error(*run(capsys, "a.mp4", "--extractor", name, *COMMON)[::2])
+        error = one_error(*run_extract(capsys, "a.mp4", "--extractor", name, *COMMON)[::2])
         assert f"--extractor {name}" in error
         assert told in error
-    assert "--rgb-model rgb.pt: --extractor program:b.pt" in one_error(*run(capsys, *argv, "--extractor", "program:b.pt")[::2])
+    error = one_error(*run_extract(capsys, *argv, "--extractor", "program:b.pt")[::2])
+    assert "--rgb-model rgb.pt: --extractor program:b.pt" in error
     (folder / "sub").mkdir()
-    error = one_error(*run(capsys, "a.mp4", "sub/a.mp4", *argv[1:])[::2])
+    error = one_error(*run_extract(capsys, "a.mp4", "sub/a.mp4", *argv[1:])[::2])
     assert all(part in error for part in ("sub/a.mp4", "same name", "rename one", "folder of its own")), error
     if not hasattr(cv2, "optflow"):
-        assert "opencv-contrib" in one_error(*run(capsys, *argv, "--flow-model", "rgb.pt", "--flow-method", "tvl1")[::2])
+        assert "opencv-contrib" in one_error(*run_extract(capsys, *argv, "--flow-model", "rgb.pt", "--flow-method", "tvl1")[::2])
     for module, message in (("cv2", "opencv-python-headless"), ("av", "av (PyAV)")):
         monkeypatch.setitem(sys.modules, module, None)
-        error = one_error(*run(capsys, *argv, "--flow-model", "rgb.pt")[::2])
+        error = one_error(*run_extract(capsys, *argv, "--flow-model", "rgb.pt")[::2])
         assert message in error
         assert 'pip install -e ".[video]"' in error
 
@@ -341,7 +338,7 @@ def test_features_and_annotations_of_videos_pass_the_check(folder, capsys):
         rows += [f"v{i},0.5,2,jump,{subset}", f"v{i},2.2,3.5,throw,{subset}"]
     (folder / "a.csv").write_text("\n".join(rows) + "\n")
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
-    assert run(capsys, *[f"v{i}.mp4" for i in range(6)], "--rgb-model", "rgb.pt", *COMMON)[0] == 0
+    assert run_extract(capsys, *[f"v{i}.mp4" for i in range(6)], "--rgb-model", "rgb.pt", *COMMON)[0] == 0
     code, _, err = run_script(capsys, convert_script.main, "convert", "a.csv", "-o", "a.json", "--features", "out")
     assert code == 0, err
     code, out, _ = run_script(capsys, check_script.main, "check", "a.json", "out")

@@ -9,14 +9,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import extract_features as script
 import numpy as np
 import pytest
 import torch
 from golden.video import recipe_weights
-from helpers import one_error, run_script
+from helpers import one_error
 from PIL import Image
-from videos import make_video, moving
+from videos import make_video, moving, run_extract
 
 from libs.datasets.video.decoding import read_frames
 from libs.datasets.video.extractors import create, i3d, i3d_weights
@@ -53,7 +52,7 @@ def extract(capsys, *argv: str, **settings: object) -> tuple[int, str, str]:
     options = [part for key, value in settings.items() if key != "resize"
                for part in (f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value]))]
     size = ["--size", *map(str, settings["resize"])] if "resize" in settings else []
-    return run_script(capsys, script.main, "extract_features.py", *argv, *options, *size, "-o", "out", "--device", "cpu")
+    return run_extract(capsys, *argv, *options, *size, "-o", "out", "--device", "cpu")
 
 
 def test_features_are_those_of_the_chain_by_hand(folder, capsys, weights):

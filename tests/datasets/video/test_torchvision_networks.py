@@ -6,12 +6,11 @@ import json
 import types
 from pathlib import Path
 
-import extract_features as script
 import numpy as np
 import pytest
 import torch
-from helpers import one_error, run_script
-from videos import make_video, moving
+from helpers import one_error
+from videos import make_video, moving, run_extract
 
 from libs.core.errors import UserError
 from libs.datasets.video.decoding import read_frames
@@ -53,7 +52,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def extract(capsys, *argv: str) -> tuple[int, str, str]:
-    return run_script(capsys, script.main, "extract_features.py", "a.mp4", "-o", "out", "--device", "cpu", *argv)
+    return run_extract(capsys, "a.mp4", "-o", "out", "--device", "cpu", *argv)
 
 
 def test_features_are_those_of_the_chain_by_hand(folder, capsys):
