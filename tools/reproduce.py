@@ -26,8 +26,7 @@ from libs.core.config import load_config
 from libs.core.errors import UserError, nearest, run_main
 from libs.core.files import exists
 from libs.core.schema import as_tuple
-from libs.engine.distill.teachers import with_run_name
-from libs.engine.experiments.chain import Chain, StageRun, load_chain, run_stages
+from libs.engine.experiments.chain import Chain, StageRun, load_chain, run_stages, stage_run
 from libs.engine.experiments.heads import Head, all_heads
 from libs.engine.experiments.repeats import Repeat
 from libs.utils.tables import format_table
@@ -83,8 +82,7 @@ def chain_of(head: Head, seed: int, output: str, overrides: list[str]) -> tuple[
     if "run_distill.py" in head.fields["Run"]:
         chain = load_chain(os.path.dirname(path), [repeat], f"{output}_seed", overrides)
         return chain, next(run for run in chain.runs.values() if run.stage == head.path.stem)
-    settings, name = (*overrides, *repeat.overrides), f"{output}_{repeat.name()}"
-    run = StageRun(head.path.stem, repeat, name, with_run_name(load_config(path, settings), name), settings)
+    run = stage_run(path, repeat, f"{output}_{repeat.name()}", overrides)
     return Chain(Path(path), Path(run.config.output_folder), {run.label: run}), run
 
 

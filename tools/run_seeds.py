@@ -15,10 +15,8 @@ import statistics
 from pathlib import Path
 
 from libs.core.arguments import count, refuse_source, run_name
-from libs.core.config import load_config
 from libs.core.errors import run_main
-from libs.engine.distill.teachers import with_run_name
-from libs.engine.experiments.chain import StageRun
+from libs.engine.experiments.chain import StageRun, stage_run
 from libs.engine.experiments.launch import (
     eval_command,
     log_of,
@@ -48,9 +46,7 @@ def parse() -> argparse.Namespace:
 
 def run_of(args: argparse.Namespace, repeat: Repeat) -> StageRun:
     """The run of one fold and seed; UserError if it was begun with another configuration."""
-    name, overrides = f"{args.output}_{repeat.name()}", (*args.set, *repeat.overrides)
-    config = with_run_name(load_config(args.config, overrides), name)
-    run = StageRun(Path(args.config).stem, repeat, name, config, overrides)
+    run = stage_run(args.config, repeat, f"{args.output}_{repeat.name()}", args.set)
     run.refuse_changes(allowed=("test_cfg.", "val_split"))  # these only concern evaluations, which are repeated
     return run
 

@@ -234,6 +234,15 @@ class Chain:
         return ((name, path, _maker(path, self.runs)) for name, path in run.teacher_paths)
 
 
+def stage_run(path: str | os.PathLike, repeat: Repeat, name: str, overrides: Sequence[str]) -> StageRun:
+    """The run `name` of a YAML file with a fold and seed; `overrides` ("key=value") apply too.
+
+    UserError for a bad configuration.
+    """
+    settings = (*overrides, *repeat.overrides)
+    return StageRun(Path(path).stem, repeat, name, with_run_name(load_config(path, settings), name), settings)
+
+
 def load_chain(folder: str | os.PathLike, repeats: Sequence[Repeat], output: str, overrides: Sequence[str] = ()) -> Chain:
     """Read the stages of a folder, each with every fold and seed of `repeats`; `overrides` ("key=value") apply to each.
 
@@ -250,8 +259,7 @@ def load_chain(folder: str | os.PathLike, repeats: Sequence[Repeat], output: str
     runs: dict[str, StageRun] = {}
     for repeat in repeats:
         for path in paths:
-            settings, name = (*overrides, *repeat.overrides), repeat.name(output)
-            run = StageRun(path.stem, repeat, name, with_run_name(load_config(path, settings), name), settings)
+            run = stage_run(path, repeat, repeat.name(output), overrides)
             runs[run.label] = run
     first = next(iter(runs.values())).config
     for run in runs.values():

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from pathlib import Path
 from libs.core.errors import UserError
 from libs.core.files import read_text
 from libs.engine.experiments.launch import ROOT
+from libs.engine.experiments.repeats import pooled_deviation
 from libs.utils.files.io import read_json
 
 FIELDS = ("Paper", "Data", "Run", "Expected", "Cost")
@@ -67,9 +67,10 @@ class Expected:
         return [seeds for seeds in rows if len(seeds) > 1]
 
     def pooled_spread(self) -> float:
-        """Standard deviation of seeds, pooled over `samples` (their variances weighted by degrees of freedom)."""
-        squares = sum(statistics.variance(seeds) * (len(seeds) - 1) for seeds in self.samples())
-        return math.sqrt(squares / self.freedom())
+        """`pooled_deviation` of `samples`."""
+        spread = pooled_deviation(self.samples())
+        assert spread is not None  # every sample has two seeds, and a head without samples is refused
+        return spread
 
     def freedom(self) -> int:
         """Degrees of freedom of `pooled_spread`."""

@@ -10,7 +10,7 @@ import argparse
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from libs.core.arguments import refuse_repeated
@@ -72,8 +72,15 @@ def fold_details(values: Mapping[Repeat, float]) -> dict[str, Any]:
     folds, None if none has two.  Without folds {}: `by_unit` has all."""
     if any(repeat.fold is None for repeat in values):
         return {}
-    means = by_unit(values)
-    squares = [(value - means[str(repeat.fold)]) ** 2 for repeat, value in values.items()]
-    freedom = len(values) - len(means)
+    folds: dict[int | None, list[float]] = defaultdict(list)
+    for repeat, value in values.items():
+        folds[repeat.fold].append(value)
     return {"runs": {repeat.name(): value for repeat, value in values.items()},
-            "seed_deviation": math.sqrt(sum(squares) / freedom) if freedom else None}
+            "seed_deviation": pooled_deviation(folds.values())}
+
+
+def pooled_deviation(samples: Collection[Sequence[float]]) -> float | None:
+    """Standard deviation within the samples: their variances weighted by degrees of freedom; None if no sample has two values."""
+    freedom = sum(len(sample) - 1 for sample in samples)
+    squares = sum((len(sample) - 1) * statistics.variance(sample) for sample in samples if len(sample) > 1)
+    return math.sqrt(squares / freedom) if freedom else None
