@@ -117,7 +117,7 @@ def test_public_functions_say_what_they_do():
     """Every public function and class of the library has a docstring; overrides and one-line properties may go without."""
     bare = []
     for path in MODULES:
-        if path.name == "schema.py":  # every field is documented instead
+        if path.parent.name == "schema":  # every field is documented instead
             continue
         tree = ast.parse(path.read_text())
         classes = [c for c in tree.body if isinstance(c, ast.ClassDef) and c.name[0] != "_"]
