@@ -8,7 +8,8 @@
 
 A stage is a YAML file of the folder whose name does not begin with _; it starts after the runs that its distill.teachers name.
 Its commands are printed and also work alone.  Finished runs are not repeated, interrupted ones resume.
-The table is printed and written to <output_folder>/table.md and table.json.
+The table is printed and written to <output_folder>/table.md and table.json, with a paired test of each stage against
+student_alone (the first stage, where there is none): over seeds or folds, and over the test videos.
 """
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from libs.core.arguments import refuse_source
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries
 from libs.engine.experiments.chain import load_chain, run_stages
-from libs.engine.experiments.chain_table import chain_results, markdown, table_rows
+from libs.engine.experiments.chain_table import chain_results, markdown, stage_tests, table_rows
 from libs.engine.experiments.repeats import add_arguments, repeats_of
 from libs.utils.files.io import write_json_atomic, write_text_atomic
 
@@ -50,10 +51,10 @@ def main() -> None:
     if not results:
         raise UserError(f"{chain.output_folder}: no stage of {args.folder} has results for these folds and seeds; run them "
                         "without --table-only")
-    rows = table_rows(results)
-    content = {"folder": args.folder, "set": args.set, "rows": rows}
-    print(markdown(rows), end="", flush=True)  # first: not lost if a file cannot be written
-    write_text_atomic(chain.output_folder / "table.md", markdown(rows))
+    rows, tests = table_rows(results), stage_tests(results)
+    content, text = {"folder": args.folder, "set": args.set, "rows": rows, "paired": tests}, markdown(rows, tests)
+    print(text, end="", flush=True)  # first: not lost if a file cannot be written
+    write_text_atomic(chain.output_folder / "table.md", text)
     for path in (chain.output_folder / "table.json", *([args.json] if args.json else [])):
         write_json_atomic(path, content)
     print(f"written to {chain.output_folder / 'table.md'} and table.json", flush=True)

@@ -6,7 +6,7 @@
 
 Each seed is a run of train.py in ckpt/<config>_<output>_seed<N>/, with folds in ckpt/<config>_<output>_fold<K>_seed<N>/, where
 {fold} in the configuration stands for the number K.  Finished runs and evaluations are not repeated, interrupted
-runs resume.  Both EMA and raw weights of the last epoch are evaluated.
+runs resume.  Both EMA and raw weights of the last epoch are evaluated, and compared run by run (docs/comparing.md).
 """
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from libs.engine.experiments.launch import (
     threads_per_job,
     train_command,
 )
+from libs.engine.experiments.paired import Evaluation, paired_line, paired_tests
 from libs.engine.experiments.repeats import Repeat, add_arguments, by_unit, fold_details, repeats_of
 from libs.utils.files.io import write_json_atomic
 
@@ -77,8 +78,12 @@ def main() -> None:
         more = (" over folds" if details else "") + ("" if inside is None else f", {inside:.2f} over the seeds of a fold")
         print(f"{kind}: average mAP {' '.join(f'{v:.2f}' for v in values.values())} | mean {summary[kind]['mean']:.2f}, "
               f"standard deviation {spread:.2f}{more}")
+    kinds = {kind: {repeat: Evaluation(100 * results[repeat][kind]["average_mAP"], run.config, run.results_file(kind))
+                    for repeat, run in runs.items()} for kind in KINDS}
+    tests = paired_tests(kinds, against=KINDS[0])
+    print("\n".join(map(paired_line, tests)))
     if args.json:
-        write_json_atomic(args.json, {"config": args.config, "set": args.set, **summary})
+        write_json_atomic(args.json, {"config": args.config, "set": args.set, **summary, "paired": tests})
 
 
 if __name__ == "__main__":

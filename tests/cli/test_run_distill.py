@@ -64,6 +64,9 @@ def test_from_nothing_to_the_table_and_again(folder, capsys, tmp_path, started):
     assert content == json.loads((tmp_path / "ckpt" / "table.json").read_text())
     assert [(r["mean"], r["average_mAP"], r["mean_difference"]) for r in content["rows"]] == [
         (75, {"3": 75}, 25), (50, {"3": 50}, 0)]
+    assert [(t["value"], t["against"], t["difference"]) for t in content["paired"]] == [("teacher", "student_alone", {"3": 25})]
+    assert out.splitlines()[-2] == "- teacher minus student_alone: +25.00; one seed: no interval over seeds"
+    assert out.splitlines()[-2] in (tmp_path / "ckpt" / "table.md").read_text()
 
     results["teacher"].unlink()
     assert run(capsys, *argv, "--table-only")[0] == 0

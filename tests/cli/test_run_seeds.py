@@ -47,6 +47,9 @@ def test_mean_and_spread(config, capsys, tmp_path, started):
         assert summary[kind]["standard_deviation"] == pytest.approx(statistics.stdev(values))
         line = next(x for x in out.splitlines() if x.startswith(f"{kind}: "))
         assert line.endswith(f"mean {statistics.mean(values):.2f}, standard deviation {statistics.stdev(values):.2f}")
+    (paired,), (ema, raw) = summary["paired"], (summary[kind]["average_mAP"] for kind in ("ema", "raw"))
+    assert paired["difference"] == pytest.approx({seed: raw[seed] - ema[seed] for seed in raw})
+    assert out.splitlines()[-1].startswith(f"raw minus ema: {statistics.mean(paired['difference'].values()):+.2f}; over 2 seeds ")
     seeds = [json.loads((tmp_path / "ckpt" / f"tiny_x_seed{s}" / "metrics.jsonl").read_text().splitlines()[0]) for s in (5, 6)]
     assert seeds[0]["final_loss"] != seeds[1]["final_loss"]
     assert "6 videos, 3 iterations per epoch" in (tmp_path / "ckpt" / "tiny_x_seed5.log").read_text()
@@ -66,7 +69,7 @@ def test_mean_and_spread_over_folds(config, capsys, tmp_path, started):
         value = 100 * json.loads((folder / "eval" / "epoch_002_ema" / "results.json").read_text())["average_mAP"]
         assert summary["average_mAP"][fold] == summary["runs"][f"fold{fold}_seed0"] == value
         assert f"split{fold}.json" in (folder / "config.yaml").read_text()
-    assert out.splitlines()[-1].endswith(f"standard deviation {both['raw']['standard_deviation']:.2f} over folds")
+    assert out.splitlines()[-2].endswith(f"standard deviation {both['raw']['standard_deviation']:.2f} over folds")
 
 
 def test_a_seed_of_its_own_for_every_run(config, capsys, started):
@@ -77,23 +80,23 @@ def test_a_seed_of_its_own_for_every_run(config, capsys, started):
 
 def test_one_seed_and_finished_runs_are_reused(config, capsys, tmp_path, started):
     argv, folder = (config, "--seeds", 1, "--jobs", 2), tmp_path / "ckpt" / "tiny_seeds_seed0"
-    outs = [run(capsys, *argv)[1].splitlines()[-1] for _ in range(2)]
+    outs = [run(capsys, *argv)[1].splitlines()[-2] for _ in range(2)]
     assert outs[0] == outs[1]
     assert outs[0].endswith("standard deviation 0.00")
     assert [c[0] for c in started] == ["train.py", "eval.py", "eval.py"]
     before = (folder / "epoch_002.pth.tar").read_bytes()
 
     (folder / "eval" / "epoch_002_raw" / "results.json").unlink()  # as after a kill
-    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
+    assert run(capsys, *argv)[1].splitlines()[-2] == outs[0]
     assert [(c[0], "raw" in c) for c in started[3:]] == [("eval.py", True)]
     for _ in range(2):
         assert run(capsys, *argv, "--set", "test_cfg.min_score=0.5")[0] == 0  # other results, the same weights
         assert [c[0] for c in started[4:]] == ["eval.py", "eval.py"]
-    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]  # those with its own settings are still there
+    assert run(capsys, *argv)[1].splitlines()[-2] == outs[0]  # those with its own settings are still there
     (folder / "epoch_002.pth.tar").write_bytes(before[:-9])
     assert "no checkpoint there is whole" in one_error(*run(capsys, *argv)[::2])
     (folder / "epoch_002.pth.tar").unlink()
-    assert run(capsys, *argv)[1].splitlines()[-1] == outs[0]
+    assert run(capsys, *argv)[1].splitlines()[-2] == outs[0]
     assert [c[0] for c in started[6:]] == ["train.py", "eval.py", "eval.py"]
     assert (folder / "epoch_002.pth.tar").read_bytes() == before
 

@@ -1,19 +1,21 @@
 """The table of a chain: one row per stage with results: score, gain by distillation, cost.
 
     rows = table_rows(chain_results(chain, finished))    numbers, for JSON
-    print(markdown(rows))
+    print(markdown(rows, stage_tests(results)))
 """
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from libs.core.errors import note
 from libs.core.schema import Config
 from libs.engine.deploy.cost import Cost, feature_flops, measure
 from libs.engine.experiments.chain import Chain
+from libs.engine.experiments.paired import MEANING, Evaluation, paired_line, paired_tests
 from libs.engine.experiments.repeats import Repeat, by_unit, fold_details
 from libs.engine.runs.checkpoint import load_checkpoint
 from libs.utils.tables import format_table
@@ -37,6 +39,7 @@ class StageResults:
     init: str  # "random", or one of the teachers
     steps: int
     average_mAP: Mapping[Repeat, float]
+    files: Mapping[Repeat, tuple[Config, Path]] = field(default_factory=dict)  # of each run: its configuration, its results.json
 
 
 def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResults]:
@@ -54,11 +57,12 @@ def chain_results(chain: Chain, planned: Collection[str] = ()) -> list[StageResu
             continue
         earlier = found.get(run.stage)  # other seeds and folds
         values = {**(earlier.average_mAP if earlier else {}), run.repeat: run.average_mAP()}
+        files = {**(earlier.files if earlier else {}), run.repeat: (run.config, run.own_results)}
         steps = earlier.steps if earlier else (load_checkpoint(run.last).training or {})["iteration"]
         sources = chain.source_names(run)
         first = run.config.distill.init_from
         init = "random" if first is None else sources[[name for name, _ in run.teacher_paths].index(first)]
-        found[run.stage] = StageResults(run.stage, run.config, tuple(sources), init, steps, values)
+        found[run.stage] = StageResults(run.stage, run.config, tuple(sources), init, steps, values, files)
     return sorted(found.values(), key=lambda r: (ORDER.index(r.stage) if r.stage in ORDER else len(ORDER), r.stage))
 
 
@@ -103,8 +107,14 @@ def table_rows(results: Sequence[StageResults], cost: Callable[[Config], Any] = 
     return rows
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a markdown table and what its columns mean."""
+def stage_tests(results: Sequence[StageResults]) -> list[dict[str, Any]]:
+    """`paired_tests` of every stage against student_alone, or against the first stage if that is not there."""
+    methods = {r.stage: {run: Evaluation(r.average_mAP[run], *files) for run, files in r.files.items()} for r in results}
+    return paired_tests(methods, ALONE if ALONE in methods else results[0].stage)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The rows as a markdown table, what its columns mean, and a line for each of the `stage_tests`."""
     units = sorted({int(unit) for row in rows for unit in row["average_mAP"]})
     kind = "folds" if "runs" in rows[0] else "seeds"
     head = [cell.format(units=f"{kind} {', '.join(map(str, units))}") for cell in HEAD]
@@ -118,7 +128,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"deviation over {over}.\nGap recovered: (stage - {ALONE}) / ({TEACHER} - {ALONE}), over runs that all three have.\n"
             f"GFLOP (a multiply-add is 2) and CPU ms (median of {LATENCY_RUNS} forward passes; {machine}): the network alone, "
             f"one sequence of {' or '.join(sorted(lengths, key=int))} feature vectors.\n"
-            + ("Features: extracting those vectors (dataset.feature_gflop), without the optical flow itself.\n" if known else ""))
+            + ("Features: extracting those vectors (dataset.feature_gflop), without the optical flow itself.\n" if known else "")
+            + (f"\n{MEANING.format(units=kind)}\n" if tests else "") + "".join(f"- {paired_line(test)}\n" for test in tests))
 
 
 def _cells(row: Mapping[str, Any], units: Sequence[int]) -> list[str]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from libs.core.errors import UserError
 from libs.core.files import read_text
 from libs.engine.experiments.launch import ROOT
-from libs.engine.experiments.repeats import pooled_deviation
+from libs.engine.experiments.repeats import pooled_deviation, t_975
 from libs.utils.files.io import read_json
 
 FIELDS = ("Paper", "Data", "Run", "Expected", "Cost")
@@ -40,7 +40,6 @@ MEASURED = re.compile(r"average mAP ([\d.]+) \+- ([\d.]+) over (?:1 seed|(\d+) (
                       rf"\(({STORED}): (\w+)(?:; spread of ({STORED}))?\)")
 PUBLISHED = re.compile(r"average mAP ([\d.]+), published \(.+\), not measured here")
 UNKNOWN = "not measured yet"
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1, 2, ... degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class Expected:
         t: quantile .975 of Student's t.  Of right runs 5 % fall outside, while with 3 standard deviations of three seeds they
         would be 12 %: three seeds give a poor estimate of the spread.
         """
-        t = T_975[min(self.freedom(), len(T_975)) - 1]
-        return t * self.pooled_spread() * math.sqrt(1 + 1 / len(self.seeds()))
+        return t_975(self.freedom()) * self.pooled_spread() * math.sqrt(1 + 1 / len(self.seeds()))
 
 
 def stored_seeds(file: str) -> dict[str, list[float]]:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from libs.core.arguments import refuse_repeated
 from libs.core.errors import UserError
 
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 1, 2, ... degrees of freedom
+
 
 class Repeat(NamedTuple):
     """One run among those of a configuration."""
@@ -84,3 +86,16 @@ def pooled_deviation(samples: Collection[Sequence[float]]) -> float | None:
     freedom = sum(len(sample) - 1 for sample in samples)
     squares = sum((len(sample) - 1) * statistics.variance(sample) for sample in samples if len(sample) > 1)
     return math.sqrt(squares / freedom) if freedom else None
+
+
+def t_975(freedom: int) -> float:
+    """Quantile .975 of Student's t; that of 10 degrees of freedom, a little too wide, above."""
+    return T_975[min(freedom, len(T_975)) - 1]
+
+
+def mean_interval(values: Collection[float]) -> list[float] | None:
+    """95 % interval [low, high] of the mean that a sample is of (Student's t); None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean, reach = statistics.mean(values), t_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean - reach, mean + reach]

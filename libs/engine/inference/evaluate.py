@@ -42,6 +42,7 @@ IGNORED = ("devices", "output_folder", "loader.num_workers", "loader.cache", "te
            "distill.cache_folder", "dataset.extractor")  # change no number
 WEIGHTS_KEY = "test_cfg.weights"  # shows in the name of the results' folder
 RESULTS = "results.json"
+PREDICTIONS = "eval_results.pkl"  # class ids, exact numbers: the fastest to read again
 PRE_NMS = ("pre_nms_thresh", "pre_nms_topk", "duration_thresh")
 NMS = ("nms_method", "iou_threshold", "nms_sigma", "min_score", "multiclass_nms", "voting_thresh", "voting_iou_weight",
        "multiclass_voting")
@@ -171,4 +172,4 @@ def evaluate_checkpoint(config: Config, checkpoint: Checkpoint, device: torch.de
 def _write_predictions(folder: Path, detections: Detections, dataset: TalDataset) -> None:
     write_predictions_json(folder / "predictions.json", detections, dataset.label_names)
     write_predictions_csv(folder / "predictions.csv", detections, dataset.label_names)
-    write_predictions_pickle(folder / "eval_results.pkl", detections)
+    write_predictions_pickle(folder / PREDICTIONS, detections)

@@ -97,26 +97,45 @@ def compare(first: Sequence[tuple[Detections, Scores]], second: Sequence[tuple[D
     """
     if paired and len(first) != len(second):
         raise UserError(f"paired seeds: {len(first)} files of {names[0]} and {len(second)} of {names[1]}; give as many of each")
-    methods = [WeightedAP.of(_matching(scores), found, videos) for found, scores in (*first, *second)]
-    estimate, values = resample(methods, len(videos), resamples, seed)
-    sides = [slice(0, len(first)), slice(len(first), None)]
-    own = np.stack([estimate[side].mean(axis=0) for side in sides])
-    draws = values[:, sides[1]].mean(axis=1) - values[:, sides[0]].mean(axis=1)
-    gap, error = own[1] - own[0], np.nanstd(draws, axis=0)
-    likely = plausible(gap, draws)
-    seed_error, freedom = _seed_error(estimate[sides[0]], estimate[sides[1]], paired)
-    if freedom:
-        noise = np.random.default_rng([seed, 1]).standard_t(freedom, resamples)
-        likely = likely + noise[:, None] * seed_error
-    known = np.maximum(np.isfinite(likely).sum(axis=0), 1)
-    better = ((likely > 0).sum(axis=0) + 0.5 * (likely == 0).sum(axis=0)) / known
+    estimate, values = resample_runs([*first, *second], videos, resamples, seed)
+    a, b = slice(0, len(first)), slice(len(first), None)
+    own = np.stack([estimate[a].mean(axis=0), estimate[b].mean(axis=0)])
+    gap, error, likely, seed_error = likely_difference((estimate[a], values[:, a]), (estimate[b], values[:, b]), paired, seed)
     reach = NormalDist().inv_cdf((1 + LEVEL) / 2) + NormalDist().inv_cdf(POWER)
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = np.where(gap == 0, np.inf, len(videos) * (reach * error / gap) ** 2)
     scores = first[0][1]
     rows = ("average", *(f"tIoU {t:.2f}" for t in scores.tious), *(scores.class_name(c) for c in scores.class_ids))
-    return Comparison(names, rows, len(scores.tious), own, gap, interval(likely), better, needed, len(videos),
+    return Comparison(names, rows, len(scores.tious), own, gap, interval(likely), share_above(likely), needed, len(videos),
                       (len(first), len(second)), seed_error, resamples)
+
+
+def resample_runs(runs: Sequence[tuple[Detections, Scores]], videos: Mapping[str, int], resamples: int,
+                  seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`resample` of evaluated files: (n, S), and (R, n, S) in resamples that all share.  UserError for the thumos14 protocol."""
+    return resample([WeightedAP.of(_matching(scores), found, videos) for found, scores in runs], len(videos), resamples, seed)
+
+
+def likely_difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], paired: bool,
+                      seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The difference of the means of two sides, each as `resample_runs` gives it.
+
+    Returns the difference (S,), its standard error from the videos (S,), its plausible values (R, S) and its standard error
+    from the noise of training (S,), which is in the values and nan for single runs."""
+    (own, drawn), (others, others_drawn) = first, second
+    draws = others_drawn.mean(axis=1) - drawn.mean(axis=1)
+    gap = others.mean(axis=0) - own.mean(axis=0)
+    likely = plausible(gap, draws)
+    seed_error, freedom = _seed_error(own, others, paired)
+    if freedom:
+        likely = likely + np.random.default_rng([seed, 1]).standard_t(freedom, len(draws))[:, None] * seed_error
+    return gap, np.nanstd(draws, axis=0), likely, seed_error
+
+
+def share_above(likely: np.ndarray) -> np.ndarray:
+    """Share (...) of plausible values (R, ...) above 0, those of 0 counted half."""
+    known = np.maximum(np.isfinite(likely).sum(axis=0), 1)
+    return ((likely > 0).sum(axis=0) + 0.5 * (likely == 0).sum(axis=0)) / known
 
 
 def _matching(scores: Scores) -> Any:
