@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from libs.core.arguments import count, frame_rate, refuse_source, some_path
+from libs.core.arguments import count, frame_rate, pairs, refuse_source, some_path
 from libs.core.errors import UserError, note, run_main
-from libs.core.yaml_text import parse as parse_yaml
 from libs.datasets.feature_videos import FeatureVideos, raw_videos
 from libs.datasets.video.extract import refuse_failed
 from libs.datasets.video.extractors import spellings
+from libs.datasets.video.on_demand import named_settings
 from libs.engine.api import Localizer, features_place, load_model
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
 from libs.utils.evaluation.writers import FORMATS, PER_VIDEO, plan_output, write_output
@@ -82,9 +81,10 @@ def main() -> None:
                        device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
     model.no_predictions.above(threshold, per_class, str(args.class_thresholds))  # reports a mistyped class before the work
     with features_place(args.features_folder, args.cache) as folder:
-        videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, streams=_pairs(args.stream),
-                              join=args.join, extractor=args.extractor, settings=_settings(args), features_folder=folder,
-                              progress=no_progress if args.output is None else None)
+        videos = model.videos(args.features, fps=args.fps, duration=args.duration, info=args.info, join=args.join,
+                              streams=pairs(args.stream, "--stream", "NAME=FOLDER"), extractor=args.extractor,
+                              settings=named_settings(args.extractor_set, args.rgb_model, args.flow_model),
+                              features_folder=folder, progress=no_progress if args.output is None else None)
         detect(model, videos, args, threshold, per_class)
     refuse_failed(videos.failed, len(videos.failed) + len(videos))
 
@@ -110,21 +110,6 @@ def detect(model: Localizer, videos: FeatureVideos, args: argparse.Namespace, th
         note("note: without --threshold every detection is a subtitle, also the unlikely ones")
     place = output.files[0] if len(output.files) == 1 else f"{len(output.files)} files in {output.files[0].parent}"
     print(f"{len(kept)} of {len(found)} segments in {len(ids)} videos, written to {place}")
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the extractor, by name."""
-    weights = {key: value for key in ("rgb_model", "flow_model") if (value := getattr(args, key)) is not None}
-    settings = _pairs(args.extractor_set, "--extractor-set", "KEY=VALUE")
-    return {key: parse_yaml(text, f"--extractor-set {key}={text}") for key, text in settings.items()} | weights
-
-
-def _pairs(given: list[str], option: str = "--stream", expected: str = "NAME=FOLDER") -> dict[str, str]:
-    pairs = [text.partition("=") for text in given]
-    for text, (name, equals, value) in zip(given, pairs, strict=True):
-        if not (name and equals and value):
-            raise UserError(f"{option} {text}: expected {expected}")
-    return {name: value for name, _, value in pairs}
 
 
 if __name__ == "__main__":

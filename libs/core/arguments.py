@@ -59,6 +59,15 @@ def share(text: str) -> float:
     return value
 
 
+def pairs(given: Sequence[str], option: str, expected: str) -> dict[str, str]:
+    """What an option says as NAME=VALUE, several times; UserError, with the form that is expected, for other texts."""
+    found = [text.partition("=") for text in given]
+    for text, (name, equals, value) in zip(given, found, strict=True):
+        if not (name and equals and value):
+            raise UserError(f"{option} {text}: expected {expected}")
+    return {name: value for name, _, value in found}
+
+
 def refuse_existing(path: str | os.PathLike | None, overwrite: bool) -> None:
     """Raise UserError if `path` exists and `overwrite` is not set."""
     if path is not None and exists(path) and not overwrite:

@@ -65,7 +65,7 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
                          extractor.scaling)
     items = extractor.prepare(_counted(frames, step), path)
     rows = []
-    for batch in _batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):
+    for batch in batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):
         rows.append(extractor.features(batch, path))
         _give_back(len(rows))
     fps = settings.fps or info.fps
@@ -78,7 +78,8 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
         "width": found.width, "height": found.height, "variable_frame_rate": found.variable_rate, "vectors": sum(map(len, rows))}
 
 
-def _batches(windows: Iterator[list[Any]], size: int) -> Iterator[list[list[Any]]]:
+def batches(windows: Iterator[list[Any]], size: int) -> Iterator[list[list[Any]]]:
+    """The windows, `size` at a time."""
     while batch := list(itertools.islice(windows, size)):
         yield batch
 

@@ -14,9 +14,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from libs.core.arguments import pairs
 from libs.core.coerce import UNBOUNDED, coerce
 from libs.core.errors import UserError, nearest, note
 from libs.core.schema import FPS_LIMITS, Config, ExtractorConfig, FolderModality
+from libs.core.yaml_text import parse as parse_yaml
 from libs.datasets.features.provenance import FILE_NAME, extractor_of, spans_of
 from libs.datasets.features.streams import declared_ranges
 from libs.datasets.video.decoding import video_library
@@ -30,6 +32,13 @@ STREAMS = ("rgb", "flow")  # of all extractors
 ONE_ON = {"low": 1.0}
 BOUNDS: dict[str, dict[str, float]] = {"stride": ONE_ON, "num_frames": ONE_ON, "batch_size": ONE_ON,
                                        "fps": {"low": FPS_LIMITS[0], "high": FPS_LIMITS[1]}}
+
+
+def named_settings(texts: Sequence[str], rgb_model: str | None, flow_model: str | None) -> dict[str, Any]:
+    """Settings of an extractor, by name, as the options --extractor-set KEY=VALUE, --rgb-model and --flow-model give them."""
+    weights = {key: value for key, value in (("rgb_model", rgb_model), ("flow_model", flow_model)) if value is not None}
+    settings = pairs(texts, "--extractor-set", "KEY=VALUE")
+    return {key: parse_yaml(text, f"--extractor-set {key}={text}") for key, text in settings.items()} | weights
 
 
 def extractor_for(config: Config, checkpoint: str, asked: str | None, given: Mapping[str, Any]) -> Extractor:

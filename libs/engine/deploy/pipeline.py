@@ -20,7 +20,7 @@ from libs.core.schema import Config
 from libs.datasets.batch import read_batch
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset
 from libs.datasets.padding import padding_of
-from libs.datasets.sample import Sample
+from libs.datasets.sample import Sample, VideoDataset
 from libs.engine.deploy.cost import time_on
 from libs.engine.inference.predict import Timeline, suppress
 from libs.engine.runs.checkpoint import find_checkpoint, load_checkpoint
@@ -104,7 +104,7 @@ def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress
     with torch.inference_mode(), matmul_precision(config.test_cfg.precision):
         for r in range(rounds + 1):
             for i, sample in enumerate(samples):
-                times[r, i], *counts = _one(model, dataset, sample, config, device)
+                times[r, i], *counts = stage_seconds(model, dataset, sample, config, device)
                 if r == 0:
                     candidates.append(counts[0])
                     kept.append(counts[1])
@@ -116,9 +116,9 @@ def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress
                     tuple(s.duration_s for s in samples), tuple(candidates), tuple(kept), 1000 * times[1:])
 
 
-def _one(model: LocPointTransformer, dataset: TalDataset, sample: Sample, config: Config,
-         device: torch.device) -> tuple[np.ndarray, int, int]:
-    """Seconds of each stage for one video, its candidates and its detections."""
+def stage_seconds(model: LocPointTransformer, dataset: VideoDataset, sample: Sample, config: Config,
+                  device: torch.device) -> tuple[np.ndarray, int, int]:
+    """Seconds of each of `STAGES` for one video, its candidates and its detections."""
     marks = [time_on(device)]
     batch = read_batch(dataset, [sample], padding_of(config).of_batch([sample.steps])).to(device)
     marks.append(time_on(device))

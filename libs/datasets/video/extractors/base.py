@@ -21,6 +21,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 from libs.datasets.video.decoding import fitted_size, video_library
+from libs.datasets.video.flow import FlowMethod
 
 FORMAT = 1
 FIRST = ("stride", "num_frames", "fps")  # of the provenance file, in this place
@@ -55,7 +56,7 @@ class Extractor(ABC):
 
     name: in `--extractor NAME`; argument: (setting, placeholder) of what follows in NAME:...; presets: name -> values of
     settings, the first is the default; scaling: FFmpeg's method for `fit`; in_streams: settings that `streams` records, or that
-    its hashes stand for.
+    its hashes stand for.  method: of the optical flow that `prepare` computes, None: it needs none.
     """
 
     name: ClassVar[str]
@@ -64,6 +65,7 @@ class Extractor(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scaling: ClassVar[str] = "BILINEAR"
     in_streams: ClassVar[Sequence[str]] = ("rgb_model", "flow_model")
+    method: FlowMethod | None = None
 
     def __init__(self, settings: Any, preset: str | None = None) -> None:
         self.settings, self.preset = settings, preset

@@ -56,8 +56,7 @@ class Program(Extractor):
     def __init__(self, settings: ProgramSettings, preset: str | None = None) -> None:
         super().__init__(settings, preset)
         video_library()
-        if settings.flow_model:
-            flow_method(settings.flow_method)
+        self.method = flow_method(settings.flow_method) if settings.flow_model else None
         given = [(name, path) for name, path in (("rgb", settings.rgb_model), ("flow", settings.flow_model)) if path]
         if not given:
             raise UserError("no network: name one with --rgb-model or --flow-model")
@@ -72,11 +71,11 @@ class Program(Extractor):
 
     def prepare(self, frames: Iterator[np.ndarray], path: str) -> Iterator[np.ndarray]:
         """Centre crops: RGB stays uint8, with flow everything is float32 (H, W, 3 + 2), or (H, W, 2) without RGB."""
-        if "flow" not in self.names:
+        if self.method is None:
             for frame in frames:
                 yield np.ascontiguousarray(centre(frame, self.settings.crop))
             return
-        for frame, motion in with_flow(frames, flow_method(self.settings.flow_method)):
+        for frame, motion in with_flow(frames, self.method):
             whole = np.concatenate([frame.astype(np.float32), motion], axis=2) if "rgb" in self.names else motion
             yield np.ascontiguousarray(centre(whole, self.settings.crop))
 
