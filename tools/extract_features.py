@@ -23,6 +23,7 @@ from libs.core.files import entries, is_file
 from libs.datasets.features.formats import VIDEO_EXTENSIONS
 from libs.datasets.video.extract import extract_videos, refuse_failed
 from libs.datasets.video.extractors import create, spellings
+from libs.datasets.video.extractors.base import PRECISIONS
 from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
 from libs.datasets.video.extractors.rgb_clips import RESAMPLING
 from libs.datasets.video.flow import METHODS
@@ -75,6 +76,7 @@ def parse() -> argparse.Namespace:
     add("--flow-median", type=count, metavar="S", help="i3d: side of TV-L1's median filter; 1: none")
     add("--flow-bound", type=above_zero, metavar="P", help="i3d: pixels per frame at which flow is cut")
     add("--flow-rule", choices=FLOW_RULES, help="i3d: how flow becomes levels of grey")
+    add("--precision", choices=PRECISIONS, help="of a network's products (fp32)")
     add("--batch-size", type=count, metavar="B", help="clips at a time (4)")
     add("--allow-truncated", action="store_true", default=None, help="use what can be decoded of a cut video")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")

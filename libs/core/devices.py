@@ -1,10 +1,11 @@
-"""The configuration key `devices`: its valid values, and the device of each process."""
+"""The configuration key `devices`: its valid values, and the device of each process; what a CPU can do."""
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
 from libs.core.errors import UserError, nearest, note
+from libs.core.files import system_text
 from libs.core.schema import Config
 
 DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
@@ -47,6 +48,12 @@ def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:
         remedy = "--set devices=cpu" + (" or --set devices=cuda:0" if count else "")
         raise UserError(f"{config.source}: devices: {chosen!r}, but {have}; use {remedy}")
     return f"cuda:{index}"
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 products; True where the system does not tell (not Linux)."""
+    text = system_text("/proc/cpuinfo")
+    return not text or re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", text) is not None
 
 
 def _gpu_of(config: Config, process: int, processes: int, count: int) -> tuple[str, int]:

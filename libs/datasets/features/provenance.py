@@ -27,8 +27,8 @@ from libs.utils.files.io import read_json
 FILE_NAME = "provenance.json"
 ROUNDING = {"fps": (1e-4, 0.0), "duration_s": (0.01, 0.5), "stride": (0.0, 0.0), "num_frames": (0.0, 0.0)}  # relative, absolute
 NO_SETTINGS = ("format", "extractor", "preset", "offset", "streams", "channels", "libraries", "videos")
-IN_STREAMS = {"mean": "mean", "std": "std", "method": "flow_method"}  # key of a stream -> setting
-IDENTITY = ("channels", "sha256", "files", "parameters")  # keys of a stream that tell whether its features are the same
+IN_STREAMS = {"mean": "mean", "std": "std", "method": "flow_method", "precision": "precision"}  # key of a stream -> setting
+IDENTITY = ("channels", "sha256", "files", "parameters", "precision")  # keys of a stream: are its features the same?
 
 
 class VideoTiming(NamedTuple):
