@@ -6,6 +6,7 @@
     OMP_NUM_THREADS=1 python tools/cost.py configs/thumos_i3d.yaml --set model.backbone_type=conv
     python tools/cost.py configs/hapt.yaml --pipeline ckpt/hapt_first
     python tools/cost.py ckpt/video_first --video holiday.mp4
+    python tools/cost.py ckpt/teacher_first --beside ckpt/student_first --video holiday.mp4
     python tools/cost.py configs/thumos_i3d.yaml --video holiday.mp4 --extractor thumos-i3d-center --rgb-model rgb_imagenet.pt \\
         --set dataset.input_dim=1024
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from libs.core.arguments import refuse_source
+from libs.core.arguments import refuse_repeated, refuse_source
 from libs.core.config import load_config
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError, note, run_main
@@ -32,7 +33,7 @@ from libs.datasets.video.on_demand import extractor_for, named_settings
 from libs.engine.api import load_model
 from libs.engine.deploy.cost import full_length, measure
 from libs.engine.deploy.pipeline import measure_pipeline
-from libs.engine.deploy.video_cost import untrained, video_cost
+from libs.engine.deploy.video_cost import compared, untrained, video_cost
 from libs.utils.files.io import write_json_atomic
 from libs.utils.progress import bar
 
@@ -50,6 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pipeline", metavar="CKPT", help="time each video of val_split from file to detections")
     parser.add_argument("--video", metavar="FILE", help="from pixels to detections: of this video")
     add = parser.add_argument_group("--video").add_argument
+    add("--beside", nargs="+", default=[], metavar="CKPT", help="more checkpoints, in one table, each by its own extractor")
     add("--extractor", metavar="NAME", help=f"one of {', '.join(spellings())} (that of the checkpoint)")
     add("--rgb-model", metavar="FILE", help="its network or weights for RGB")
     add("--flow-model", metavar="FILE", help="its network or weights for flow")
@@ -63,9 +65,9 @@ def main() -> None:
     args = parse()
     refuse_source(args.json, args.config, args.video)
     if args.video:
-        of_video(args)
+        (several if args.beside else of_video)(args)
         return
-    if given := [name for name in ("extractor", "rgb_model", "flow_model", "extractor_set") if getattr(args, name)]:
+    if given := [name for name in ("beside", "extractor", "rgb_model", "flow_model", "extractor_set") if getattr(args, name)]:
         raise UserError(f"--{given[0].replace('_', '-')}: goes with --video, which names the video")
     device = [] if args.device is None else [f"devices={args.device}"]
     config = load_config(args.config, [*device, *args.set])
@@ -86,6 +88,21 @@ def main() -> None:
     print(cost.table())
     if args.json:
         write_json_atomic(args.json, {**cost.as_dict(), "set": args.set})
+
+
+def several(args: argparse.Namespace) -> None:
+    """The costs of --video by several checkpoints, in one table."""
+    if given := [name for name in ("length", "pipeline", "extractor", "rgb_model", "flow_model", "extractor_set") if
+                 getattr(args, name)]:
+        raise UserError(f"--{given[0].replace('_', '-')}: does not go with --beside, where each checkpoint has its own")
+    refuse_repeated("--beside", [args.config, *args.beside])
+    costs = {}
+    for path in (args.config, *args.beside):
+        model = load_model(path, device=args.device or "auto", overrides=args.set)
+        costs[Path(path).name] = video_cost(model, args.video, rounds=VIDEO_RUNS if args.runs is None else args.runs)
+    print(compared(costs))
+    if args.json:
+        write_json_atomic(args.json, {name: {**cost.as_dict(), "set": args.set} for name, cost in costs.items()})
 
 
 def of_video(args: argparse.Namespace) -> None:

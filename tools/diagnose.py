@@ -22,6 +22,7 @@ from libs.datasets.ground_truth import TIES, AnnotatedSplit, check_fit, check_vi
 from libs.utils.diagnosis.analysis import diagnose
 from libs.utils.diagnosis.characteristics import BUCKETS
 from libs.utils.diagnosis.figures import write_figures
+from libs.utils.diagnosis.found import media_url
 from libs.utils.diagnosis.html_page import page
 from libs.utils.diagnosis.report import Subject, report, summary, timeline
 from libs.utils.evaluation.metrics import DEFAULT_TIOUS, unique_rank_scores
@@ -55,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
         check_fit(detections, annotated, path, args.allow_unknown)
         check_videos(detections, annotated, path)
-        found_here = diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())
-        subjects.append(Subject(name, detections, found_here))
+        subjects.append(Subject(name, diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())))
     content = _content(args, files, subjects, annotated)
     drawn = timeline(subjects, annotated.videos, annotated.durations_s, args.most_drawn)
     if args.video_folder:
@@ -126,7 +126,7 @@ def _name(path: Path, depth: int) -> str:
 def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject],
              annotated: AnnotatedSplit) -> dict[str, Any]:
     """The report, and the sources that the page names."""
-    content = report(subjects, annotated.videos, annotated.durations_s, args.buckets)
+    content = report(subjects, annotated.durations_s, args.buckets)
     for one, file in zip(content["predictions"], files, strict=True):
         one["file"] = str(file)
     return {"title": "Diagnosis of " + " and ".join(s.name for s in subjects), "annotations": str(args.annotations),
@@ -143,7 +143,7 @@ def _add_media(drawn: dict[str, Any], folder: Path) -> None:
     if not here:
         raise UserError(f"--video-folder {folder}: has no file named after a video, such as {drawn['videos'][0]['id']}.mp4")
     for video in here:
-        video["media"] = files[video["id"]].resolve().as_uri()
+        video["media"] = media_url(files[video["id"]])
 
 
 if __name__ == "__main__":

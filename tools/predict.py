@@ -2,6 +2,7 @@
 """Find actions in your own videos, or in features of them; no annotations needed.
 
     python tools/predict.py ckpt/my_first holiday.mp4 --threshold 0.3      (the extractor of its training's features)
+    python tools/predict.py ckpt/my_first holiday.mp4 -o holiday.html      (a page: the timeline, and the video playing in step)
     python tools/predict.py ckpt/my_first videos/ --rgb-model rgb_imagenet.pt -o found.json
     python tools/predict.py pretrained/demo_student.pth.tar pretrained/demo_video.npy --fps 25 --threshold 0.3
     python tools/predict.py ckpt/hapt_first data/hapt/features --fps 50 -o found.json
@@ -10,7 +11,8 @@
     python tools/predict.py pretrained/CHECKPOINT.pth.tar clips/ --config configs/thumos_i3d.yaml --labels thumos14.json --fps 30
 
 The configuration comes from the checkpoint (or the config.yaml beside it); a published checkpoint needs --config.  Without -o
-the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.gz, .pkl; one file per video: .srt, .vtt, .eaf.
+the detections are printed.  Formats: .json (for tools/evaluate.py), .csv, .csv.gz, .pkl, .html; one file per
+video: .srt, .vtt, .eaf, and .mp4, the video with labels and without its sound.
 Features of videos are kept in features_<extractor>_<settings> beside them and used again.  docs/inference.md has the details.
 """
 from __future__ import annotations
@@ -26,8 +28,9 @@ from libs.datasets.video.extract import refuse_failed
 from libs.datasets.video.extractors import spellings
 from libs.datasets.video.on_demand import named_settings
 from libs.engine.api import Localizer, features_place, load_model
+from libs.engine.inference.show import write_found
 from libs.utils.evaluation.thresholds import check_threshold, read_thresholds
-from libs.utils.evaluation.writers import FORMATS, PER_VIDEO, plan_output, write_output
+from libs.utils.evaluation.writers import FORMATS, VIDEO, per_video, plan_output
 from libs.utils.progress import bar, no_progress
 
 
@@ -74,8 +77,10 @@ def main() -> None:
     per_class = read_thresholds(args.class_thresholds) if args.class_thresholds else {}
     if args.output is None and args.format:
         raise UserError(f"--format {args.format}: goes with -o, which names the file or the folder")
-    if args.output and (raw := [Path(video).stem for path in args.features for video in raw_videos(path)]):
-        plan_output(args.output, args.format, raw)  # before their features, which take time
+    sources = [video for path in args.features for video in raw_videos(path)]
+    if args.output and (raw := [Path(video).stem for video in sources]):
+        for file in plan_output(args.output, args.format, raw).files:  # before their features, which take time
+            refuse_source(file, *sources)
     refuse_source(args.output, args.ckpt, args.info, args.class_thresholds, args.config, args.labels)
     model = load_model(args.ckpt, config=args.config, labels=args.labels, weights=args.weights, epoch=args.epoch,
                        device=args.device, overrides=args.set, stride=args.stride, num_frames=args.num_frames)
@@ -105,9 +110,10 @@ def detect(model: Localizer, videos: FeatureVideos, args: argparse.Namespace, th
     if output is None:
         print(kept)
         return
-    write_output(output, kept.detections, model.label_names, ids)
-    if output.kind in PER_VIDEO and not threshold and not per_class:
-        note("note: without --threshold every detection is a subtitle, also the unlikely ones")
+    write_found(output, kept.detections, model.label_names, found.videos, found.media, found.source, threshold or None)
+    if per_video(output.kind) and not threshold and not per_class:
+        what = "label" if output.kind == VIDEO else "subtitle"
+        note(f"note: without --threshold every detection is a {what}, also the unlikely ones")
     place = output.files[0] if len(output.files) == 1 else f"{len(output.files)} files in {output.files[0].parent}"
     print(f"{len(kept)} of {len(found)} segments in {len(ids)} videos, written to {place}")
 

@@ -99,14 +99,15 @@ class FeatureVideos(VideoDataset):
     videos: from `find_videos`, or `FeatureArray`s; config: of the network; streams: name -> folder of streams that have files of
     their own, instead of the configuration's; join: further folders whose files of the same name are joined along channels.
     Files hold all channels of training (dataset.input_dim), or as far as the model reads, or just the channels that it reads.
-    failed: a line for each video that was asked for and has no features, for the caller.
+    For the caller: failed: a line for each video that was asked for and has no features; media: the file of each that is a video.
     Raises UserError for no video, a repeated id, an unknown fps, and features of a wrong shape (from headers only); when features
     are read, for damaged files and values that are not finite.
     """
 
     def __init__(self, videos: Sequence[FeatureFile | FeatureArray], config: Config, timing: Timing = Timing(),
-                 streams: Mapping[str, str] | None = None, join: Sequence[str] = (), failed: Sequence[str] = ()) -> None:
-        self.failed = tuple(failed)
+                 streams: Mapping[str, str] | None = None, join: Sequence[str] = (), failed: Sequence[str] = (),
+                 media: Mapping[str, str] | None = None) -> None:
+        self.failed, self.media = tuple(failed), dict(media or {})
         if not videos:
             raise UserError("no features are given; name feature files, or a folder that holds some")
         self.videos: tuple[FeatureFile | FeatureArray, ...] = tuple(videos)

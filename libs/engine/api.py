@@ -33,6 +33,7 @@ from libs.datasets.presets import get_preset
 from libs.datasets.video.extract import refuse_failed
 from libs.datasets.video.on_demand import extractor_for, features_beside
 from libs.engine.inference.predict import predict
+from libs.engine.inference.show import write_found
 from libs.engine.runs.checkpoint import (
     WEIGHTS,
     Checkpoint,
@@ -48,7 +49,7 @@ from libs.engine.runtime.precision import check_precision
 from libs.modeling.model import LocPointTransformer
 from libs.utils.evaluation import thresholds
 from libs.utils.evaluation.predictions import Detections
-from libs.utils.evaluation.writers import plan_output, write_output
+from libs.utils.evaluation.writers import plan_output
 from libs.utils.progress import Progress, no_progress
 from libs.utils.tables import format_table
 
@@ -75,13 +76,16 @@ class Predictions:
 
     Columns (N,): video_id str, t_start and t_end float64 seconds, label (class names, str), label_id int64, score float64.
     `videos`: id -> duration in seconds of every video that was processed, also those without detections; `failed`: a line for
-    each video whose features could not be extracted.  Iterating gives rows.
+    each video whose features could not be extracted; `media`: id -> file of those that are videos; `source`: the checkpoint.
+    Iterating gives rows.
     """
 
     detections: Detections
     label_names: dict[int, str]
     videos: dict[str, float]
     failed: tuple[str, ...] = ()
+    media: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
 
     @property
     def video_id(self) -> np.ndarray:
@@ -125,7 +129,7 @@ class Predictions:
         if video_id not in self.videos:
             raise UserError(f"video {video_id!r} is not among the {len(self.videos)} videos of these predictions")
         rows = self.detections.take(self.detections.video_id == video_id)
-        return Predictions(rows, self.label_names, {video_id: self.videos[video_id]})
+        return dataclasses.replace(self, detections=rows, videos={video_id: self.videos[video_id]}, failed=())
 
     def above(self, threshold: float, per_class: Mapping[str, float] | None = None, source: str = "per_class") -> Predictions:
         """The rows with at least this score, or the score of their class in `per_class`; UserError for an unknown class name."""
@@ -133,12 +137,13 @@ class Predictions:
         return dataclasses.replace(self, detections=kept)
 
     def save(self, path: Path_, fmt: str | None = None) -> tuple[Path, ...]:
-        """Write a .json, .csv(.gz), .pkl, .srt, .vtt or .eaf file, or `fmt` files into a folder; returns the files written.
+        """Write a .json, .csv(.gz), .pkl, .srt, .vtt, .eaf, .html or .mp4 file, or `fmt` files into a folder; returns the files.
 
-        Each file is written atomically.  Raises UserError as `libs.utils.evaluation.writers.plan_output`.
+        html: a page with the timeline of every video; mp4: the video with the labels of its best detections, without sound.  Each
+        file is written atomically.  Raises UserError as `libs.utils.evaluation.writers.plan_output`, and as `write_found`.
         """
         output = plan_output(path, fmt, list(self.videos))
-        write_output(output, self.detections, self.label_names, list(self.videos))
+        write_found(output, self.detections, self.label_names, self.videos, self.media, self.source)
         return output.files
 
     def __str__(self) -> str:
@@ -207,7 +212,8 @@ class Localizer:
         videos = _as_videos(named, self.config, made)
         if not videos:
             refuse_failed(failed.values(), len(raw))
-        return FeatureVideos(videos, self.config, timing, streams, join, tuple(failed.values()))
+        media = {file.stem: path for path, file in made.items()}
+        return FeatureVideos(videos, self.config, timing, streams, join, tuple(failed.values()), media)
 
     def predict_videos(self, videos: FeatureVideos, batch_size: int | None = None, workers: int = 0,
                        progress: Progress = no_progress) -> Predictions:
@@ -216,7 +222,7 @@ class Localizer:
                                               *([] if batch_size is None else [f"test_cfg.batch_size={batch_size}"])])
         check_precision(config.test_cfg.precision, self.device, config.source, "test_cfg.precision")
         found = predict(self.model, videos, config, self.device, progress)
-        return Predictions(found, self.label_names, videos.durations_s, videos.failed)
+        return Predictions(found, self.label_names, videos.durations_s, videos.failed, videos.media, str(self.checkpoint))
 
 
 def load_model(path: Path_, *, config: Path_ | None = None, labels: Path_ | None = None, weights: str | None = None,

@@ -1,4 +1,4 @@
-"""A headless Chromium for the pages that tools/diagnose.py writes: `make test-browser`; plain pytest leaves these out."""
+"""A headless Chromium for the pages that tools/diagnose.py and tools/predict.py write; plain pytest leaves these out."""
 from __future__ import annotations
 
 import shutil

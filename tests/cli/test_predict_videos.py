@@ -16,6 +16,7 @@ from videos import make_video, moving
 
 import train as train_script
 from libs.core.config import dump_yaml
+from libs.datasets.video.decoding import timed_pictures
 from libs.datasets.video.extractors import descriptor
 from libs.engine.api import load_model
 
@@ -134,6 +135,53 @@ def test_subtitles_of_a_folder_and_one_bad_video_of_three(project, both, capsys)
         assert told in one_error(*run(capsys, both, *argv)[::2])
     found = load_model(both, device="cpu").predict(["clips/a.mp4", "gone.mp4"])
     assert (list(found.videos), len(found.failed)) == (["a"], 1)
+
+
+def test_a_page_of_a_folder(project, both, shared, capsys):
+    code, out, err = run(capsys, both, "clips", "-o", "found.html")
+    assert code == 0, err
+    assert "in 2 videos, written to found.html" in out
+    content = page_content("found.html")
+    assert [v["id"] for v in content["timeline"]["videos"]] == ["a", "b"]
+    assert [v["media"] for v in content["timeline"]["videos"]] == [Path(f"clips/{n}.mp4").resolve().as_uri() for n in "ab"]
+    assert [v["duration"] for v in content["timeline"]["videos"]] == [6.0, 6.0]
+    assert content["classes"] == ["class 0", "class 1", "class 2"]
+    assert str(both) in content["predictions"][0]["file"]
+    assert content["threshold"] is None
+    assert run(capsys, both, "clips/a.mp4", "-o", "a.json")[0] == 0
+    rows = json.loads(Path("a.json").read_text())["results"]["a"]
+    one = content["timeline"]["videos"][0]["predictions"][0]
+    assert one["total"] == len(rows)
+    assert one["score"] == pytest.approx(sorted((row["score"] for row in rows), reverse=True)[:200], abs=1e-5)
+    assert run(capsys, both, shared / "features", "-o", "pages", "--format", "html", "--threshold", "0.001")[0] == 0
+    content = page_content("pages/predictions.html")
+    assert (content["threshold"], any("media" in v for v in content["timeline"]["videos"])) == (0.001, False)
+    load_model(both, device="cpu").predict("clips/b.mp4").of("b").save("b.html")
+    assert page_content("b.html")["title"] == "Actions in b"
+
+
+def page_content(path) -> dict:
+    text = Path(path).read_text(encoding="utf-8")
+    return json.loads(text.split('id="data">')[1].split("</script>")[0])
+
+
+def test_videos_with_labels(project, both, shared, capsys):
+    code, _, err = run(capsys, both, "clips", "-o", "labelled", "--format", "mp4")
+    assert code == 0, err
+    assert sorted(p.name for p in Path("labelled").iterdir()) == ["a.mp4", "b.mp4"]
+    assert "every detection is a label" in err
+    assert err.count("without its sound") == 2
+    plain, shown = ([picture for _, picture in timed_pictures(f"{folder}/a.mp4")] for folder in ("clips", "labelled"))
+    assert len(plain) == len(shown) == 60
+    found = load_model(both, device="cpu").predict("clips/a.mp4")
+    inside = [bool(((found.t_start <= k / 10) & (k / 10 < found.t_end)).any()) for k in range(60)]
+    black = [(picture[:4, :12] < 60).mean() > 0.5 for picture in shown]
+    assert black == inside
+    for target, features, told in (("clips/a.mp4", "clips/a.mp4", "would be replaced"), ("clips", "clips", "would be replaced"),
+                                   ("x.mp4", shared / "features" / "a.npy", "features only")):
+        options = ["--format", "mp4"] if target == "clips" else []
+        assert told in one_error(*run(capsys, both, features, "-o", target, *options)[::2])
+    assert not Path("x.mp4").exists()
 
 
 def test_a_single_frame_and_a_file_without_pictures(project, both, capsys):

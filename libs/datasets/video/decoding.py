@@ -118,6 +118,23 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
             yield picture
 
 
+def timed_pictures(path: str) -> Iterator[tuple[float, np.ndarray]]:
+    """(seconds after the first frame, picture (H, W, 3) uint8 RGB) of each frame of a file, turned as the file says.
+
+    All have the size of the first; one that is not later than that before it is left out.  Raises UserError for a damaged file.
+    """
+    av = video_library()
+    with _opened(av, path) as container:
+        info, before, turns, size = _info(path, container), -1.0, 0, None
+        for time, frame in _timed(av, path, container, info.fps, allow_truncated=True):
+            if time <= before:
+                continue
+            turns = _quarter_turns(path, frame) if size is None else turns
+            size = size or ((frame.width, frame.height) if turns % 2 else (frame.height, frame.width))
+            before = time
+            yield time, _pixels(frame, size, turns, "BILINEAR")
+
+
 def _opened(av: Any, path: str) -> Any:
     try:
         return av.open(path)

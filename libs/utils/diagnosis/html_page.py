@@ -1,6 +1,7 @@
-"""The diagnosis as one self-contained HTML page, from the template and scripts in libs/utils/diagnosis/page.
+"""Self-contained HTML pages from the templates and scripts in libs/utils/diagnosis/page.
 
-    write_text_atomic("report.html", page(content))
+    write_text_atomic("report.html", page(content))                      a diagnosis: libs/utils/diagnosis/report.py
+    write_text_atomic("found.html", page(content, "predictions"))        without ground truth: libs/utils/diagnosis/found.py
 """
 from __future__ import annotations
 
@@ -9,20 +10,23 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("charts.js", "timeline.js", "report.js")
+SHARED = ("charts.js", "timeline.js", "viewer.js")
+PAGES = ("report", "predictions")
 
 
-def page(content: Mapping[str, Any]) -> str:
-    """The page; `content`: the report of libs/utils/diagnosis/report.py with a title, file names and a timeline.
+def page(content: Mapping[str, Any], template: str = PAGES[0]) -> str:
+    """The page of one of PAGES; `content`: the report with a title, file names and a timeline, or `found_content`.
 
     Untrusted text enters the page only as JSON with <, > and & escaped, so it cannot end the script or become markup; the scripts
     put it into text nodes.  ValueError for a number that is not finite.
     """
     folder = files("libs.utils.diagnosis") / "page"
+    scripts = [(folder / name).read_text(encoding="utf-8") for name in (*SHARED, f"{template}.js")]
     parts = {"/*STYLE*/": (folder / "report.css").read_text(encoding="utf-8"),
+             "<!--TIMELINE-->\n": (folder / "timeline.html").read_text(encoding="utf-8"),
              "/*DATA*/": embedded_json(content),
-             "/*SCRIPTS*/": "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)}
-    head, *rest = _split((folder / "report.html").read_text(encoding="utf-8"), list(parts))
+             "/*SCRIPTS*/": "\n".join(scripts)}
+    head, *rest = _split((folder / f"{template}.html").read_text(encoding="utf-8"), list(parts))
     return head + "".join(parts[mark] + text for mark, text in zip(parts, rest, strict=True))
 
 

@@ -84,7 +84,22 @@ def test_flops_of_a_program_and_the_script(video, tmp_path, capsys):
     assert np.isclose(sum(saved["seconds"].values()), float(out.split("total")[1].split()[0]), atol=0.01)
 
 
+def test_several_checkpoints_in_one_table(video, tmp_path, monkeypatch, capsys):
+    extractor = create("descriptor", {})
+    models = {name: untrained(tiny_config(dataset={"input_dim": 657}), extractor) for name in ("big", "small")}
+    monkeypatch.setattr(cost_script, "load_model", lambda path, **_: models[path])
+    monkeypatch.setattr(cost_script, "video_cost", lambda model, path, rounds: video_cost(model, path, extractor, 1))
+    argv = ["cost.py", "big", "--beside", "small", "--video", video, "--json", "c.json"]
+    code, out, err = run_script(capsys, cost_script.main, *argv)
+    assert code == 0, err
+    assert out.splitlines()[0].split() == ["stage", "big", "s", "big", "GFLOP", "small", "s", "small", "GFLOP"]
+    assert list(json.loads((tmp_path / "c.json").read_text())) == ["big", "small"]
+
+
 @pytest.mark.parametrize(("argv", "told"), [
+    (["big", "--beside", "small"], ["--beside", "--video"]),
+    (["big", "--beside", "big", "--video", "a.mp4"], ["--beside", "big", "twice"]),
+    (["big", "--beside", "small", "--video", "a.mp4", "--extractor", "descriptor"], ["--extractor", "--beside"]),
     (["c.yaml", "--video", "a.mp4"], ["c.yaml", "--extractor", "descriptor"]),
     (["c.yaml", "--video", "a.mp4", "--extractor", "descriptor"], ["c.yaml", "6 channels", "657", "dataset.input_dim=657"]),
     (["c.yaml", "--video", "b.mp4", "--extractor", "descriptor"], ["b.mp4", "no such video"]),

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from libs.utils.diagnosis.html_page import SCRIPTS, embedded_json, page
+from libs.utils.diagnosis.html_page import PAGES, SHARED, embedded_json, page
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -37,5 +37,6 @@ def test_an_installation_has_every_part():
     line = re.search(r'^"libs.utils.diagnosis" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     patterns = ast.literal_eval(line[1])
     parts = [f.relative_to(ROOT / "libs/utils/diagnosis").as_posix() for f in (ROOT / "libs/utils/diagnosis/page").iterdir()]
-    assert {"page/report.html", "page/report.css", *(f"page/{name}" for name in SCRIPTS)} == set(parts)
+    own = [f"{name}.{kind}" for name in PAGES for kind in ("html", "js")]
+    assert {"page/report.css", "page/timeline.html", *(f"page/{name}" for name in (*SHARED, *own))} == set(parts)
     assert all(any(PurePosixPath(part).match(pattern) for pattern in patterns) for part in parts)

@@ -8,13 +8,13 @@ import pytest
 
 from libs.core.errors import UserError
 from libs.utils.evaluation.predictions import Detections, read_predictions
-from libs.utils.evaluation.writers import FORMATS, plan_output, write_output
+from libs.utils.evaluation.writers import PER_VIDEO, TABLES, plan_output, write_output
 
 FOUND = Detections.from_arrays(["b", "b", "a"], [0, 1, 2], [1, 2, 3.25], [0, 1, 1], [0.9, 0.5, 0.7])
 NAMES = {0: "run", 1: "jump"}
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", [kind[1:] for kind in (*TABLES, *PER_VIDEO)])
 def test_a_folder_and_a_file_of_every_format(tmp_path, fmt):
     videos = ["b", "a", "nothing"]
     output = plan_output(tmp_path / "new" / "folder", fmt, videos)
@@ -39,6 +39,7 @@ def test_a_folder_and_a_file_of_every_format(tmp_path, fmt):
 
 @pytest.mark.parametrize(("name", "fmt", "videos", "told"), [
     ("x.jsn", None, "a", "did you mean '.json'"), ("x", None, "a", "no ending"), ("x.srt", None, "ab", "--format srt"),
+    ("x.mp4", None, "ab", "--format mp4"),
     ("here", None, "a", "--format json|"), ("x.csv", "srt", "a", "ends in .csv"), ("file/x.json", None, "a", "cannot be written"),
     ("here", "txt", "a", "format 'txt'"), ("here", "srt", ["a/b"], "'a/b'"), ("here", "srt", [".."], "name of a file")])
 def test_refusals(tmp_path, name, fmt, videos, told):

@@ -1,7 +1,5 @@
-// Fills the page from its data and ties the controls together.
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = (id) => document.getElementById(id);
-const subjects = data.predictions, compare = subjects.length > 1;
+// Fills the page of a diagnosis from its data and ties the controls together.
+const compare = subjects.length > 1;
 const AVERAGE = -1;
 let chosen = AVERAGE; // index of a tIoU, or the mean over them
 
@@ -13,7 +11,6 @@ function at(perTiou, index = chosen) {
 }
 const tiouText = (index = chosen) => index === AVERAGE ? "mean over tIoUs" : `tIoU ${data.tiou[index]}`;
 const seriesOf = () => subjects.map((one, s) => ({name: one.name, colour: SUBJECT_COLOURS[s]}));
-const options = (select, entries) => select.replaceChildren(...entries.map(([value, text]) => make("option", {value}, text)));
 const signed = (value, digits = 2) => `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(digits)}`;
 const difference = (a, b) => ({text: signed(b - a), sort: b - a, className: b - a > 5e-5 ? "up" : b - a < -5e-5 ? "down" : ""});
 const shade = (value) => `background: rgba(0, 114, 178, ${(0.55 * value).toFixed(3)})`;
@@ -27,22 +24,19 @@ function header() {
 }
 
 function overview() {
-  const range = ([low, high], show) => ` (${show(low)} to ${show(high)})`;
-  const sure = (value, limits) => percent(value, 2) + (limits ? range(limits, (x) => percent(x, 2)) : "");
   const rows = [
-    ["average mAP (%)", (one) => sure(one.average_mAP, one.confidence?.average_mAP), (one) => one.average_mAP, data.paired?.average],
-    ...data.tiou.map((t, i) => [`mAP at tIoU ${t} (%)`, (one) => sure(one.mAP[i], one.confidence?.mAP[i]), (one) => one.mAP[i], data.paired?.tiou[i]]),
+    ["average mAP (%)", (one) => percent(one.average_mAP, 2), (one) => one.average_mAP],
+    ...data.tiou.map((t, i) => [`mAP at tIoU ${t} (%)`, (one) => percent(one.mAP[i], 2), (one) => one.mAP[i]]),
     ["normalised mAP, mean over tIoUs (%)", (one) => percent(mean(one.normalised_mAP), 2), (one) => mean(one.normalised_mAP)],
     ["ground truths missed, mean over tIoUs (%)", (one) => percent(mean(one.missed), 2), (one) => mean(one.missed)],
     ["predictions", (one) => String(one.counts.predictions), null],
     ["predictions ignored", (one) => String(one.counts.predictions_ignored), null],
   ];
   const head = ["", ...subjects.map((one) => one.name), ...(compare ? ["difference"] : [])];
-  const body = rows.map(([name, show, value, paired]) => make("tr", {}, make("td", {}, name), ...subjects.map((one) => make("td", {}, show(one))),
-    ...(compare ? [make("td", {}, value ? signed(value(subjects[1]) - value(subjects[0])) + (paired ? range(paired.interval, signed) : "") : "")] : [])));
+  const body = rows.map(([name, show, value]) => make("tr", {}, make("td", {}, name), ...subjects.map((one) => make("td", {}, show(one))),
+    ...(compare ? [make("td", {}, value ? signed(value(subjects[1]) - value(subjects[0])) : "")] : [])));
   byId("cards").replaceChildren(make("table", {id: "overview-table"}, make("thead", {}, make("tr", {}, ...head.map((text) => make("th", {scope: "col"}, text)))), make("tbody", {}, ...body)),
-    make("p", {class: "note"}, `${data.videos} videos, ${data.ground_truth} ground truths, ${data.classes.length} classes`),
-    ...(subjects[0].confidence ? [make("p", {class: "note"}, `In brackets: 95 % interval, by resampling ${subjects[0].confidence.videos} videos. ${data.verdict ?? ""}`)] : []));
+    make("p", {class: "note"}, `${data.videos} videos, ${data.ground_truth} ground truths, ${data.classes.length} classes`));
   byId("overview-charts").replaceChildren(lineChart("mAP by tIoU", subjects.map((one, s) => ({name: one.name, x: data.tiou, y: one.mAP, colour: SUBJECT_COLOURS[s]})),
     {xTicks: data.tiou, xName: "tIoU", yName: "mAP (%)", dots: true, width: 400}));
 }
@@ -113,79 +107,13 @@ function perTiou() {
   bucketCharts("miss-charts", "missed", "missed", "missed (%)");
 }
 
-function viewer() {
-  const timeline = new Timeline(byId("canvas"), byId("tip"), data), videos = data.timeline.videos, media = byId("media");
-  const label = (v) => `${v.id} (${v.ground_truth.start.length} | ${v.predictions.map((p) => p.total).join(", ")})`;
-  const missed = (v) => v.ground_truth.found.reduce((sum, found) => sum + found.filter((f) => f[timeline.state.tiou] === "0").length, 0);
-  const wrong = (v) => v.predictions.reduce((sum, one) => sum + one.kinds.reduce((s, kinds, i) => s + (kinds[timeline.state.tiou] === "0" ? 0 : one.score[i]), 0), 0);
-  const orders = {name: null, missed, wrong};
-  const list = () => {
-    const part = byId("search").value.toLowerCase(), worst = orders[byId("order").value];
-    timeline.order = videos.map((_, i) => i).filter((i) => videos[i].id.toLowerCase().includes(part));
-    if (worst) {
-      const amount = new Map(timeline.order.map((i) => [i, worst(videos[i])]));
-      timeline.order.sort((a, b) => amount.get(b) - amount.get(a) || a - b);
-    }
-    options(byId("video"), timeline.order.map((i) => [i, label(videos[i])]));
-    byId("video").value = timeline.state.video;
-  };
-  const toFirst = () => { list(); if (timeline.order.length) timeline.set({video: timeline.order[0]}); };
-  const slider = byId("score");
-  list();
-  options(byId("class"), [[-1, "all classes"], ...data.classes.map((name, c) => [c, name])]);
-  byId("kinds").replaceChildren(...legendOf([["ground truth", "#1f3a5f"], ...data.kinds.map((name, k) => [name, KIND_COLOURS[k]])]).children, make("span", {}, "▭ ground truth that is missed"), make("span", {}, "height: score"));
-  slider.max = timeline.top;
-  slider.step = timeline.top / 200;
-  byId("video").addEventListener("change", (event) => timeline.set({video: Number(event.target.value)}));
-  byId("search").addEventListener("input", toFirst);
-  byId("order").addEventListener("change", toFirst);
-  byId("class").addEventListener("change", (event) => timeline.set({group: Number(event.target.value)}));
-  slider.addEventListener("input", () => timeline.set({least: Number(slider.value)}));
-  byId("previous").addEventListener("click", () => timeline.step(-1));
-  byId("next").addEventListener("click", () => timeline.step(1));
-  byId("zoom-in").addEventListener("click", () => timeline.zoom(1.5));
-  byId("zoom-out").addEventListener("click", () => timeline.zoom(1 / 1.5));
-  byId("zoom-all").addEventListener("click", () => timeline.set({fit: true}));
-
-  let shown = null, ofUser = null;
-  const source = (url, note) => { media.src = url; byId("media-note").textContent = note; };
-  byId("file").addEventListener("change", (event) => {
-    const file = event.target.files[0];
-    if (!file) return;
-    if (ofUser) URL.revokeObjectURL(ofUser);
-    ofUser = URL.createObjectURL(file);
-    source(ofUser, "");
-  });
-  const follow = () => { timeline.playAt(media.currentTime); if (!media.paused && !media.ended) requestAnimationFrame(follow); };
-  for (const name of ["play", "seeked", "timeupdate"]) media.addEventListener(name, follow);
-  media.addEventListener("error", () => { if (media.hasAttribute("src")) byId("media-note").textContent = "This browser cannot play that file."; });
-  timeline.onSeek = (seconds) => { if (media.readyState > 0) media.currentTime = Math.max(0, seconds); else timeline.playAt(seconds); };
-  timeline.onChange = () => {
-    const {state, video} = timeline;
-    byId("video").value = state.video;
-    slider.value = state.least;
-    byId("score-text").textContent = state.least.toFixed(3);
-    const hidden = video.predictions.map((p, s) => p.total > p.score.length ? `${subjects[s].name}: the best ${p.score.length} of ${p.total}` : `${subjects[s].name}: all ${p.total}`);
-    byId("drawn").textContent = `Predictions of this video on the page: ${hidden.join(", ")} (at most ${data.timeline.most} per video and file). In the list of videos: ground truths | predictions.${timeline.hiddenRows ? ` ${timeline.hiddenRows} more classes with lower scores are not drawn; choose one above.` : ""}`;
-    if (shown === state.video) return;
-    shown = state.video;
-    if (ofUser) { URL.revokeObjectURL(ofUser); ofUser = null; byId("file").value = ""; }
-    media.removeAttribute("src");
-    media.load();
-    byId("media-note").textContent = "";
-    if (video.media) { source(video.media, ""); byId("player").open = true; }
-  };
-  timeline.set({video: 0, tiou: middle(), fit: true});
-  return {timeline, list};
-}
-
 header();
 overview();
 classTable();
 options(byId("curve-class"), [[-1, "mean over classes"], ...data.classes.map((name, c) => [c, name])]);
 byId("curve-class").addEventListener("change", curves);
 perTiou();
-const {timeline, list} = viewer();
+const {timeline, list} = viewer({tiou: middle()});
 byId("tiou").addEventListener("change", (event) => {
   chosen = Number(event.target.value);
   timeline.set({tiou: chosen === AVERAGE ? middle() : chosen});

@@ -67,12 +67,21 @@ class Timeline {
     return state.group >= 0 ? [state.group] : all;
   }
 
+  // [class name, score] of the first file's predictions at a time that reach the least score, the best of each class first
+  activeAt(seconds) {
+    const one = this.video.predictions[0], best = new Map();
+    one.start.forEach((start, i) => {
+      if (start <= seconds && seconds < one.end[i] && one.score[i] >= this.state.least && !(best.get(one.class[i]) >= one.score[i])) best.set(one.class[i], one.score[i]);
+    });
+    return [...best].sort((a, b) => b[1] - a[1]).map(([c, score]) => [this.data.classes[c], score]);
+  }
+
   get hiddenRows() { return Math.max(0, this.rows().length - MOST_ROWS); }
 
   paint() {
-    const {canvas, context: g, state, video, data} = this, subjects = data.predictions.length;
+    const {canvas, context: g, state, video, data} = this, subjects = data.predictions.length, tiou = data.tiou ? data.tiou[state.tiou] : "";
     const all = this.rows(), rows = all.slice(0, MOST_ROWS), has = new Set(video.ground_truth.class);
-    const laneOf = (c) => has.has(c) || state.group >= 0 ? LANE : LOW_LANE, heightOf = (c) => TRUTH + 4 + subjects * (laneOf(c) + 4) + GAP;
+    const laneOf = (c) => has.has(c) || state.group >= 0 ? LANE : LOW_LANE, strip = data.kinds ? TRUTH + 6 : 4, heightOf = (c) => strip - 2 + subjects * (laneOf(c) + 4) + GAP;
     const width = canvas.parentElement.clientWidth, height = AXIS + (rows.reduce((sum, c) => sum + heightOf(c), 0) || 60), ratio = window.devicePixelRatio || 1;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(width * ratio);
@@ -93,15 +102,15 @@ class Timeline {
       g.font = g.font.replace(/^(bold )?/, "bold ");
       g.fillText(this.fitted(data.classes[c], GUTTER - 16), 8, top + TRUTH / 2 + 2);
       g.font = g.font.replace(/^bold /, "");
-      truths += this.truth(c, top + 2, subjects);
-      for (let s = 0; s < subjects; s++) drawn += this.lane(c, s, top + TRUTH + 6 + s * (laneOf(c) + 4), laneOf(c), subjects);
+      if (data.kinds) truths += this.truth(c, top + 2, subjects);
+      for (let s = 0; s < subjects; s++) drawn += this.lane(c, s, top + strip + s * (laneOf(c) + 4), laneOf(c), subjects);
       top += heightOf(c);
     });
     if (!rows.length) { g.fillStyle = "#5a6472"; g.textAlign = "left"; g.fillText("nothing to draw at this score", GUTTER + 8, AXIS + 24); }
     if (state.cursor !== null) { g.fillStyle = "#c00000"; g.fillRect(this.x(state.cursor) - 1, 0, 2, height); }
-    Object.assign(canvas.dataset, {video: video.id, start: state.start.toFixed(4), end: state.end.toFixed(4), least: state.least.toFixed(4), tiou: data.tiou[state.tiou],
+    Object.assign(canvas.dataset, {video: video.id, start: state.start.toFixed(4), end: state.end.toFixed(4), least: state.least.toFixed(4), tiou,
       drawn, truths, rows: rows.length, hiddenRows: all.length - rows.length, cursor: state.cursor === null ? "" : state.cursor.toFixed(3)});
-    canvas.setAttribute("aria-label", `Timeline of ${video.id}, ${state.start.toFixed(1)} to ${state.end.toFixed(1)} seconds: ${truths} ground truths and ${drawn} predictions`);
+    canvas.setAttribute("aria-label", `Timeline of ${video.id}, ${state.start.toFixed(1)} to ${state.end.toFixed(1)} seconds: ${data.kinds ? `${truths} ground truths and ` : ""}${drawn} predictions`);
   }
 
   x(seconds) { return GUTTER + (seconds - this.state.start) * this.scale; }
@@ -162,15 +171,15 @@ class Timeline {
     let count = 0;
     for (let i = one.score.length - 1; i >= 0; i--) { // the best are drawn last, on top
       if (one.class[i] !== c || one.score[i] < state.least || one.end[i] < state.start || one.start[i] > state.end) continue;
-      const kind = Number(one.kinds[i][state.tiou]), x = this.x(one.start[i]), w = Math.max(this.x(one.end[i]) - x, 1.5), y = level(one.score[i]);
+      const kind = one.kinds ? Number(one.kinds[i][state.tiou]) : null, x = this.x(one.start[i]), w = Math.max(this.x(one.end[i]) - x, 1.5), y = level(one.score[i]);
       this.clip(top, height, () => {
-        g.globalAlpha = kind === 0 ? 1 : 0.8;
-        g.fillStyle = KIND_COLOURS[kind];
+        g.globalAlpha = kind ? 0.8 : 1;
+        g.fillStyle = kind === null ? SUBJECT_COLOURS[s] : KIND_COLOURS[kind];
         g.fillRect(x, y, w, 5);
         g.globalAlpha = 1;
       });
       this.shapes.push({x, w: Math.max(w, 4), y: y - 1, h: 7, rank: 1, text: () => [`${this.data.classes[c]}, score ${one.score[i].toFixed(3)}`, this.range(one.start[i], one.end[i]),
-        `${this.data.kinds[kind]} at tIoU ${this.data.tiou[state.tiou]}`]});
+        ...(kind === null ? [] : [`${this.data.kinds[kind]} at tIoU ${this.data.tiou[state.tiou]}`])]});
       count++;
     }
     return count;
