@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             detections = dataclasses.replace(detections, score=unique_rank_scores(detections.score))
         check_fit(detections, annotated, path, args.allow_unknown)
         check_videos(detections, annotated, path)
-        subjects.append(Subject(name, diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())))
+        found_here = diagnose(detections, annotated.ground_truth, args.tiou, annotated.label_names())
+        subjects.append(Subject(name, detections, found_here))
     content = _content(args, files, subjects, annotated)
     drawn = timeline(subjects, annotated.videos, annotated.durations_s, args.most_drawn)
     if args.video_folder:
@@ -126,7 +127,7 @@ def _name(path: Path, depth: int) -> str:
 def _content(args: argparse.Namespace, files: Sequence[str], subjects: Sequence[Subject],
              annotated: AnnotatedSplit) -> dict[str, Any]:
     """The report, and the sources that the page names."""
-    content = report(subjects, annotated.durations_s, args.buckets)
+    content = report(subjects, annotated.videos, annotated.durations_s, args.buckets)
     for one, file in zip(content["predictions"], files, strict=True):
         one["file"] = str(file)
     return {"title": "Diagnosis of " + " and ".join(s.name for s in subjects), "annotations": str(args.annotations),

@@ -136,6 +136,26 @@ def test_numbers_are_those_of_the_json_file(two, folder):
     assert shown["predictions"][:2] == ["114", "114"]
 
 
+def test_intervals_stand_beside_the_numbers(browser, folder, tmp_path):
+    """With videos enough to resample: ten more than on the other pages."""
+    for name, key in (("truth", "database"), ("first", "results"), ("second", "results")):
+        document = json.loads((folder / f"{name}.json").read_text())
+        document[key] |= {f"walk{i}": document[key]["walk"] for i in range(10)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    files = [str(tmp_path / f"{name}.json") for name in ("first", "truth", "second")]
+    diagnose.main([*files[:2], "--compare", files[2], "-o", str(tmp_path / "many.html")])
+    page, content = Page(browser, tmp_path / "many.html"), json.loads((tmp_path / "many.json").read_text())
+    cells = [td.text for td in page.find("overview-table").find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")]
+    for cell, one in zip(cells[1:3], content["predictions"], strict=True):
+        low, high = one["confidence"]["average_mAP"]
+        assert cell == f"{100 * one['average_mAP']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+    paired = content["paired"]["average"]
+    shown = [f"{100 * x:+.2f}".replace("-", "\u2212") for x in (paired["difference"], *paired["interval"])]
+    assert cells[3] == f"{shown[0]} ({shown[1]} to {shown[2]})"
+    assert content["verdict"].partition("\n")[0] in page.find("cards").text
+    assert page.messages() == []
+
+
 def test_the_slider_hides_predictions_below_it(one):
     assert int(one.state["drawn"]) == one.expected(0) == 38
     slider = one.find("score")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 
+import compare
 import diagnose
 import evaluate
 import numpy as np
@@ -115,6 +116,41 @@ def test_two_files(tmp_path, capsys):
     assert both["predictions"][0]["mAP"] != both["predictions"][1]["mAP"]
     named = embedded_of(tmp_path, capsys, found, truth, "--compare", other, "--names", "ours", "theirs")
     assert [one["name"] for one in named["predictions"]] == ["ours", "theirs"]
+
+
+def write_many(folder, seed):
+    """The videos of `write_inputs` and ten more."""
+    found, truth = write_inputs(folder, seed)
+    for path, key in ((truth, "database"), (found, "results")):
+        document = json.loads(path.read_text())
+        document[key] |= {f"{name}{i}": document[key][name] for name in ("plain", NAMES[1]) for i in range(5)}
+        path.write_text(json.dumps(document))
+    return found, truth
+
+
+def test_intervals_and_the_paired_comparison_are_those_of_compare(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (found, truth), (other, _) = write_many(tmp_path, 0), write_many(tmp_path / "other", 1)
+    code, out, _ = run(capsys, found, truth, "--compare", other, "--names", "ours", "theirs", "-o", tmp_path / "r.html")
+    assert code == 0
+    content = json.loads((tmp_path / "r.json").read_text())
+    run_script(capsys, compare.main, "compare.py", str(found), str(other), str(truth), "--resamples", "1000", "--names", "ours",
+               "theirs", "--json", str(tmp_path / "c.json"))
+    expected = json.loads((tmp_path / "c.json").read_text())
+    assert content["paired"] == {key: expected[key] for key in content["paired"]}
+    for one in content["predictions"]:
+        low, high = one["confidence"]["average_mAP"]
+        assert low < one["average_mAP"] < high
+        assert f"95 % interval of the average mAP: {100 * low:.2f} to {100 * high:.2f} (resampling 14 videos)" in out
+    low, high = content["paired"]["average"]["interval"]
+    assert content["verdict"] in out
+    assert f"{100 * low:+.2f} to {100 * high:+.2f}" in content["verdict"]
+
+
+def test_too_few_videos_for_an_interval(tmp_path, capsys):
+    content = embedded_of(tmp_path, capsys, *write_inputs(tmp_path), "--compare", tmp_path / "found.json", "--names", "a", "b")
+    assert content["paired"] is content["verdict"] is None
+    assert [one["confidence"] for one in content["predictions"]] == [None, None]
 
 
 @pytest.mark.parametrize(("files", "names"), [

@@ -28,10 +28,12 @@ from libs.datasets.features.provenance import FILE_NAME
 from libs.datasets.video.decoding import Decoded, probe, read_frames
 from libs.datasets.video.extractors.base import Extractor, NetworkError
 from libs.datasets.video.extractors.program import Program
+from libs.utils.ahead import ahead
 from libs.utils.files.io import read_json, write_atomic, write_json_atomic
 from libs.utils.progress import Progress, lines, no_progress, terminal_bar
 
 MOST_REPEATED = 10  # times that --fps may use one frame
+DECODED_AHEAD = 8  # frames
 
 
 def clips(items: Iterable[Any], num_frames: int, stride: int) -> Iterator[list[Any]]:
@@ -53,8 +55,10 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
                      ) -> tuple[np.ndarray, dict[str, Any]]:
     """(T, C) float32 features of one video and its entry in the provenance file.
 
-    Memory is a window of items and a batch of windows, independent of the length.  Raises UserError for an unusable video, and
-    NetworkError for a network that fails.
+    One thread decodes and another prepares the frames, up to a batch in advance, while this one runs the network; step() is
+    called per frame.  Memory is a window of items, a batch of windows and these frames, independent of the length.
+
+    Raises UserError for an unusable video, and NetworkError for a network that fails.
     """
     info, settings = probe(path), extractor.settings
     if settings.fps and settings.fps > MOST_REPEATED * info.fps:
@@ -63,11 +67,12 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
     found = Decoded()
     frames = read_frames(path, settings.fps, functools.partial(extractor.fit, path), settings.allow_truncated, found,
                          extractor.scaling)
-    items = extractor.prepare(_counted(frames, step), path)
+    prepared = extractor.prepare(_counted(ahead(frames, DECODED_AHEAD), step), path)
     rows = []
-    for batch in batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):
-        rows.append(extractor.features(batch, path))
-        _give_back(len(rows))
+    with contextlib.closing(ahead(prepared, settings.batch_size * settings.stride)) as items:
+        for batch in batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):
+            rows.append(extractor.features(batch, path))
+            _give_back(len(rows))
     fps = settings.fps or info.fps
     if found.variable_rate and settings.fps is None:
         note(f"warning: {path}: has a variable frame rate; frames were taken at its average of {fps:g} fps: --fps makes all "

@@ -93,9 +93,10 @@ def difference(record: ExtractorConfig, made: ExtractorConfig, streams: Collecti
         if (ours := made.settings.get(key)) != theirs:
             return key, theirs, ours
     for name in streams:
-        for key, theirs in record.streams[name].items():
-            if key != "channels" and (ours := made.streams.get(name, {}).get(key)) != theirs:
-                return f"{key} of {name}", theirs, ours
+        before, now = record.streams[name], made.streams.get(name, {})
+        for key in {**before, **now}:
+            if key != "channels" and before.get(key) != now.get(key):
+                return f"{key} of {name}", before.get(key), now.get(key)
     return None
 
 

@@ -5,15 +5,14 @@ bf16 is autocast inside the network (`LocPointTransformer`); TF32 is a process-w
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from libs.core.devices import multiplies_bf16
 from libs.core.errors import UserError, note
-from libs.core.files import system_text
 
 
 def check_precision(precision: str, device: torch.device, source: str, key: str) -> None:
@@ -21,7 +20,7 @@ def check_precision(precision: str, device: torch.device, source: str, key: str)
 
     bf16 on a processor that does not multiply it, which takes four times as long as float32, is a line on stderr.
     """
-    if precision == "bf16" and device.type == "cpu" and not _multiplies_bf16():
+    if precision == "bf16" and device.type == "cpu" and not multiplies_bf16():
         note(f"warning: {source}: {key}: bf16: this processor has no bf16 products (AMX or AVX512-BF16), so it takes about four "
              f"times as long as fp32; use --set {key}=fp32")
     if precision != "tf32":
@@ -30,12 +29,6 @@ def check_precision(precision: str, device: torch.device, source: str, key: str)
         raise UserError(f"{source}: {key}: tf32 is arithmetic of CUDA devices, this run is on {device}; use fp32 or bf16")
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise UserError(f"{source}: {key}: {torch.cuda.get_device_name(device)} has no TF32 (it came with Ampere); use fp32")
-
-
-def _multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bf16 products; True where the system does not tell (not Linux)."""
-    text = system_text("/proc/cpuinfo")
-    return not text or re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", text) is not None
 
 
 @contextmanager

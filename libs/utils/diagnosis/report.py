@@ -1,6 +1,6 @@
 """A diagnosis as plain numbers, for the JSON file, the figures and the page.
 
-    content = report(subjects, durations_s, "quantiles")                    rates are fractions of 1; lists run over tIoUs first
+    content = report(subjects, videos, durations_s, "quantiles")            rates are fractions of 1; lists run over tIoUs first
     content["timeline"] = timeline(subjects, videos, durations_s, 300)      the segments of every video, for the page
 """
 from __future__ import annotations
@@ -23,24 +23,32 @@ from libs.utils.diagnosis.analysis import (
 )
 from libs.utils.diagnosis.characteristics import characteristics, normalised_mAP, sensitivity
 from libs.utils.evaluation.columns import rows_by_video
-from libs.utils.evaluation.predictions import GroundTruth
+from libs.utils.evaluation.predictions import Detections, GroundTruth
+from libs.utils.significance.bootstrap import FEWEST, confidence, confidence_line, video_codes
+from libs.utils.significance.comparison import Comparison, compare
 from libs.utils.tables import format_table
+
+RESAMPLES = 1000  # of the videos
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One predictions file: its name in the report, and its diagnosis."""
+    """One predictions file: its name in the report, its rows, and its diagnosis."""
 
     name: str
+    detections: Detections
     diagnosis: Diagnosis
 
 
-def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], buckets: str) -> dict[str, Any]:
-    """Everything except the segments; all subjects have the same ground truth and tIoUs.
+def report(subjects: Sequence[Subject], videos: Collection[str], durations_s: Mapping[str, float],
+           buckets: str) -> dict[str, Any]:
+    """Everything except the segments; one or two subjects with the same ground truth and tIoUs.
 
-    durations_s: per video, inf if unknown; buckets: as in `characteristics`.
+    videos: of the split; durations_s: per video, inf if unknown; buckets: as in `characteristics`.  `confidence`, and `paired`
+    of two subjects, are those of libs/utils/significance; None for too few videos.
     """
     first = subjects[0].diagnosis
+    codes = video_codes(videos, *(subject.detections.video_id.tolist() for subject in subjects))
     groups = characteristics(first.matching.ground_truth, durations_s, buckets)
     out = {
         "tiou": first.matching.tious.tolist(),
@@ -54,6 +62,8 @@ def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], bucket
                              "ground_truth": np.bincount(g.bucket[g.bucket >= 0], minlength=len(g.labels)).tolist()}
                             for g in groups],
         "predictions": [],
+        "paired": compared.as_dict() if (compared := _compared(subjects, codes)) else None,
+        "verdict": compared.verdict() if compared else None,
     }
     for subject in subjects:
         found, rates = subject.diagnosis, {g.name: sensitivity(subject.diagnosis, g) for g in groups}
@@ -62,6 +72,7 @@ def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], bucket
             "counts": dict(found.scores.counts),
             "mAP": found.scores.mAP.tolist(),
             "average_mAP": found.scores.average_mAP,
+            "confidence": confidence(found.scores, subject.detections, codes, RESAMPLES),
             "AP": found.scores.AP.tolist(),
             "normalised_mAP": normalised_mAP(found).tolist(),
             "missed": found.missed.mean(axis=1).tolist(),
@@ -73,6 +84,14 @@ def report(subjects: Sequence[Subject], durations_s: Mapping[str, float], bucket
             "precision_recall": precision_recall(found).round(4).tolist(),
         })
     return out
+
+
+def _compared(subjects: Sequence[Subject], codes: Mapping[str, int]) -> Comparison | None:
+    """The second subject against the first, if there is one and there are videos enough."""
+    if len(subjects) < 2 or len(codes) < FEWEST:
+        return None
+    first, second = ([(subject.detections, subject.diagnosis.scores)] for subject in subjects)
+    return compare(first, second, codes, (subjects[0].name, subjects[1].name), resamples=RESAMPLES)
 
 
 def timeline(subjects: Sequence[Subject], videos: Collection[str], durations_s: Mapping[str, float], most: int) -> dict[str, Any]:
@@ -110,19 +129,21 @@ def timeline(subjects: Sequence[Subject], videos: Collection[str], durations_s: 
 
 
 def summary(content: Mapping[str, Any]) -> str:
-    """The main numbers as text, in percent: mAP, and the share of each kind of error and the mAP that it costs."""
+    """The main numbers as text, in percent: mAP with its interval, the share of each kind of error and the mAP that it costs, and
+    which of two is better."""
     lines = []
     for one in content["predictions"]:
         share = np.mean(one["kind_counts"], axis=0)
         share = share / max(share.sum(), 1)
         lines += [f"{one['name']}: average mAP {100 * one['average_mAP']:.2f}, normalised "
                   f"{100 * np.mean(one['normalised_mAP']):.2f}, {one['counts']['predictions']} predictions, "
-                  f"{100 * np.mean(one['missed']):.1f} % of {one['counts']['ground_truth']} segments missed (means over tIoUs)"]
+                  f"{100 * np.mean(one['missed']):.1f} % of {one['counts']['ground_truth']} segments missed (means over tIoUs)",
+                  confidence_line(one["confidence"])]
         rows = [[name, shown, *(f"{100 * np.mean(gain[name]):+.2f}" if name in gain else "" for gain in one["gains"].values())]
                 for name, shown in [*((name, f"{100 * s:.1f}%") for name, s in zip(KINDS, share, strict=True)),
                                     ("all errors", ""), ("missed", "")]]
         lines.append(format_table(rows, ["", "share", *(f"{how} (mAP gained)" for how in one["gains"])]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *([content["verdict"]] if content["verdict"] else [])])
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:

@@ -7,8 +7,9 @@
 A resample is a random half of the videos (Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 8): its
 variance about the estimate is that of the estimate about the truth, as for a bootstrap that draws all videos with replacement.
 AP is too high in small samples (interpolation takes the best precision), by an amount that falls with the number of videos, so
-a half lies above the whole as the whole lies above the truth: `plausible` turns the resamples around the estimate.  Drawing with
-replacement repeats videos and covers less: benchmarks/bootstrap_coverage.py compares percentile, basic, BCa and this.
+a half lies above the whole as the whole lies above the truth: `plausible` takes that off, BIAS times for the AP of one method,
+and turns the resamples around the rest.  Drawing with replacement repeats videos and covers less:
+benchmarks/bootstrap_coverage.py compares percentile, basic, BCa, logit and this.
 
 Matching looks at one video at a time, so the flags of true positives stay as they are and a resample only changes how often each
 video counts: its weight w, here 0 or 1.  With rows k by descending score, h_k = 1 for true positives and G segments,
@@ -33,6 +34,7 @@ from libs.utils.evaluation.metrics import Matching, Scores, class_slices, codes_
 from libs.utils.evaluation.predictions import Detections
 
 LEVEL = 0.95
+BIAS = 1.4  # (whole - truth) / (half - whole): it falls with about n^-0.75, not 1 / n; in differences it cancels out
 FEWEST = 10  # videos: fewer say too little about others
 AT_ONCE = 250  # resamples in one part: what they need stays in the cache
 EXACT_FLOAT32 = 1 << 24  # whole numbers below are exact in float32
@@ -125,11 +127,13 @@ def resample(methods: Sequence[WeightedAP], videos: int, resamples: int, seed: i
     return of(np.ones((videos, 1), np.float32))[0], np.concatenate(parts)
 
 
-def plausible(estimate: np.ndarray, resamples: np.ndarray) -> np.ndarray:
+def plausible(estimate: np.ndarray, resamples: np.ndarray, bias: float = 1.0) -> np.ndarray:
     """Values (R, ...) that the truth may have: the resamples (R, ...), turned around the estimate.
 
-    Their bias and skewness count the other way round (the "basic" interval: Davison and Hinkley, 1997, chapter 5)."""
-    return 2 * estimate - resamples
+    Their bias, `bias` times, and skewness count the other way round (the "basic" interval: Davison and Hinkley, 1997, chapter 5).
+    """
+    middle = np.nanmean(resamples, axis=0)
+    return estimate - bias * (middle - estimate) - (resamples - middle)
 
 
 def interval(values: np.ndarray) -> np.ndarray:
@@ -145,7 +149,7 @@ def confidence(scores: Scores, detections: Detections, videos: Mapping[str, int]
     if len(videos) < FEWEST or scores.matching is None:
         return None
     (estimate,), drawn = resample([WeightedAP.of(scores.matching, detections, videos)], len(videos), resamples)
-    limits = interval(plausible(estimate, drawn[:, 0])).clip(0, 1).T.tolist()
+    limits = interval(plausible(estimate, drawn[:, 0], BIAS)).clip(0, 1).T.tolist()
     tious = len(scores.tious)
     return {"level": LEVEL, "resamples": resamples, "videos": len(videos), "average_mAP": limits[0], "mAP": limits[1:1 + tious],
             "per_class_AP": {scores.class_name(c): pair for c, pair in zip(scores.class_ids, limits[1 + tious:], strict=True)}}

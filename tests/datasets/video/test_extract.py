@@ -17,6 +17,7 @@ from videos import FPS, FRAMES, H, W, level, make_video, run_extract, turn
 from libs.datasets.grid import expected_length
 from libs.datasets.video import extract
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames
+from libs.datasets.video.extractors import base
 from libs.datasets.video.flow import flow_method, with_flow
 
 av = pytest.importorskip("av")
@@ -118,6 +119,48 @@ def test_the_rotation_of_phone_videos_is_applied(quarters, folder, capsys):
     save_program(folder / "rgb.pt", 4, 3, 8, 32)
     assert run_extract(capsys, "turned.mp4", "--rgb-model", "rgb.pt", *COMMON)[::2] == (0, "")
     assert json.loads(Path("out/provenance.json").read_text())["videos"]["turned"]["width"] == found.width
+
+
+class Convolution(torch.nn.Module):
+    """(B, 3, T, H, W) -> (B, 4, ...), by weights that bf16 rounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv3d(3, 4, 2, stride=2)
+        self.conv.weight.data = torch.linspace(-1, 1, self.conv.weight.numel()).view_as(self.conv.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("name", ["rgb.pt2", "rgb.pt"])
+def test_bf16_is_near_and_no_folder_mixes_the_two(name, folder, capsys):
+    example = torch.zeros(4, 3, 8, 32, 32)
+    if name == "rgb.pt2":
+        torch.export.save(torch.export.export(Convolution(), (example,)), name)
+    else:
+        torch.jit.save(torch.jit.trace(Convolution(), example), name)
+    argv = ["a.mp4", "--rgb-model", name, *COMMON]
+    assert run_extract(capsys, *argv)[0] == 0
+    code, _, err = run_extract(capsys, *argv[:-1], "low", "--precision", "bf16")
+    assert code == 0, err
+    full, low = np.load("out/a.npy"), np.load("low/a.npy")
+    assert low.dtype == np.float32
+    assert 1e-5 < np.abs(full - low).max() < 0.02 * np.abs(full).max()
+    assert json.loads(Path("low/provenance.json").read_text())["streams"][0]["precision"] == "bf16"
+    assert "precision" not in Path("out/provenance.json").read_text()  # as before there was a choice
+    for more in (["--precision", "bf16"], ["-o", "low"]):
+        assert "another streams" in one_error(*run_extract(capsys, *argv, *more)[::2])
+
+
+def test_a_processor_without_bf16_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setattr(base, "multiplies_bf16", lambda: False)
+    save_program(folder / "rgb.pt", 4, 3, 8, 32)
+    code, _, err = run_extract(capsys, "a.mp4", "--rgb-model", "rgb.pt", *COMMON, "--precision", "bf16")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "--precision bf16: this processor has no bf16" in err
+    error = one_error(*run_extract(capsys, "a.mp4", "-o", "out", "--precision", "bf16")[::2])
+    assert "--precision: the extractor descriptor has no such option" in error
 
 
 def test_two_streams_are_joined_rgb_first(folder, capsys):

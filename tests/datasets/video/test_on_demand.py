@@ -63,6 +63,15 @@ def test_weights_are_those_of_the_training_whatever_the_files_are_called(weights
     assert capsys.readouterr().err == ""
 
 
+def test_the_precision_is_that_of_the_training(weights):
+    given = {"rgb_model": "rgb.pt", "flow_model": "flow.pt"}
+    for trained, asked in (("fp32", "bf16"), ("bf16", "fp32")):
+        config = config_of(create("i3d", {**BOTH, "precision": trained}))
+        assert extractor_for(config, "c.pth", None, given).settings.precision == trained
+        with pytest.raises(UserError, match=r"c\.pth: .*precision"):
+            extractor_for(config, "c.pth", None, {**given, "precision": asked})
+
+
 def test_streams_that_are_not_read_need_no_weights(weights, capsys):
     both = create("i3d", BOTH)
     made = extractor_for(config_of(both, ["rgb"]), "c.pth", None, {"rgb_model": "rgb.pt"})

@@ -7,7 +7,7 @@ import pytest
 from libs.core.errors import UserError
 from libs.utils.evaluation.metrics import Scores, evaluate_detections
 from libs.utils.evaluation.predictions import Detections, GroundTruth
-from libs.utils.significance.bootstrap import confidence, confidence_line
+from libs.utils.significance.bootstrap import confidence, confidence_line, plausible
 from libs.utils.significance.comparison import Comparison, compare
 
 VIDEOS = {f"v{i}": i for i in range(60)}
@@ -83,3 +83,10 @@ def test_the_interval_of_one_file_holds_its_mAP_and_narrows_with_more_videos():
     assert f"{100 * low:.2f} to {100 * high:.2f} (resampling 60 videos)" in confidence_line(one)
     assert confidence(scores, found, dict(list(VIDEOS.items())[:9])) is None
     assert "10 videos" in confidence_line(None)
+
+
+def test_plausible_values_are_turned_around_the_estimate_without_its_bias():
+    drawn = np.array([[0.5], [0.6], [0.9], [np.nan]])  # 1/6 above the estimate, with a tail upwards
+    assert plausible(np.array([0.5]), drawn)[:3, 0] == pytest.approx([0.5, 0.4, 0.1])
+    more = plausible(np.array([0.5]), drawn, bias=1.5)[:3, 0]
+    assert more == pytest.approx(np.array([0.5, 0.4, 0.1]) - 0.5 / 6)

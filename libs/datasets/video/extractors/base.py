@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from libs.core.errors import UserError
+from libs.core.devices import multiplies_bf16
+from libs.core.errors import UserError, nearest, note
 from libs.datasets.video.decoding import fitted_size, video_library
 from libs.datasets.video.flow import FlowMethod
 
 FORMAT = 1
 FIRST = ("stride", "num_frames", "fps")  # of the provenance file, in this place
 RUN_ONLY = ("batch_size", "device", "allow_truncated")  # do not change a feature
+PRECISIONS = ("fp32", "bf16")
 
 
 class NetworkError(UserError):
@@ -46,6 +48,13 @@ class Settings:
     batch_size: int = 4
     device: str = "cpu"
     allow_truncated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(Settings):
+    """Settings of extractors with a network; precision: of `PRECISIONS`, of its products."""
+
+    precision: str = "fp32"
 
 
 class Extractor(ABC):
@@ -93,10 +102,12 @@ class Extractor(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Head of the provenance file: all settings that the features depend on."""
-        values = dataclasses.asdict(self.settings)
-        own = {k: v for k, v in values.items() if k not in (*FIRST, *RUN_ONLY, *self.in_streams)}
+        values, streams = dataclasses.asdict(self.settings), self.streams
+        own = {k: v for k, v in values.items() if k not in (*FIRST, *RUN_ONLY, *self.in_streams, "precision")}
+        if values.get("precision", "fp32") != "fp32":  # features of before there was a choice stay as they are
+            streams = [{"precision": values["precision"], **stream} for stream in streams]
         head = {"format": FORMAT, "extractor": self.name, "preset": self.preset, "stride": values["stride"],
-                "num_frames": values["num_frames"], "offset": 0, "fps": values["fps"], **own, "streams": self.streams}
+                "num_frames": values["num_frames"], "offset": 0, "fps": values["fps"], **own, "streams": streams}
         return json.loads(json.dumps({k: v for k, v in head.items() if k != "preset" or v}))  # tuples become lists
 
     def libraries(self) -> dict[str, str]:
@@ -133,14 +144,27 @@ def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return values.div_(255).sub_(mean).div_(std)  # in place: large temporaries would fragment the heap
 
 
-def run_network(network: Callable[[Tensor], Any], x: Tensor, model: str, path: str, remedy: str) -> Tensor:
+def check_precision(settings: NetworkSettings) -> None:
+    """UserError for an unknown precision; a warning for bf16 on a processor without it."""
+    if settings.precision not in PRECISIONS:
+        raise UserError(f"--precision {settings.precision}: unknown{nearest(settings.precision, PRECISIONS)}; there are "
+                        f"{', '.join(PRECISIONS)}")
+    if settings.precision == "bf16" and settings.device == "cpu" and not multiplies_bf16():
+        note("warning: --precision bf16: this processor has no bf16 products (AMX or AVX512-BF16), so it takes several times as "
+             "long as fp32; leave it out")
+
+
+def run_network(network: Callable[[Tensor], Any], x: Tensor, precision: str, model: str, path: str, remedy: str) -> Tensor:
     """(B, C) float32 on the CPU: the network's (B, C, ...), averaged over the further dimensions.
 
+    precision: of `PRECISIONS`; bf16 is torch's autocast, on values that lie channels last, as its convolutions want them.
     Raises NetworkError, naming the file `model`, the video and the input's shape, if it fails or returns no such tensor.
     """
     where = f"{model}: on {path}, input {tuple(x.shape)} (batch, channels, frames, height, width)"
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        low = precision == "bf16"
+        x = x.contiguous(memory_format=torch.channels_last_3d) if low else x
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=low), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             y = network(x)
     except Exception as error:  # a program can raise anything

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError, note
 from libs.datasets.video.decoding import fitted_size, video_library
-from libs.datasets.video.extractors.base import Extractor, Settings, cropped_size, run_network
+from libs.datasets.video.extractors.base import Extractor, NetworkSettings, check_precision, cropped_size, run_network
 from libs.datasets.video.extractors.i3d_weights import Weights, load_weights
 from libs.datasets.video.flow import BOUND, flow_levels, flow_library, flow_method, flow_pairs, flow_parameters
 from libs.datasets.video.i3d_network import FEATURES, LEAST_FRAMES, LEAST_SIDE
@@ -30,7 +30,7 @@ THUMOS: dict[str, Any] = {"num_frames": 16, "stride": 4, "resize": (256, 340), "
 
 
 @dataclass(frozen=True, kw_only=True)
-class I3DSettings(Settings):
+class I3DSettings(NetworkSettings):
     """Settings of I3D.
 
     rgb_model, flow_model: files of weights, at least one; resize: pixels of the shorter side, or (height, width), or None,
@@ -73,6 +73,7 @@ class I3D(Extractor):
         video_library()
         flow_library()  # resizes the frames, too
         self._check()
+        check_precision(settings)
         self.method = flow_method(settings.flow_method, settings.flow_median) if settings.flow_model else None
         self.networks = [load_weights(name, path, torch.device(settings.device))
                          for name, path in (("rgb", settings.rgb_model), ("flow", settings.flow_model)) if path]
@@ -102,7 +103,8 @@ class I3D(Extractor):
         for i, weights in enumerate(self.networks):
             images = np.stack([np.stack([item[i] for item in window]) for window in windows])
             x = crops(torch.from_numpy(images).to(self.settings.device), self.settings.crop, self.settings.crops)
-            y = run_network(self._pooled(weights), x, weights.path, path, "lower --batch-size where memory is short")
+            y = run_network(self._pooled(weights), x, self.settings.precision, weights.path, path,
+                            "lower --batch-size where memory is short")
             outputs.append(y.view(len(windows), -1, FEATURES).mean(1))
         return torch.cat(outputs, dim=1).numpy()
 

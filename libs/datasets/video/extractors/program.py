@@ -13,12 +13,22 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 from libs.datasets.video.decoding import video_library
-from libs.datasets.video.extractors.base import Extractor, Hashes, Settings, centre, cropped_size, hashes, normalised, run_network
+from libs.datasets.video.extractors.base import (
+    Extractor,
+    Hashes,
+    NetworkSettings,
+    centre,
+    check_precision,
+    cropped_size,
+    hashes,
+    normalised,
+    run_network,
+)
 from libs.datasets.video.flow import BOUND, flow_library, flow_method, flow_parameters, with_flow
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramSettings(Settings):
+class ProgramSettings(NetworkSettings):
     """Settings of a program.
 
     rgb_model, flow_model: files, at least one; resize: pixels of the shorter side, or (height, width), or None; crop: side of a
@@ -56,6 +66,7 @@ class Program(Extractor):
     def __init__(self, settings: ProgramSettings, preset: str | None = None) -> None:
         super().__init__(settings, preset)
         video_library()
+        check_precision(settings)
         self.method = flow_method(settings.flow_method) if settings.flow_model else None
         given = [(name, path) for name, path in (("rgb", settings.rgb_model), ("flow", settings.flow_model)) if path]
         if not given:
@@ -86,8 +97,9 @@ class Program(Extractor):
         outputs = []
         for program in self.programs:
             taken = normalised(x[:, :3], *self.scale) if program.name == "rgb" else x[:, -2:].contiguous()
-            outputs.append(run_network(program.network, taken, program.path, path, "set --batch-size, --num-frames, --resize and "
-                                       "--crop as it was exported")[:len(windows)])
+            outputs.append(run_network(
+                program.network, taken, self.settings.precision, program.path, path,
+                "set --batch-size, --num-frames, --resize and --crop as it was exported")[:len(windows)])
         return torch.cat(outputs, dim=1).numpy()
 
     def libraries(self) -> dict[str, str]:

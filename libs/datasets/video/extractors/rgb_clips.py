@@ -14,7 +14,15 @@ from torch import Tensor
 
 from libs.core.errors import UserError, nearest
 from libs.datasets.video.decoding import video_library
-from libs.datasets.video.extractors.base import Extractor, Settings, centre, cropped_size, normalised, run_network
+from libs.datasets.video.extractors.base import (
+    Extractor,
+    NetworkSettings,
+    centre,
+    check_precision,
+    cropped_size,
+    normalised,
+    run_network,
+)
 
 MOST = 10 ** 6
 ANY = range(1, MOST)
@@ -23,7 +31,7 @@ RESAMPLING = {  # None: of the four nearest pixels, as torchvision's video prese
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings(Settings):
+class ClipSettings(NetworkSettings):
     """Settings of a network of RGB clips.
 
     resize: pixels of the shorter side, or (height, width), or None; crop: side of a centre crop, or None; mean, std: per channel
@@ -43,6 +51,7 @@ class RGBClips(Extractor):
     def __init__(self, settings: ClipSettings, preset: str | None = None) -> None:
         super().__init__(settings, preset)
         video_library()
+        check_precision(settings)
         if settings.resampling not in RESAMPLING:
             raise UserError(f"--resampling {settings.resampling}: unknown{nearest(settings.resampling, RESAMPLING)}; there are "
                             f"{', '.join(RESAMPLING)}")
@@ -87,7 +96,7 @@ class RGBClips(Extractor):
 
     def features(self, windows: Sequence[Sequence[np.ndarray]], path: str) -> np.ndarray:
         x = torch.from_numpy(np.stack([np.stack(window) for window in windows])).to(self.device).permute(0, 4, 1, 2, 3)
-        return run_network(self.network, normalised(x, *self.scale), self.path, path,
+        return run_network(self.network, normalised(x, *self.scale), self.settings.precision, self.path, path,
                            "set --num-frames, --resize and --crop as the network wants them, or lower --batch-size").numpy()
 
 

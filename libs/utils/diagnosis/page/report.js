@@ -24,19 +24,22 @@ function header() {
 }
 
 function overview() {
+  const range = ([low, high], show) => ` (${show(low)} to ${show(high)})`;
+  const sure = (value, limits) => percent(value, 2) + (limits ? range(limits, (x) => percent(x, 2)) : "");
   const rows = [
-    ["average mAP (%)", (one) => percent(one.average_mAP, 2), (one) => one.average_mAP],
-    ...data.tiou.map((t, i) => [`mAP at tIoU ${t} (%)`, (one) => percent(one.mAP[i], 2), (one) => one.mAP[i]]),
+    ["average mAP (%)", (one) => sure(one.average_mAP, one.confidence?.average_mAP), (one) => one.average_mAP, data.paired?.average],
+    ...data.tiou.map((t, i) => [`mAP at tIoU ${t} (%)`, (one) => sure(one.mAP[i], one.confidence?.mAP[i]), (one) => one.mAP[i], data.paired?.tiou[i]]),
     ["normalised mAP, mean over tIoUs (%)", (one) => percent(mean(one.normalised_mAP), 2), (one) => mean(one.normalised_mAP)],
     ["ground truths missed, mean over tIoUs (%)", (one) => percent(mean(one.missed), 2), (one) => mean(one.missed)],
     ["predictions", (one) => String(one.counts.predictions), null],
     ["predictions ignored", (one) => String(one.counts.predictions_ignored), null],
   ];
   const head = ["", ...subjects.map((one) => one.name), ...(compare ? ["difference"] : [])];
-  const body = rows.map(([name, show, value]) => make("tr", {}, make("td", {}, name), ...subjects.map((one) => make("td", {}, show(one))),
-    ...(compare ? [make("td", {}, value ? signed(value(subjects[1]) - value(subjects[0])) : "")] : [])));
+  const body = rows.map(([name, show, value, paired]) => make("tr", {}, make("td", {}, name), ...subjects.map((one) => make("td", {}, show(one))),
+    ...(compare ? [make("td", {}, value ? signed(value(subjects[1]) - value(subjects[0])) + (paired ? range(paired.interval, signed) : "") : "")] : [])));
   byId("cards").replaceChildren(make("table", {id: "overview-table"}, make("thead", {}, make("tr", {}, ...head.map((text) => make("th", {scope: "col"}, text)))), make("tbody", {}, ...body)),
-    make("p", {class: "note"}, `${data.videos} videos, ${data.ground_truth} ground truths, ${data.classes.length} classes`));
+    make("p", {class: "note"}, `${data.videos} videos, ${data.ground_truth} ground truths, ${data.classes.length} classes`),
+    ...(subjects[0].confidence ? [make("p", {class: "note"}, `In brackets: 95 % interval, by resampling ${subjects[0].confidence.videos} videos. ${data.verdict ?? ""}`)] : []));
   byId("overview-charts").replaceChildren(lineChart("mAP by tIoU", subjects.map((one, s) => ({name: one.name, x: data.tiou, y: one.mAP, colour: SUBJECT_COLOURS[s]})),
     {xTicks: data.tiou, xName: "tIoU", yName: "mAP (%)", dots: true, width: 400}));
 }
