@@ -36,7 +36,7 @@ def test_evaluate_compare_diagnose_and_convert_run_without_torch(tmp_path):
     lines = [f"evaluate.py {tmp_path}/0.json {tmp_path}/truth.json",
              f"compare.py {tmp_path}/0.json {tmp_path}/1.json {tmp_path}/truth.json --resamples 100",
              f"diagnose.py {tmp_path}/0.json {tmp_path}/truth.json -o {tmp_path}/page.html",
-             f"convert_annotations.py {tmp_path}/labels.csv -o {tmp_path}/converted.json"]
+             f"convert_annotations.py {tmp_path}/labels.csv -o {tmp_path}/converted.json", "fuse_actions.py --help"]
     done = subprocess.run([sys.executable, "-c", CODE], input="\n".join(lines), cwd=ROOT, env={"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -13,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from libs.core.errors import UserError
 from libs.utils.evaluation.columns import rows_by_video
 from libs.utils.evaluation.predictions import Detections
-from libs.utils.nms.api import batched_nms
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,9 @@ def fuse_actions(verbs: Detections, nouns: Detections, num_nouns: int, settings:
 
 def _pairs(verbs: Detections, nouns: Detections, num_nouns: int, settings: ActionFusion) -> Detections:
     """The actions of one video."""
+    import torch  # 1.5 s, which help and every refused input do without
+
+    from libs.utils.nms.api import batched_nms
     inside = np.minimum(verbs.t_end[:, None], nouns.t_end) - np.maximum(verbs.t_start[:, None], nouns.t_start)  # (verbs, nouns)
     inside = inside.clip(min=0)
     union = (verbs.t_end - verbs.t_start)[:, None] + (nouns.t_end - nouns.t_start) - inside

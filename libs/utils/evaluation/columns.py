@@ -30,7 +30,7 @@ def as_columns(source: str, names: Sequence[str], video_id: Any, *numbers: Any) 
 def as_reals(values: Any) -> np.ndarray:
     """(N,) float64 of a flat list or array of real numbers; TypeError for other types (text, complex), ValueError for shapes."""
     kinds = (list, tuple, dict, str, bytes, bool, set, np.ndarray)
-    if isinstance(values, (list, tuple)) and any(isinstance(v, kinds) for v in values):
+    if isinstance(values, (list, tuple)) and any(issubclass(kind, kinds) for kind in {*map(type, values)}):
         raise TypeError("it holds values that are not numbers")
     array = np.asarray(values)
     if array.ndim != 1:

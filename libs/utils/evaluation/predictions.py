@@ -227,10 +227,33 @@ def _read_json(path: Path) -> _Columns:
     if not isinstance(results, dict):
         raise UserError(f'{path}: has no "results" object; expected {{"results": {{"<video id>": '
                         '[{"segment": [start, end], "label": ..., "score": ...}, ...]}}')
-    columns = _Columns([], [], [], [], [])  # lists of numbers, since a tuple per row takes half as long again
     for video, entries in results.items():
         if not isinstance(entries, list):
             raise UserError(f"{path}: results.{shown(video)[1:-1]} is a {type(entries).__name__}; expected a list of detections")
+    return _plain_entries(results) or _any_entries(path, results)
+
+
+def _plain_entries(results: Mapping[str, list]) -> _Columns | None:
+    """The columns of entries whose times and scores are numbers, all at once; None if one is not so."""
+    rows = [entry for entries in results.values() for entry in entries]
+    try:
+        segments, scores = [row["segment"] for row in rows], [row["score"] for row in rows]
+        starts, ends = [start for start, _ in segments], [end for _, end in segments]
+        kinds = {kind for column in (starts, ends, scores) for kind in {*map(type, column)}}
+        if not (kinds <= {int, float} and {*map(type, segments)} <= {list}):
+            return None
+        numbers = [np.array(column, np.float64) for column in (starts, ends, scores)]
+        labels = [row["label"] for row in rows]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    videos = [video for video, entries in results.items() for _ in entries]
+    return _Columns(videos, numbers[0], numbers[1], labels, numbers[2])
+
+
+def _any_entries(path: Path, results: Mapping[str, list]) -> _Columns:
+    """The columns, entry by entry: numbers may be texts.  UserError for the first entry that is no detection."""
+    columns = _Columns([], [], [], [], [])
+    for video, entries in results.items():
         for i, entry in enumerate(entries):
             try:
                 if not isinstance(entry["segment"], list):

@@ -1,6 +1,7 @@
 """Prediction files: what is written is read back, and nothing broken or hostile gets in."""
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import pickle
@@ -242,3 +243,42 @@ def test_columns() -> None:
     assert copy.t_start[0] == 1.0
     with pytest.raises(UserError, match=r"ground truth: entry 1 \(video b\)"):
         GroundTruth.from_arrays(["a", "b"], [0, 2], [1, 1], [0, 0])
+
+
+def test_entries_are_read_alike_all_at_once_and_one_by_one(tmp_path):
+    """One number as text makes the reader take every entry by itself."""
+    results = {"b": [{"segment": [1, 2.5], "label": "x", "score": 1}, {"segment": [0.1, 3], "label": 1, "score": 0.25}], "c": [],
+               "a": [{"segment": [2**53 + 1, 2**60], "label": "y", "score": 0.1}]}
+    both = []
+    for score in (0.25, "0.25"):
+        results["b"][1]["score"] = score
+        (tmp_path / "p.json").write_text(json.dumps({"results": results}))
+        both.append(read_predictions(tmp_path / "p.json", {"x": 0, "y": 2}))
+    for name in COLUMNS:
+        np.testing.assert_array_equal(*(getattr(found, name) for found in both))
+    assert both[0].video_id.tolist() == ["b", "b", "a"]
+    assert both[0].label.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("entry", ['{"segment": [1, 2], "label": "x", "score": true}',
+                                   '{"segment": "12", "label": "x", "score": 1}',
+                                   '{"segment": [1, 2, 3], "label": "x", "score": 1}', '{"segment": [1, 2], "label": "x"}',
+                                   '{"segment": {"1": 0, "2": 0}, "label": "x", "score": 1}', '["segment", "label", "score"]',
+                                   '{"segment": [1, 1' + 400 * "0" + '], "label": "x", "score": 1}'])
+def test_the_first_entry_that_is_no_detection_is_named(tmp_path, entry):
+    good = '{"segment": [1, 2], "label": "x", "score": 1}'
+    (tmp_path / "p.json").write_text(f'{{"results": {{"a": [{good}], "b": [{good}, {entry}]}}}}')
+    with pytest.raises(UserError, match=r"p\.json: results\.b\[1\] is .* expected"):
+        read_predictions(tmp_path / "p.json", {"x": 0})
+
+
+def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path):
+    (tmp_path / "p.json").write_text('{"results": {"a": 1, "a": 2}}')
+    for before in (True, False):
+        gc.enable() if before else gc.disable()
+        try:
+            with pytest.raises(UserError, match="key 'a' twice"):
+                read_predictions(tmp_path / "p.json")
+            assert gc.isenabled() is before
+        finally:
+            gc.enable()
