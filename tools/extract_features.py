@@ -6,18 +6,20 @@
     python tools/extract_features.py videos/*.mp4 -o features --extractor program:network.pt2 --num-frames 16 --stride 4
 
 Writes one float32 (T, C) .npy per video and provenance.json with the settings.  Finished videos are skipped, so the same command
-resumes after an interruption.  Options that are not given have the values of the extractor or its preset; an option that it does
+resumes after an interruption; given again beside it, also on another machine or by torchrun, it does the videos that no other
+process works on.  Options that are not given have the values of the extractor or its preset; an option that it does
 not have is refused.  Needs the extra "video": pip install -e ".[video]".
 Load only programs that you trust: they run what their author wrote.  docs/features.md has the details.
 """
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
-from libs.core.arguments import above_zero, count, frame_rate, some_path
+from libs.core.arguments import above_zero, count, frame_rate, shard, some_path
 from libs.core.errors import UserError, run_main
 from libs.core.files import entries, is_file
 from libs.datasets.features.formats import VIDEO_EXTENSIONS
@@ -27,8 +29,9 @@ from libs.datasets.video.extractors.base import PRECISIONS
 from libs.datasets.video.extractors.i3d import CROPS, FLOW_RULES, POOLS
 from libs.datasets.video.extractors.rgb_clips import RESAMPLING
 from libs.datasets.video.flow import METHODS
+from libs.utils.progress import no_progress
 
-OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size")  # the other options are settings of the extractor
+OF_THE_TOOL = ("videos", "output", "extractor", "overwrite", "size", "workers", "shard")  # the others are the extractor's
 
 
 def main() -> None:
@@ -40,10 +43,15 @@ def main() -> None:
         settings["resize"] = tuple(args.size)
     name = args.extractor or ("program" if args.rgb_model or args.flow_model else "descriptor")
     extractor = create(name, {**settings, "device": device(args.device)})
-    for line in extractor.told():
+    quiet = os.environ.get("RANK", "0") != "0"  # a process of torchrun other than the first
+    for line in [] if quiet else extractor.told():
         print(line, flush=True)
-    made, skipped, failed = extract_videos(videos, output, extractor, args.overwrite)
-    print(f"{made} videos done, {skipped} were there already; in {output}", flush=True)
+    if quiet:
+        extract_videos(videos, output, extractor, args.overwrite, no_progress, args.workers, args.shard)
+        return  # failed videos are told by process 0, which tries them, too
+    made, skipped, failed = extract_videos(videos, output, extractor, args.overwrite, None, args.workers, args.shard)
+    others = " or done by other processes" if "RANK" in os.environ else ""
+    print(f"{made} videos done, {skipped} were there already{others}; in {output}", flush=True)
     refuse_failed(failed.values(), made + skipped + len(failed))
 
 
@@ -79,6 +87,8 @@ def parse() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, help="of a network's products (fp32)")
     add("--batch-size", type=count, metavar="B", help="clips at a time (4)")
     add("--allow-truncated", action="store_true", default=None, help="use what can be decoded of a cut video")
+    parser.add_argument("--workers", type=count, default=1, metavar="N", help="videos at a time, a process for each (1)")
+    parser.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="part I (from 0) of N parts of the videos")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda:N or auto (auto)")
     parser.add_argument("--overwrite", action="store_true", help="extract all features of the folder again, with other settings")
     return parser.parse_args()
@@ -101,7 +111,8 @@ def whole(text: str) -> int:
 def device(name: str) -> str:
     """A torch device that is there; UserError otherwise."""
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        local = int(os.environ.get("LOCAL_RANK", "0"))  # of torchrun
+        return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -51,6 +51,14 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+def shard(text: str) -> tuple[int, int]:
+    """I/N, part I of N parts that count from 0 (an argparse type)."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N, part I of N, from 0/N to N-1/N")
+    return int(part), int(parts)
+
+
 def share(text: str) -> float:
     """A number between 0 and 1, both excluded (an argparse type)."""
     value = float(text)

@@ -9,11 +9,11 @@ import torch
 
 from golden.common import Check, agree, compare, load
 from libs.core.errors import UserError
-from libs.datasets.video.extract import clips
 from libs.datasets.video.extractors.descriptor import APPEARANCE, EPS, GRID, LOBES, SLICES, parts, vectors
 from libs.datasets.video.extractors.i3d import FLOW_RULES, crops, long_enough, ten_crops
 from libs.datasets.video.flow import BOUND, flow_levels
 from libs.datasets.video.i3d_network import InceptionI3D
+from libs.datasets.video.one_video import clips
 
 TOLERANCE = {"atol": 1e-4}  # float32 on any processor, of values up to 30; measured: 1.3e-5
 SUM_TOLERANCE = {"atol": 1e-9, "rtol": 1e-9}

@@ -37,9 +37,9 @@ from libs.datasets.features.provenance import VideoTiming
 from libs.datasets.features.streams import declared_ranges
 from libs.datasets.padding import padding_of
 from libs.datasets.video.decoding import Decoded, probe, read_frames
-from libs.datasets.video.extract import batches, clips
 from libs.datasets.video.extractors.base import Extractor
 from libs.datasets.video.on_demand import extractor_for
+from libs.datasets.video.one_video import batches, clips
 from libs.engine.api import Localizer
 from libs.engine.deploy.cost import as_evaluated, count
 from libs.engine.deploy.pipeline import stage_seconds

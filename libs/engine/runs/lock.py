@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from pathlib import Path
@@ -10,17 +9,11 @@ from types import ModuleType
 
 from libs.core.errors import UserError, note
 from libs.core.files import entries, is_folder
+from libs.utils.files.claims import HELD, fcntl
 from libs.utils.files.io import made, remove_empty
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, everything else works
-    fcntl = None
 
 NAME = ".lock"
 WAIT_S, POLL_S = 60.0, 0.2  # a process that is stopping may still be saving
-HELD = (errno.EACCES, errno.EAGAIN)  # of fcntl(2)
 
 
 class FolderLock:

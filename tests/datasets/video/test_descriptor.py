@@ -10,9 +10,9 @@ from helpers import one_error
 from videos import make_video, moving, run_extract
 
 from libs.datasets.video.decoding import read_frames
-from libs.datasets.video.extract import clips, extract_features
 from libs.datasets.video.extractors import create
 from libs.datasets.video.extractors import descriptor as module
+from libs.datasets.video.one_video import clips, extract_features
 
 cv2 = pytest.importorskip("cv2")
 

@@ -15,7 +15,7 @@ from helpers import one_error, run_script
 from videos import FPS, FRAMES, H, W, level, make_video, run_extract, turn
 
 from libs.datasets.grid import expected_length
-from libs.datasets.video import extract
+from libs.datasets.video import one_video
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames
 from libs.datasets.video.extractors import base
 from libs.datasets.video.flow import flow_method, with_flow
@@ -194,13 +194,13 @@ def test_flow_of_a_known_motion():
 
 
 def test_clips_by_hand_and_in_bounded_memory():
-    assert list(extract.clips(range(9), 4, 2)) == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
-    assert list(extract.clips(range(7), 2, 3)) == [[0, 1], [3, 4]]
-    assert list(extract.clips(range(2), 4, 2)) == [[0, 1, 1, 1]]
-    assert list(extract.clips(range(0), 4, 2)) == []
+    assert list(one_video.clips(range(9), 4, 2)) == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    assert list(one_video.clips(range(7), 2, 3)) == [[0, 1], [3, 4]]
+    assert list(one_video.clips(range(2), 4, 2)) == [[0, 1, 1, 1]]
+    assert list(one_video.clips(range(0), 4, 2)) == []
     for frames in range(1, 60):
-        assert sum(1 for _ in extract.clips(range(frames), 8, 3)) == expected_length(frames, 1, 3, 8)
-    endless = extract.clips(iter(int, 1), 4, 2)
+        assert sum(1 for _ in one_video.clips(range(frames), 8, 3)) == expected_length(frames, 1, 3, 8)
+    endless = one_video.clips(iter(int, 1), 4, 2)
     assert len([next(endless) for _ in range(1000)]) == 1000
 
 
