@@ -47,6 +47,11 @@ class Day(NamedTuple):
         chosen = ("demo", TINY) if self.tiny else (name, ())
         return load_config(ROOT / "configs" / f"{chosen[0]}.yaml", [*chosen[1], f"devices=[{self.device}]", *overrides])
 
+    def narrow(self, name: str, *overrides: str) -> Config:
+        """A configuration of configs/ on this device with its own kind of network; `tiny`: narrow."""
+        small = TINY if self.tiny else ()
+        return load_config(ROOT / "configs" / f"{name}.yaml", [*small, f"devices=[{self.device}]", *overrides])
+
     def prepared(self, name: str, train: int, test: int) -> tuple[Path, list[str]]:
         """THUMOS14-shaped data of so many videos in a folder of that name: the configuration, and overrides that read them."""
         folder = self.folder / name

@@ -36,6 +36,7 @@ PARTS = {  # in order of value
     "nms": Part("NMS against the CPU", gpu_checks.compare_nms, 60),
     "golden": Part("fixtures of the reference", gpu_checks.golden, 60),
     "steps": Part("forward passes and training steps", gpu_speed.steps, 90),
+    "family": Part("forward passes and training steps of TriDet and TemporalMaxer", gpu_speed.family, 90),
     "lengths": Part("steps of new lengths", gpu_speed.lengths, 60),
     "postprocess": Part("decoding and NMS", gpu_speed.postprocess, 30),
     "test_set": Part("the whole test set of THUMOS14's size", gpu_speed.test_set, 60),

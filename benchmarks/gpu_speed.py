@@ -30,19 +30,32 @@ from libs.modeling.model import LocPointTransformer, build_model
 
 
 def steps(day: Day) -> Iterator[Row]:
-    """Forward passes and training steps in every precision, with and without CUDA graphs; losses against float32."""
+    """`steps_of` ActionFormer on three datasets."""
     for name in ("thumos_i3d", "anet_tsp", "ego4d_slowfast")[:1 if day.tiny else 3]:
-        kinds = [("fp32", False), ("tf32", False), ("bf16", False), ("fp32", True), ("tf32", True), ("bf16", True)]
-        plain: list[float] = []
-        for precision, graphs in kinds if day.on_gpu else kinds[:3:2]:
-            config = day.config(name, f"train_cfg.precision={precision}", f"test_cfg.precision={precision}",
-                                f"train_cfg.cuda_graphs={str(graphs).lower()}", "train_cfg.dropout=0.0", "train_cfg.droppath=0.0")
-            row = one_step(config, device_of(day.device), 3 if day.tiny else 20, forward=not graphs)
-            losses = row.pop("losses")
-            plain = plain or losses
-            error = max(abs(a - b) / abs(b) for a, b in zip(losses, plain, strict=True))
-            yield {"case": f"{name} {precision}{' graphs' if graphs else ''}", **row, "loss": losses[-1],
-                   "relative to fp32": error, "equal": error <= (EXACT if precision == "fp32" else TENSOR_CORES)}
+        yield from steps_of(day, name, partial(day.config, name))
+
+
+def family(day: Day) -> Iterator[Row]:
+    """`steps_of` TriDet and TemporalMaxer."""
+    for name in ("tridet_thumos_i3d", "temporalmaxer_thumos_i3d"):
+        yield from steps_of(day, name, partial(day.narrow, name))
+
+
+def steps_of(day: Day, name: str, configured: Callable[..., Config]) -> Iterator[Row]:
+    """Forward passes and training steps in every precision, with and without CUDA graphs; losses against float32.
+
+    configured(*overrides): the configuration."""
+    kinds = [("fp32", False), ("tf32", False), ("bf16", False), ("fp32", True), ("tf32", True), ("bf16", True)]
+    plain: list[float] = []
+    for precision, graphs in kinds if day.on_gpu else kinds[:3:2]:
+        config = configured(f"train_cfg.precision={precision}", f"test_cfg.precision={precision}",
+                            f"train_cfg.cuda_graphs={str(graphs).lower()}", "train_cfg.dropout=0.0", "train_cfg.droppath=0.0")
+        row = one_step(config, device_of(day.device), 3 if day.tiny else 20, forward=not graphs)
+        losses = row.pop("losses")
+        plain = plain or losses
+        error = max(abs(a - b) / abs(b) for a, b in zip(losses, plain, strict=True))
+        yield {"case": f"{name} {precision}{' graphs' if graphs else ''}", **row, "loss": losses[-1],
+               "relative to fp32": error, "equal": error <= (EXACT if precision == "fp32" else TENSOR_CORES)}
 
 
 def one_step(config: Config, device: torch.device, runs: int, forward: bool) -> Row:

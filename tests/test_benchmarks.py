@@ -340,13 +340,15 @@ def test_parallel_training(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_gpu_day_on_the_cpu(tmp_path):
-    parts = ["nms", "golden", "lengths", "nccl", "repeat"]
+    parts = ["nms", "golden", "family", "lengths", "nccl", "repeat"]
     run = subprocess.run([sys.executable, str(FOLDER / "gpu_day.py"), "--device", "cpu", "--tiny", "--only", *parts, "--json",
                           str(tmp_path / "day.json")], capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
     day = json.loads((tmp_path / "day.json").read_text(encoding="utf-8"))
     assert {name: part["status"] for name, part in day["parts"].items()} == dict.fromkeys(parts, "done")
     assert [row["case"] for row in day["parts"]["nms"]["rows"]] == list(KINDS)
+    assert [row["case"] for row in day["parts"]["family"]["rows"]] == [
+        f"{name}_thumos_i3d {precision}" for name in ("tridet", "temporalmaxer") for precision in ("fp32", "bf16")]
     assert all(row.get("equal", True) is True for part in day["parts"].values() for row in part["rows"])
     assert len(day["rows"]) == sum(len(part["rows"]) for part in day["parts"].values())
     assert "| repeat | done |" in run.stdout

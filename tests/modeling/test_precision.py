@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import padded_batch, tiny_config
-from networks import VARIANTS, channels, network
+from networks import TRIDET, VARIANTS, channels, network
 
 from libs.datasets.padding import BF16_MULTIPLE, padding_of
 from libs.engine.runtime.precision import low_weights
@@ -88,6 +88,19 @@ def test_weights_rounded_once_give_what_rounding_in_every_pass_gives():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with low_weights(model, "fp32"):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_rounded_weights_of_heads_for_starts_and_ends():
+    """All last layers stay float32, not only those of the classes and the offsets."""
+    config, model = network(model=TRIDET, test_cfg=BF16)
+    x, mask = padded_batch([40, 17], 48, channels(config))
+    with torch.inference_mode():
+        want = model(x, mask)
+        with low_weights(model, "bf16"):
+            assert model.start_head.cls_head.conv.weight.dtype == model.end_head.cls_head.conv.weight.dtype == torch.float32
+            got = model(x, mask)
+    assert torch.equal(got.logits, want.logits)
+    assert torch.equal(got.offsets, want.offsets)
 
 
 def test_bf16_evaluation_has_few_lengths():

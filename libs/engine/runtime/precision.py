@@ -56,7 +56,8 @@ def low_weights(model: nn.Module, precision: str) -> Iterator[None]:
     """
     kept = []
     if precision == "bf16":
-        last = {id(m) for name in ("cls_head.cls_head", "reg_head.offset_head") for m in model.get_submodule(name).modules()}
+        last = {id(m) for name, layer in model.named_modules() if name.endswith((".cls_head", ".offset_head"))
+                for m in layer.modules()}
         kept = [(m.weight, m.weight.data) for m in model.modules()
                 if isinstance(m, (nn.Conv1d, nn.Linear)) and getattr(m, "groups", 1) == 1 and id(m) not in last]
     try:
