@@ -151,8 +151,8 @@ def profile_step(day: Day) -> Iterator[Row]:
     device = device_of(day.device)
     for precision, graphs in (("fp32", False), ("bf16", False), ("bf16", True))[:3 if day.on_gpu else 1]:
         config = day.config("thumos_i3d", f"train_cfg.precision={precision}", f"train_cfg.cuda_graphs={str(graphs).lower()}")
-        trainer, batch, count = made_trainer(config), made_batch(config, device), 5
-        for _ in range(5):
+        trainer, batch, count = made_trainer(config), made_batch(config, device), 1 if day.tiny else 5
+        for _ in range(count):
             trainer.step(batch)
         synchronize(device)
         kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if day.on_gpu else [ProfilerActivity.CPU]

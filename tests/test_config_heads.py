@@ -5,8 +5,10 @@ import os
 import re
 import shlex
 import statistics
+import subprocess
 
 import pytest
+from config_files import CONFIGS, shipped, write
 from doc_commands import ROOT, anchors, check
 
 from libs.core.config import load_config
@@ -14,10 +16,17 @@ from libs.core.schema import as_tuple
 from libs.engine.experiments.heads import STORED, all_heads, read_head
 from libs.utils.files.io import read_json
 
-CONFIGS = ROOT / "configs"
-PATHS = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
-HEADS = all_heads()
+PATHS = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in shipped()]
+HEADS = {name: head for name, head in all_heads().items() if name in PATHS}
 ROW = re.compile(rf"([^()]*)\(({STORED}): (\w+)\)")
+
+
+def test_a_configuration_of_a_user_needs_no_head(tmp_path):
+    ours, theirs = write(tmp_path, "opt: {epochs: 1}\n", "deep/ours.yaml"), write(tmp_path, "opt: {epochs: 1}\n", "theirs.yaml")
+    assert shipped(tmp_path) == [ours, theirs]  # no checkout
+    for command in (["init", "-q"], ["add", "deep/ours.yaml"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    assert shipped(tmp_path) == [ours]
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -6,8 +6,8 @@
     python tools/sweep_nms.py candidates.npz --grid nms_sigma=0.3,0.4,0.5 max_seg_num=100,200 --at 0.5 --json sweep.json
 
 The first argument is the file, or the folder of an evaluation or of a run (its last epoch).  A second one is a configuration,
-whose test_cfg is the baseline, or an annotation JSON; by default both are those of the evaluation.  The mAP of the baseline is
-exactly that of eval.py.
+whose test_cfg is the baseline, or an annotation JSON; by default both are those of the evaluation, and --set overrides their keys.
+The mAP of the baseline is exactly that of eval.py.
 """
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("data", nargs="?", type=Path, metavar="CONFIG|ANNOTATIONS", help="YAML configuration or annotation JSON")
     parser.add_argument("--grid", nargs="+", default=None, metavar="KEY=V,V", help="keys of test_cfg and the values to try, all "
                         "combinations (default: soft and hard NMS, their sigma or threshold, and voting)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override configuration keys")
     parser.add_argument("--at", type=float, metavar="TIOU", help="choose by the mAP at this tIoU (default: the average)")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="settings that are shown (10)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
@@ -47,9 +48,9 @@ def main() -> None:
     candidates = load_candidates(path)
     config = candidates.config
     if args.data is not None and args.data.suffix.lower() == ".json":
-        config = with_overrides(config, [f"dataset.json_file={args.data}"])
-    elif args.data is not None:
-        config = load_config(args.data)
+        config = with_overrides(config, [f"dataset.json_file={args.data}", *args.set])
+    else:
+        config = with_overrides(config, args.set) if args.data is None else load_config(args.data, args.set)
     if args.json:
         check_writable(args.json)
     sweep = Sweep(candidates, config, args.at)

@@ -200,6 +200,18 @@ def test_the_script_starts_from_evals_mAP_and_its_best_line_is_right(evaluated, 
         assert json.loads((tmp / "again" / "results.json").read_text())["average_mAP"] == best["value"]
 
 
+@pytest.mark.parametrize("data", [[], ["tiny.yaml"], ["annotations.json"]], ids=str)
+def test_the_baseline_with_overridden_keys(evaluated, capsys, data):
+    tmp, config, _ = evaluated
+    files = [config if name == "tiny.yaml" else tmp / name for name in data]
+    code, _, _ = run(capsys, tmp / "e" / CANDIDATES, *files, "--grid", "nms_sigma=0.9", "--set", "test_cfg.max_seg_num=7",
+                     "dataset.tiou_thresholds=[0.5]", "--json", tmp / "s.json")
+    written = json.loads((tmp / "s.json").read_text())
+    assert code == 0
+    assert written["tiou"] == [0.5]
+    assert [trial["test_cfg"]["max_seg_num"] for trial in written["trials"]] == [7, 7]
+
+
 def test_a_folder_means_the_candidates_of_its_last_epoch(tmp_path):
     for name in ("epoch_001.pth.tar", "epoch_002.pth.tar"):
         (tmp_path / name).touch()
@@ -242,6 +254,7 @@ def test_a_killed_worker_ends_the_sweep_with_one_error(evaluated):
 @pytest.mark.parametrize(("argv", "told"), [
     (["gone.npz"], ["gone.npz", "--save-candidates"]), (["C", "gone.yaml"], ["gone.yaml"]), (["C", "gone.json"], ["gone.json"]),
     (["C", "OTHER"], ["other.json", "lacks 3 of the 3 videos"]), (["C", "--grid", "nms_sgma=1"], ["nms_sigma"]),
+    (["C", "--set", "test_cfg.nms_sigm=1"], ["nms_sigma"]), (["C", "--set", "test_cfg.nms_sigma=0"], ["nms_sigma", "more than 0"]),
     (["C", "--at", "0.55"], ["--at 0.55", "0.3, 0.4"]), (["C", "--jobs", "0"], ["--jobs"]),
     (["C", "--grid", "pre_nms_topk=101"], ["pre_nms_topk", "101"]),
     (["C", "--json", "C/x.json"], ["x.json", "cannot be written"])], ids=str)
