@@ -254,7 +254,8 @@ def test_a_killed_worker_ends_the_sweep_with_one_error(evaluated):
 @pytest.mark.parametrize(("argv", "told"), [
     (["gone.npz"], ["gone.npz", "--save-candidates"]), (["C", "gone.yaml"], ["gone.yaml"]), (["C", "gone.json"], ["gone.json"]),
     (["C", "OTHER"], ["other.json", "lacks 3 of the 3 videos"]), (["C", "--grid", "nms_sgma=1"], ["nms_sigma"]),
-    (["C", "--set", "test_cfg.nms_sigm=1"], ["nms_sigma"]), (["C", "--set", "test_cfg.nms_sigma=0"], ["nms_sigma", "more than 0"]),
+    (["C", "--set", "test_cfg.nms_sigm=1"], ["nms_sigma"]),
+    (["C", "--set", "test_cfg.nms_sigma=0"], ["nms_sigma", "more than 0"]),
     (["C", "--at", "0.55"], ["--at 0.55", "0.3, 0.4"]), (["C", "--jobs", "0"], ["--jobs"]),
     (["C", "--grid", "pre_nms_topk=101"], ["pre_nms_topk", "101"]),
     (["C", "--json", "C/x.json"], ["x.json", "cannot be written"])], ids=str)
