@@ -6,8 +6,8 @@
     python tools/sweep_nms.py candidates.npz --grid nms_sigma=0.3,0.4,0.5 max_seg_num=100,200 --at 0.5 --json sweep.json
 
 The first argument is the file, or the folder of an evaluation or of a run (its last epoch).  A second one is a configuration,
-whose test_cfg is the baseline, or an annotation JSON; by default both are those of the evaluation.  --set overrides keys.  The mAP
-of the baseline is exactly that of eval.py.
+whose test_cfg is the baseline, or an annotation JSON; by default both are those of the evaluation.  --set overrides keys.
+The mAP of the baseline is exactly that of eval.py.
 """
 from __future__ import annotations
 
