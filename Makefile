@@ -2,6 +2,7 @@
 #
 #   make demo           train and evaluate on generated data    make setup      only the set-up
 #   make demo-distill   teach a flow-free student on it         make clean      remove what was built (not data, not runs)
+#   make demo-video     the same from pixels: rendered videos, features, teacher, student, a page with the videos, what each costs
 #   make test           the tests                               make lint       style, types and spelling
 #   make test-fast      without those that train or start       make coverage   the tests with line coverage
 #                       programs: under a minute
@@ -18,7 +19,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-distill test test-fast test-all coverage test-browser lint setup clean
+.PHONY: help demo demo-distill demo-video test test-fast test-all coverage test-browser lint setup clean
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -32,7 +33,7 @@ INSTALLED := $(VENV)/.stamp-installed-$(HERE)
 SOURCES := $(wildcard libs/utils/csrc/*.cpp libs/utils/csrc/*.cu libs/utils/csrc/*.h)
 
 help:
-	@sed -n '3,10s/^# *//p' Makefile
+	@sed -n '3,11s/^# *//p' Makefile
 
 demo: $(INSTALLED)
 	$(RUN) train.py configs/demo.yaml --output demo --resume auto
@@ -40,6 +41,18 @@ demo: $(INSTALLED)
 
 demo-distill: $(INSTALLED)
 	$(RUN) tools/run_distill.py configs/distill/demo --jobs 2
+
+CLIPS := data/clips
+CLIP_RUNS := ckpt/distill/clips
+clip_results = $(CLIP_RUNS)/$(1)_seed0/eval/epoch_060_ema/predictions.json
+
+demo-video: $(INSTALLED) $(DEV)
+	$(RUN) tools/make_clips.py $(CLIPS)
+	$(RUN) tools/extract_features.py $(CLIPS)/videos $(CLIPS)/features
+	$(RUN) tools/run_distill.py configs/distill/clips --stages student student_alone --jobs 2
+	$(RUN) tools/diagnose.py $(call clip_results,teacher) $(CLIPS)/annotations.json --compare $(call clip_results,student) \
+	  --names teacher student --video-folder $(CLIPS)/videos -o $(CLIP_RUNS)/report.html
+	$(RUN) tools/cost.py $(CLIP_RUNS)/teacher_seed0 --beside $(CLIP_RUNS)/student_seed0 --video $(CLIPS)/videos/clip_040.mp4
 
 # one thread in each test process, and the tests of a file in one process, since they share what their fixtures make
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile

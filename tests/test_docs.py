@@ -110,6 +110,7 @@ NOT_RUN = {
     r"compare_features.py": "official features: tests/datasets/features/test_compare.py",
     r"--extractor (torchvision|transformers):":
         "packages and weights of others: tests/datasets/video/test_torchvision_networks.py, test_transformers_folder.py",
+    r"data/clips": "44 rendered videos: tests/datasets/synthetic/test_clips.py, tests/cli/test_raw_video.py",
     r"interrupted.pth.tar": "a stopped run: tests/engine/runtime/test_stop_signals.py",
 }
 
