@@ -73,17 +73,19 @@ def fitted_size(width: int, height: int, resize: int | tuple[int, int] | None) -
 
 
 def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[int, int] | None] = lambda width, height: None,
-                allow_truncated: bool = False, found: Decoded | None = None, scaling: str = "BILINEAR") -> Iterator[np.ndarray]:
+                allow_truncated: bool = False, found: Decoded | None = None, scaling: str = "BILINEAR", threads: str = "AUTO"
+                ) -> Iterator[np.ndarray]:
     """Frames k = 0, 1, ... as (H, W, 3) uint8 RGB: for each the decoded frame nearest to k / fps seconds after the first one.
 
     fps: of the grid, None: the file's average rate (a file of constant rate then gives each of its frames once); fit: (W, H) as
     shown -> (H, W) to scale to by FFmpeg's method `scaling`, None: as stored.  Frames are turned as the file says.  `found` is
-    filled in.  One frame is held at a time.
+    filled in.  threads: FFmpeg's, NONE: it decodes in this one.  One frame is held at a time.
     Raises UserError for a damaged file and, unless `allow_truncated`, for one that ends before `COMPLETE` of its duration.
     """
     av, found = video_library(), found if found is not None else Decoded()
     with _opened(av, path) as container:
         info = _info(path, container)
+        container.streams.video[0].thread_type = threads
         rate = fps or info.fps
         held: tuple[float, Any] | None = None
         gaps: list[float] = []
@@ -150,7 +152,6 @@ def _info(path: str, container: Any) -> VideoInfo:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         raise UserError(f"{path}: holds no video stream (only {kinds}); name a video")
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
     rate = stream.average_rate or stream.guessed_rate
     if not rate or not math.isfinite(float(rate)):
         raise UserError(f"{path}: does not say its frame rate; encode it again, e.g. with a constant rate")

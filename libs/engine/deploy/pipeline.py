@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +106,7 @@ def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress
     with torch.inference_mode(), matmul_precision(config.test_cfg.precision):
         for r in range(rounds + 1):
             for i, sample in enumerate(samples):
-                times[r, i], *counts = stage_seconds(model, dataset, sample, config, device)
+                times[r, i], *counts = stage_seconds(model, dataset, sample, config, device, functools.partial(time_on, device))
                 if r == 0:
                     candidates.append(counts[0])
                     kept.append(counts[1])
@@ -117,15 +119,15 @@ def measure_pipeline(config: Config, ckpt: str, progress: Progress = no_progress
 
 
 def stage_seconds(model: LocPointTransformer, dataset: VideoDataset, sample: Sample, config: Config,
-                  device: torch.device) -> tuple[np.ndarray, int, int]:
-    """Seconds of each of `STAGES` for one video, its candidates and its detections."""
-    marks = [time_on(device)]
+                  device: torch.device, now: Callable[[], float]) -> tuple[np.ndarray, int, int]:
+    """Seconds of each of `STAGES` for one video by the clock `now`, its candidates and its detections."""
+    marks = [now()]
     batch = read_batch(dataset, [sample], padding_of(config).of_batch([sample.steps])).to(device)
-    marks.append(time_on(device))
+    marks.append(now())
     outputs = model(batch.feats, batch.mask)
-    marks.append(time_on(device))
+    marks.append(now())
     candidates = decode_batch(outputs, config.test_cfg)
-    marks.append(time_on(device))
+    marks.append(now())
     found = suppress(candidates, config.test_cfg, [Timeline.of(sample)])
-    marks.append(time_on(device))
+    marks.append(now())
     return np.diff(marks), len(candidates.scores), len(found)

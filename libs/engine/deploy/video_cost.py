@@ -10,7 +10,7 @@
     detector    the network, from feature vectors to outputs
     NMS         candidates from its outputs, suppression, conversion to seconds
 
-The stages run one after the other here; tools/extract_features.py decodes beside the network.
+The stages run one after the other here, decoding in one thread; tools/extract_features.py decodes beside the network.
 """
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import copy
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ from libs.datasets.video.extractors.base import Extractor
 from libs.datasets.video.on_demand import extractor_for
 from libs.datasets.video.one_video import batches, clips
 from libs.engine.api import Localizer
-from libs.engine.deploy.cost import as_evaluated, count
+from libs.engine.deploy.cost import as_evaluated, count, time_on
 from libs.engine.deploy.pipeline import stage_seconds
 from libs.engine.runtime.machine import this_machine
 from libs.engine.runtime.precision import matmul_precision
@@ -49,6 +49,7 @@ from libs.utils.tables import format_table
 
 STAGES = ("decoding", "flow", "features", "detector", "NMS")
 MINUTE = 60.0
+Now = Callable[[], float]
 Item = TypeVar("Item")
 
 
@@ -56,8 +57,9 @@ Item = TypeVar("Item")
 class VideoCost:
     """What a minute of a video costs, by stage of `STAGES`.
 
-    seconds: wall clock, the median of `rounds`; flops: 2 x multiply-adds of matrix products, convolutions and attention, None
-    where there are none to count.  vectors: of a minute; steps: to which the detector pads them.
+    seconds: the median of `rounds`, on a CPU processor time of all threads, which other programs do not change, on a GPU wall
+    clock; flops: 2 x multiply-adds of matrix products, convolutions and attention, None where there are none to count; vectors:
+    of a minute; steps: to which the detector pads them.
     """
 
     video: str
@@ -84,7 +86,8 @@ class VideoCost:
         return "\n".join([
             f"{self.checkpoint}, {self.extractor} on {self.video} ({self.width} x {self.height}, {self.fps:g} fps): per minute "
             f"of video {self.vectors} vectors; the median of {self.rounds} rounds",
-            f"{self.device}: {self.machine}, CPU threads: {self.threads}, torch {torch.__version__}", "", compared({"": self})])
+            f"{self.device}: {self.machine}, CPU threads: {self.threads}, torch {torch.__version__}; "
+            f"{'processor time of all threads' if self.device == 'cpu' else 'wall clock'}", "", compared({"": self})])
 
     def ratio(self) -> str:
         """What the features cost beside the detector, in words."""
@@ -101,7 +104,7 @@ def compared(costs: Mapping[str, VideoCost]) -> str:
     units = [f"{name} {unit}".strip() for name in costs for unit in ("s", "GFLOP")]
     told = [f"{name}: {cost.ratio()}".removeprefix(": ") for name, cost in costs.items()]
     return "\n".join([
-        format_table(rows, ["stage", *units]), "", *told,
+        format_table(rows, ["stage", *units], digits=3), "", *told,
         "Per minute of video.  A multiply-add counts as two; decoding, optical flow, histograms and NMS have none to count (-)."])
 
 
@@ -125,15 +128,16 @@ def video_cost(model: Localizer, video: str, extractor: Extractor | None = None,
     per_vector, channels = _flops_per_vector(video, extractor)  # a first batch, which warms up, too
     _refuse_width(model.config, extractor, channels)
     found, parts = Decoded(), []
+    now = process_time if model.device.type == "cpu" else functools.partial(time_on, model.device)
     for _ in range(rounds):
-        feats, seconds = _extraction(video, extractor, found := Decoded())
+        feats, seconds = _extraction(video, extractor, found := Decoded(), now)
         parts.append(seconds)
     fps = settings.fps or probe(video).fps
     vectors = MINUTE * fps / settings.stride
     scale = {"vectors": vectors / len(feats)}
     before = {name: float(np.median([part[name] for part in parts])) * scale.get(name, MINUTE / found.duration_s)
               for name in ("decoding", "flow", "frames", "vectors")}
-    steps, after = _detection(model, np.resize(feats, (max(round(vectors), len(feats)), channels)), fps, rounds)
+    steps, after = _detection(model, np.resize(feats, (max(round(vectors), len(feats)), channels)), fps, rounds, now)
     machine = this_machine(str(model.device))
     return VideoCost(
         video, str(model.checkpoint), extractor.preset or extractor.name, str(model.device), machine.gpu or machine.processor,
@@ -164,32 +168,32 @@ def _flops_per_vector(video: str, extractor: Extractor) -> tuple[float, int]:
     return counter.get_total_flops() / len(windows), feats.shape[1]
 
 
-def _extraction(video: str, extractor: Extractor, found: Decoded) -> tuple[np.ndarray, dict[str, float]]:
+def _extraction(video: str, extractor: Extractor, found: Decoded, now: Now) -> tuple[np.ndarray, dict[str, float]]:
     """(T, C) features, and the seconds of decoding, flow, the rest of the work per frame, and the work per vector."""
-    seconds: dict[str, float] = defaultdict(float)
+    clock = Stopwatch(now)
     timed, settings = copy.copy(extractor), extractor.settings
     if (method := extractor.method) is not None:
         def flow(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-            with _clock(seconds, "flow"):
+            with clock.running("flow"):
                 return method(before, after)
         timed.method = flow
     frames = read_frames(video, settings.fps, functools.partial(extractor.fit, video), settings.allow_truncated, found,
-                         extractor.scaling)
-    items = _timed(timed.prepare(_timed(frames, seconds, "decoding"), video), seconds, "frames")
+                         extractor.scaling, "NONE")
+    items = clock.timed(timed.prepare(clock.timed(frames, "decoding"), video), "frames")
     rows = []
     for windows in batches(clips(items, settings.num_frames, settings.stride), settings.batch_size):
-        with _clock(seconds, "vectors"):
+        with clock.running("vectors"):
             rows.append(timed.features(windows, video))
-    seconds["frames"] -= seconds["decoding"] + seconds["flow"]
-    return np.concatenate(rows), seconds
+    clock.seconds["frames"] -= clock.seconds["decoding"] + clock.seconds["flow"]
+    return np.concatenate(rows), clock.seconds
 
 
-def _detection(model: Localizer, feats: np.ndarray, fps: float, rounds: int) -> tuple[int, dict[str, float]]:
+def _detection(model: Localizer, feats: np.ndarray, fps: float, rounds: int, now: Now) -> tuple[int, dict[str, float]]:
     """Steps to which the detector pads a video, and the seconds of detector and NMS."""
     videos = model.videos({"video": feats}, fps=fps)
     sample = videos.sample(0)
     with torch.inference_mode(), matmul_precision(model.config.test_cfg.precision):
-        times = [stage_seconds(model.model, videos, sample, model.config, model.device)[0] for _ in range(rounds + 1)][1:]
+        times = [stage_seconds(model.model, videos, sample, model.config, model.device, now)[0] for _ in range(rounds + 1)][1:]
     _, network, decoding, nms = np.median(times, axis=0).tolist()
     return padding_of(model.config).of_batch([sample.steps]), {"detector": network, "NMS": decoding + nms}
 
@@ -202,19 +206,26 @@ def _refuse_width(config: Config, extractor: Extractor, channels: int) -> None:
                         f"dataset.input_dim={channels}")
 
 
-def _timed(items: Iterator[Item], seconds: dict[str, float], name: str) -> Iterator[Item]:
-    """The items; the seconds that making them takes are added to `seconds[name]`."""
-    with contextlib.suppress(StopIteration):
-        while True:
-            with _clock(seconds, name):
-                item = next(items)
-            yield item
+class Stopwatch:
+    """Seconds by name, by the clock `now`."""
 
+    def __init__(self, now: Now) -> None:
+        self.now = now
+        self.seconds: dict[str, float] = defaultdict(float)
 
-@contextlib.contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = perf_counter()
-    try:
-        yield
-    finally:
-        seconds[name] += perf_counter() - started
+    @contextlib.contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Context whose time is added to `name`."""
+        started = self.now()
+        try:
+            yield
+        finally:
+            self.seconds[name] += self.now() - started
+
+    def timed(self, items: Iterator[Item], name: str) -> Iterator[Item]:
+        """The items; the time that making them takes is added to `name`."""
+        with contextlib.suppress(StopIteration):
+            while True:
+                with self.running(name):
+                    item = next(items)
+                yield item

@@ -45,7 +45,12 @@ def test_every_stage_is_measured_once_and_scaled_to_a_minute(video, monkeypatch)
     """By a clock that only flow, the work per frame and the work per vector move."""
     extractor = create("descriptor", {"batch_size": 1, "resize": 32})
     method, features, now = extractor.method, Descriptor.features, [0.0]
-    monkeypatch.setattr(cost_module, "perf_counter", lambda: now[0])
+
+    def clock():
+        now[0] += 1e-7  # so that nothing takes no time
+        return now[0]
+
+    monkeypatch.setattr(cost_module, "process_time", clock)
 
     def moved(seconds, function):
         def call(*args):
@@ -60,14 +65,13 @@ def test_every_stage_is_measured_once_and_scaled_to_a_minute(video, monkeypatch)
     cost = video_cost(model, video, extractor, rounds=2)
     assert (cost.vectors, cost.steps, cost.fps, cost.width, cost.height) == (150, 156, 10.0, 64, 48)  # of a minute
     assert cost.seconds | {"detector": 0, "NMS": 0} == pytest.approx({  # 59 flows, 60 frames, 12 vectors in 6 seconds
-        "decoding": 0, "flow": 0.001 * 59 * 10, "features": 0.01 * 60 * 10 + 0.1 * 150, "detector": 0, "NMS": 0})
-    assert min(cost.seconds[stage] for stage in ("detector", "NMS")) > 0
+        "decoding": 0, "flow": 0.001 * 59 * 10, "features": 0.01 * 60 * 10 + 0.1 * 150, "detector": 0, "NMS": 0}, abs=1e-3)
     assert cost.flops == {"decoding": None, "flow": None, "features": None, "NMS": None,
                           "detector": pytest.approx(count(model.config, 156).flops)}
     table = compared({"teacher": cost, "student": cost})
     assert [line.split()[0] for line in table.splitlines()[1:7]] == [*STAGES, "total"]
     assert table.splitlines()[0].split() == ["stage", "teacher", "s", "teacher", "GFLOP", "student", "s", "student", "GFLOP"]
-    assert f"{sum(cost.seconds.values()):.2f}" in table.splitlines()[6].split()
+    assert f"{sum(cost.seconds.values()):.3f}" in table.splitlines()[6].split()
 
 
 def test_flops_of_a_program_and_the_script(video, tmp_path, capsys):
@@ -81,7 +85,7 @@ def test_flops_of_a_program_and_the_script(video, tmp_path, capsys):
     saved = json.loads((tmp_path / "c.json").read_text())
     assert saved["flops"]["features"] == pytest.approx(2 * 3 * 5 * 60 * RATE / 4)
     assert "times its FLOPs" in out
-    assert np.isclose(sum(saved["seconds"].values()), float(out.split("total")[1].split()[0]), atol=0.01)
+    assert np.isclose(sum(saved["seconds"].values()), float(out.split("total")[1].split()[0]), atol=0.001)
 
 
 def test_several_checkpoints_in_one_table(video, tmp_path, monkeypatch, capsys):
