@@ -90,6 +90,14 @@ def test_coverage_of_intervals(capsys, tmp_path):
     assert one["mean_width"] > 0
 
 
+def test_training_steps_of_configurations(capsys, tmp_path, tiny):
+    in_process(capsys, "bench_configs.py", tiny, "--steps", 2, "--json", tmp_path / "c.json")
+    (row,) = read(tmp_path / "c.json")
+    assert (row["config"], row["videos"], row["runs"]) == ("tiny", load_config(tiny).loader.batch_size, 2)
+    assert row["step_cpu_s"] > 0
+    assert row["peak_GiB"] > 0
+
+
 def test_whole_test_set(capsys, tmp_path, tiny):
     out = in_process(capsys, "bench_test_set.py", "--config", tiny, "--videos", 5, "--batch-sizes", 1, 2, "--g-runs", 1,
                      "--json", tmp_path / "t.json")
