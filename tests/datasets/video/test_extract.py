@@ -17,7 +17,7 @@ from videos import FPS, FRAMES, H, W, level, make_video, run_extract, turn
 from libs.datasets.grid import expected_length
 from libs.datasets.video import one_video
 from libs.datasets.video.decoding import Decoded, fitted_size, probe, read_frames
-from libs.datasets.video.extractors import base
+from libs.datasets.video.extractors import base, i3d
 from libs.datasets.video.flow import flow_method, with_flow
 
 av = pytest.importorskip("av")
@@ -151,6 +151,14 @@ def test_bf16_is_near_and_no_folder_mixes_the_two(name, folder, capsys):
     assert "precision" not in Path("out/provenance.json").read_text()  # as before there was a choice
     for more in (["--precision", "bf16"], ["-o", "low"]):
         assert "another streams" in one_error(*run_extract(capsys, *argv, *more)[::2])
+
+
+def test_one_clip_in_bf16_lies_channels_last_as_several_do():
+    """Otherwise convolutions take the slow way (stride 3 of the first dimension)."""
+    seen = []
+    clip = i3d.crops(torch.zeros(1, 8, 4, 4, 3, dtype=torch.uint8), 4, "center")
+    base.run_network(lambda x: seen.append(x.stride()) or x.mean((2, 3, 4)), clip, "bf16", "model", "video", "")
+    assert seen == [torch.zeros(2, 3, 8, 4, 4).contiguous(memory_format=torch.channels_last_3d).stride()]
 
 
 def test_a_processor_without_bf16_is_told(folder, capsys, monkeypatch):

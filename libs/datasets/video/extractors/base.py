@@ -163,7 +163,7 @@ def run_network(network: Callable[[Tensor], Any], x: Tensor, precision: str, mod
     where = f"{model}: on {path}, input {tuple(x.shape)} (batch, channels, frames, height, width)"
     try:
         low = precision == "bf16"
-        x = x.contiguous(memory_format=torch.channels_last_3d) if low else x
+        x = x.clone(memory_format=torch.channels_last_3d) if low else x  # a view of one clip would not count as such
         with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=low), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             y = network(x)
