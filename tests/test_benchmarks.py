@@ -124,6 +124,15 @@ def test_memory(capsys, tmp_path, tiny):
     assert all(row["peak_GB"] == pytest.approx(row["before_GB"] + row["rise_GB"]) for row in rows)
 
 
+def test_extraction_plain_and_overlapped(capsys, tmp_path):
+    pytest.importorskip("cv2")
+    in_process(capsys, "bench_extract.py", "--cases", "descriptor", "--frames", 4, "--runs", 1, "--json", tmp_path / "e.json")
+    row, = read(tmp_path / "e.json")
+    assert (row["case"], row["frames"], row["runs"]) == ("descriptor", 40, 1)
+    assert row["overlapped_ratio"] == pytest.approx(row["overlapped_fps"] / row["plain_fps"])
+    assert min(row["cpu_fps"], row["cpu_fps_without_decoding"]) > 0
+
+
 def test_activitynet_from_files(capsys, tmp_path):
     out = in_process(capsys, "bench_anet.py", "--videos", 12, "--per-video", 20, "--classes", 4, "--runs", 1, "--g-runs", 1,
                      "--json", tmp_path / "a.json")
