@@ -172,8 +172,8 @@ def test_the_student_costs_at_most_a_quarter_of_the_teacher(folder: str) -> None
 
 @pytest.mark.parametrize("preset", ["corrected", "c2ms"])
 def test_the_documented_defaults_are_those_of_the_program(preset: str) -> None:
-    """The table "Defaults of the presets" of docs/distillation.md, row by row."""
-    text = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
+    """The table "Defaults of the presets" of docs/distillation_method.md, row by row."""
+    text = (ROOT / "docs" / "distillation_method.md").read_text(encoding="utf-8")
     column = ["corrected", "c2ms"].index(preset)
     rows = [[cell.strip(" `") for cell in line.strip().strip("|").split("|")] for line in text.splitlines()
             if re.match(r"\| `distill\.[a-z.]*_?[a-z]*` \| `", line)]
