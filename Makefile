@@ -40,7 +40,7 @@ demo: $(INSTALLED)
 	$(RUN) eval.py configs/demo.yaml ckpt/demo_demo
 
 demo-distill: $(INSTALLED)
-	$(RUN) tools/run_distill.py configs/distill/demo --jobs 2
+	$(RUN) tools/run_distill.py configs/distill/demo --stages baseline student_alone student --jobs 2
 
 CLIPS := data/clips
 CLIP_RUNS := ckpt/distill/clips
