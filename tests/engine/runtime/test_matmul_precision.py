@@ -10,13 +10,13 @@ from distill_cases import CPU, RGB_ONLY, save_teacher, student, two_stream
 from helpers import show_every_term
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from libs.core import devices
 from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.engine.deploy.pipeline import measure_pipeline
 from libs.engine.experiments.robustness import Settings, load_subjects, measure
 from libs.engine.inference.evaluate import evaluate_checkpoint
 from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
-from libs.engine.runtime import precision
 from libs.engine.runtime.precision import check_precision, matmul_precision
 from libs.engine.training.fit import FitOptions, fit
 from libs.modeling.model import build_model
@@ -103,7 +103,7 @@ def test_training_refuses_it_before_the_first_step(data, tmp_path, key, evaluate
 @pytest.mark.parametrize(("flags", "warned"), [("flags : fma avx512f", True), ("flags : fma amx_bf16 amx_tile", False),
                                                ("Features : asimd bf16", False), ("", False)])
 def test_bf16_without_bf16_products_is_a_line(monkeypatch, capsys, flags, warned):
-    monkeypatch.setattr(precision, "system_text", lambda path: flags)
+    monkeypatch.setattr(devices, "system_text", lambda path: flags)
     check_precision("fp32", CPU, "a.yaml", "train_cfg.precision")
     check_precision("bf16", torch.device("cuda"), "a.yaml", "train_cfg.precision")
     assert capsys.readouterr().err == ""
