@@ -11,10 +11,10 @@ from importlib.resources import files
 from typing import Any
 
 SHARED = ("charts.js", "timeline.js", "viewer.js")
-PAGES = ("report", "predictions")
+PAGES = {"report": "Diagnosis of detections", "predictions": "Actions found"}  # a body beside frame.html -> title
 
 
-def page(content: Mapping[str, Any], template: str = PAGES[0]) -> str:
+def page(content: Mapping[str, Any], template: str = "report") -> str:
     """The page of one of PAGES; `content`: the report with a title, file names and a timeline, or `found_content`.
 
     Untrusted text enters the page only as JSON with <, > and & escaped, so it cannot end the script or become markup; the scripts
@@ -22,12 +22,11 @@ def page(content: Mapping[str, Any], template: str = PAGES[0]) -> str:
     """
     folder = files("libs.utils.diagnosis") / "page"
     scripts = [(folder / name).read_text(encoding="utf-8") for name in (*SHARED, f"{template}.js")]
-    parts = {"/*STYLE*/": (folder / "report.css").read_text(encoding="utf-8"),
-             "<!--TIMELINE-->\n": (folder / "timeline.html").read_text(encoding="utf-8"),
-             "/*DATA*/": embedded_json(content),
-             "/*SCRIPTS*/": "\n".join(scripts)}
-    head, *rest = _split((folder / f"{template}.html").read_text(encoding="utf-8"), list(parts))
-    return head + "".join(parts[mark] + text for mark, text in zip(parts, rest, strict=True))
+    body = _filled((folder / f"{template}.html").read_text(encoding="utf-8"),
+                   {"<!--TIMELINE-->\n": (folder / "timeline.html").read_text(encoding="utf-8")})
+    return _filled((folder / "frame.html").read_text(encoding="utf-8"), {
+        "<!--TITLE-->": PAGES[template], "/*STYLE*/": (folder / "report.css").read_text(encoding="utf-8"), "<!--BODY-->\n": body,
+        "/*DATA*/": embedded_json(content), "/*SCRIPTS*/": "\n".join(scripts)})
 
 
 def embedded_json(content: Any) -> str:
@@ -38,10 +37,10 @@ def embedded_json(content: Any) -> str:
     return text
 
 
-def _split(template: str, marks: list[str]) -> list[str]:
-    """The text of the template before, between and after the marks, which occur in this order; inserted text is not searched."""
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    """The template with a text for each mark; the marks occur once and in this order, and inserted text is not searched."""
     out = []
-    for mark in marks:
+    for mark, text in parts.items():
         before, template = template.split(mark)
-        out.append(before)
-    return [*out, template]
+        out += [before, text]
+    return "".join([*out, template])

@@ -38,5 +38,6 @@ def test_an_installation_has_every_part():
     patterns = ast.literal_eval(line[1])
     parts = [f.relative_to(ROOT / "libs/utils/diagnosis").as_posix() for f in (ROOT / "libs/utils/diagnosis/page").iterdir()]
     own = [f"{name}.{kind}" for name in PAGES for kind in ("html", "js")]
-    assert {"page/report.css", "page/timeline.html", *(f"page/{name}" for name in (*SHARED, *own))} == set(parts)
+    shared = ("report.css", "frame.html", "timeline.html", *SHARED)
+    assert {f"page/{name}" for name in (*shared, *own)} == set(parts)
     assert all(any(PurePosixPath(part).match(pattern) for pattern in patterns) for part in parts)
