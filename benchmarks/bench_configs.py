@@ -5,24 +5,65 @@
 
 Each configuration runs in a process of its own: steps of loader.batch_size videos, every one dataset.max_seq_len long, of noise.
 CPU time adds up all threads and depends little on other programs.  Memory is the peak of the process, PyTorch and data included.
+A student's teachers are the untrained networks of the stages beside it: they cost the same.
 """
 from __future__ import annotations
 
+import dataclasses
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
 from common import arguments, device_of, in_fresh_process, machine, peak_gib, report
 from gpu_common import ROOT, made_batch, made_trainer
 
-from libs.core.config import load_config
-from libs.core.errors import run_main
+from libs.core.config import FOLD, load_config, to_dict
+from libs.core.errors import UserError, run_main
+from libs.core.schema import Config
+from libs.datasets.batch import Batch
+from libs.engine.distill.streams import streams_to_read
+from libs.engine.distill.teachers import RUN, Teacher, load_teachers
+from libs.engine.runs.checkpoint import save_checkpoint
+from libs.engine.training.trainer import Trainer
+from libs.modeling.distill_losses import resolve
+from libs.modeling.model import build_model
+
+
+def configuration(path: Path, device: str) -> Config:
+    """The configuration on this device; of the first fold where its dataset has folds."""
+    folds = FOLD in load_config(path, check=False).dataset.json_file
+    return load_config(path, [f"devices=[{device}]", *(["fold=1"] if folds else [])])
+
+
+def untrained_teachers(config: Config, path: Path, device: str) -> tuple[Teacher, ...]:
+    """Networks of the stages that the teachers' checkpoints name, as they are initialised."""
+    settings, entries = resolve(config), []
+    if settings.teachers and settings.outputs == "cache":
+        raise UserError(f"{path}: distill.outputs: cache: what a step costs depends on the data; measure it with online teachers "
+                        "(set distill.outputs: online)")
+    with tempfile.TemporaryDirectory() as folder:
+        for entry in settings.teachers:
+            stage = Path(entry.checkpoint).name.removesuffix(f"_{RUN}")
+            file, teacher = f"{folder}/{stage}.pth.tar", configuration(path.parent / f"{stage}.yaml", device)
+            weights = build_model(teacher).state_dict()
+            save_checkpoint(file, 0, weights, weights, {}, {}, {"config": to_dict(teacher)})
+            entries.append(dataclasses.replace(entry, checkpoint=file))
+        return load_teachers(config, dataclasses.replace(settings, teachers=tuple(entries)), device_of(device))
+
+
+def prepared(path: Path, device: str) -> tuple[Config, Trainer, Batch]:
+    """The configuration, a freshly initialised trainer and a batch, of the streams that the student and its teachers read."""
+    config = configuration(path, device)
+    teachers = untrained_teachers(config, path, device)
+    streams = streams_to_read(config, [teacher.config for teacher in teachers])
+    channels = None if streams is None else sum(map(config.modality_dim, streams))
+    return config, made_trainer(config, teachers, streams), made_batch(config, device_of(device), channels=channels)
 
 
 def measure(path: Path, steps: int, device: str) -> dict[str, float | int | str]:
     """The row of a configuration: median CPU time of `steps` training steps after one that is not counted."""
-    config = load_config(path, [f"devices=[{device}]", *(["fold=1"] if "{fold}" in path.read_text(encoding="utf-8") else [])])
-    trainer, batch = made_trainer(config), made_batch(config, device_of(device))
+    config, trainer, batch = prepared(path, device)
     seconds = []
     for _ in range(1 + steps):
         started = time.process_time()

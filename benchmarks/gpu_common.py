@@ -18,9 +18,11 @@ from planted_thumos import THUMOS, prepare
 from libs.core.config import load_config
 from libs.core.schema import Config
 from libs.datasets.batch import Batch
+from libs.engine.distill.teachers import Teacher
 from libs.engine.runtime.determinism import seed_everything
-from libs.engine.training.objective import DetectionObjective
+from libs.engine.training.objective import DetectionObjective, DistillationObjective
 from libs.engine.training.trainer import Trainer
+from libs.modeling.distill_losses import resolve
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,18 +92,25 @@ def program(*arguments: object, timeout: float = 240, **environment: str) -> str
     return found.stdout
 
 
-def made_batch(config: Config, device: torch.device, seed: int = 0) -> Batch:
-    """Random features of the longest length and 16 segments a video, in batches of the configuration's size."""
+def made_batch(config: Config, device: torch.device, seed: int = 0, channels: int | None = None) -> Batch:
+    """Random features of the longest length and 16 segments a video, in batches of the configuration's size.
+
+    `channels`: those of the features; None: what the network reads.
+    """
     random = torch.Generator().manual_seed(seed)
     size, steps, count = config.loader.batch_size, config.dataset.max_seq_len, 16
     start = torch.rand(size, count, generator=random) * 0.9 * steps
     segments = torch.stack([start, start + 1 + torch.rand(size, count, generator=random) * 0.09 * steps], dim=2)
-    return Batch(torch.randn(size, steps, config.model_channels, generator=random), torch.ones(size, steps, dtype=torch.bool),
-                 segments, torch.randint(config.dataset.num_classes, (size, count), generator=random),
-                 torch.ones(size, count, dtype=torch.bool), (Video(),) * size).to(device)
+    feats = torch.randn(size, steps, channels or config.model_channels, generator=random)
+    labels = torch.randint(config.dataset.num_classes, (size, count), generator=random)
+    return Batch(feats, torch.ones(size, steps, dtype=torch.bool), segments, labels, torch.ones(size, count, dtype=torch.bool),
+                 (Video(),) * size).to(device)
 
 
-def made_trainer(config: Config) -> Trainer:
-    """A freshly initialised trainer, the same in every call."""
+def made_trainer(config: Config, teachers: Sequence[Teacher] = (), streams: tuple[str, ...] | None = None) -> Trainer:
+    """A freshly initialised trainer, the same in every call; `streams`: those of the batches, where teachers read others."""
     seed_everything(0)
-    return Trainer(DetectionObjective(build_model(config), config).to(config.devices[0]), config, 100)
+    model = build_model(config)
+    objective = (DistillationObjective(model, config, resolve(config), teachers, streams) if teachers
+                 else DetectionObjective(model, config))
+    return Trainer(objective.to(config.devices[0]), config, 100)

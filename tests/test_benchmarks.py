@@ -98,6 +98,21 @@ def test_training_steps_of_configurations(capsys, tmp_path, tiny):
     assert row["peak_GiB"] > 0
 
 
+def test_steps_of_a_stage_run_its_teachers(tmp_path):
+    prepared = runpy.run_path(str(FOLDER / "bench_configs.py"))["prepared"]
+    stage = ROOT / "configs/distill/salads/multi_teacher.yaml"  # a dataset with folds; two teachers, which read a second stream
+    config, trainer, batch = prepared(stage, "cpu")
+    assert batch.feats.shape == (config.loader.batch_size, config.dataset.max_seq_len, config.model_channels + 30)
+    losses = trainer.step(batch)
+    assert losses["cls_modal"] > 0
+    assert losses["stem_structure"] > 0
+    cached = tmp_path / "cached.yaml"
+    cached.write_text(f"_base_: {ROOT}/configs/distill/demo/student.yaml\ndataset: {{crop_align: 16}}\n"
+                      "distill: {outputs: cache, mixup: 0}\n")
+    with pytest.raises(UserError, match=r"distill\.outputs: cache"):
+        prepared(cached, "cpu")
+
+
 def test_whole_test_set(capsys, tmp_path, tiny):
     out = in_process(capsys, "bench_test_set.py", "--config", tiny, "--videos", 5, "--batch-sizes", 1, 2, "--g-runs", 1,
                      "--json", tmp_path / "t.json")
