@@ -163,11 +163,14 @@ def _info(path: str, container: Any) -> VideoInfo:
 
 
 def _timed(av: Any, path: str, container: Any, fps: float, allow_truncated: bool) -> Iterator[tuple[float, Any]]:
-    """(seconds since the first frame, frame), in order of presentation."""
-    start, count = None, 0
+    """(seconds since the first frame, frame), in order of presentation; one without a time comes 1 / fps after the last."""
+    start, stamp, stamped, count = None, 0.0, 0, 0
+    has_times = container.format.name != "avi"  # which stores frames in order of decoding, and FFmpeg guesses times from that
     try:
         for frame in container.decode(container.streams.video[0]):
-            time = count / fps if frame.time is None else float(frame.time)
+            if (given := frame.time if has_times else frame.dts and frame.dts * frame.time_base) is not None:
+                stamp, stamped = float(given), count
+            time = stamp + (count - stamped) / fps
             start = time if start is None else start
             count += 1
             yield time - start, frame

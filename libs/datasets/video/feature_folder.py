@@ -93,8 +93,9 @@ class FeatureFolder:
                         f"{str(self.head[key])[:150]}); choose another folder, or {remedy}")
 
     def _is_whole(self, name: str, listed: Mapping[str, Any]) -> bool:
-        video = self.names[name]
-        return is_file(self.file(name)) and exists(video) and listed.get(name, {}).get("bytes") == os.path.getsize(video)
+        entry, video = listed.get(name), self.names[name]
+        return (entry is not None and exists(video) and entry.get("bytes") == os.path.getsize(video)
+                and _vectors(self.file(name)) == entry.get("vectors"))
 
     def _stamp(self, name: str) -> tuple[int, int] | None:
         """What tells a feature file from one that replaces it."""
@@ -102,6 +103,14 @@ class FeatureFolder:
             return None
         found = self.file(name).stat()
         return found.st_mtime_ns, found.st_ino
+
+
+def _vectors(path: Path) -> int | None:
+    """Vectors of a feature file, None if it is missing or cut, as one that was copied in part."""
+    try:
+        return len(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def _refuse_another_video(path: str, features: Path, entry: dict[str, Any] | None) -> None:

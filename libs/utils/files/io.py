@@ -37,7 +37,8 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) 
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed: free some space "
+        reason = error.strerror or f"no space is left, or files may not be so large: {error}"  # numpy tells no more than numbers
+        raise UserError(f"{path}: cannot be written ({reason}); nothing was changed: free some space "
                         "or choose another output folder") from error
 
 

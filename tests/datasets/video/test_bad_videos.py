@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import one_error
-from videos import FPS, H, W, make_video, moving, run_extract
+from videos import FPS, H, W, level, make_video, moving, run_extract
 
 from libs.datasets.video.decoding import read_frames
 from libs.datasets.video.extractors import create
@@ -63,6 +63,18 @@ def test_a_variable_rate_is_told_and_put_on_a_grid(folder, capsys):
     assert "v.mkv: has a variable frame rate" in run_extract(capsys, "v.mkv", "other")[2]
 
 
+def test_frames_of_an_avi_that_are_stored_in_another_order(folder, capsys):
+    """The times that FFmpeg gives such frames go back and forth, which must neither lose a frame nor count as a variable rate."""
+    make_video(folder / "v.avi", frames=30, codec=encoder("libx264"))
+    with av.open("v.avi") as container:
+        times = [frame.pts for frame in container.decode(video=0)]
+    assert times != sorted(times)
+    assert np.allclose([frame.mean() for frame in read_frames("v.avi", None)], [level(k) for k in range(30)], atol=3)
+    assert run_extract(capsys, "v.avi", "out")[2] == ""
+    made = json.loads(Path("out/provenance.json").read_text())["videos"]["v"]
+    assert (made["frames"], made["decoded_frames"], made["duration"], made["variable_frame_rate"]) == (30, 30, 3.0, False)
+
+
 def test_a_size_that_changes_on_the_way(folder):
     """Frames of another size than the first are scaled to it."""
     with av.open("c.mpg", "w", format="mpeg1video") as container:
@@ -113,6 +125,30 @@ def test_a_killed_run_is_taken_up(folder, capsys):
     (folder / "out/.b.npy.x.tmp").write_bytes(b"half")
     assert "1 videos done, 1 were there already" in run_extract(capsys, "a.mp4", "b.mp4", "out")[1]
     assert np.array_equal(np.load("out/b.npy"), np.load("out/a.npy"))
+
+
+def test_a_cut_feature_file_is_made_again(folder, capsys):
+    """A copy of the folder that was stopped on the way, though its provenance file lists the video."""
+    assert run_extract(capsys, "a.mp4", "out")[0] == 0
+    whole = Path("out/a.npy").read_bytes()
+    for part in (b"", b"half", whole[:-4]):
+        Path("out/a.npy").write_bytes(part)
+        assert "1 videos done, 0 were there already" in run_extract(capsys, "a.mp4", "out")[1]
+        assert Path("out/a.npy").read_bytes() == whole
+    assert "0 videos done, 1 were there already" in run_extract(capsys, "a.mp4", "out")[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of file sizes")
+def test_a_limit_of_file_sizes_is_told_as_a_lack_of_space(folder, capsys):
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))  # the features take 5,384 bytes
+    try:
+        error = one_error(*run_extract(capsys, "a.mp4", "out")[::2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert all(part in error for part in ("out/a.npy", "no space is left", "free some space")), error
+    assert [path.name for path in Path("out").iterdir()] == ["provenance.json"]
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(folder, capsys, monkeypatch):

@@ -87,7 +87,8 @@ def test_a_video_that_another_process_works_on_is_waited_for_and_not_done_again(
 def test_processes_that_start_together_agree_on_the_settings(project, tmp_path):
     names = {name: f"videos/{name}.mp4" for name in NAMES}
     first, second = (FeatureFolder(tmp_path, create("descriptor", {"stride": stride}), names) for stride in (4, 8))
-    feats, entry = np.zeros((2, 657), np.float32), {"bytes": os.path.getsize("videos/a.mp4"), "source": "videos/a.mp4"}
+    entry = {"bytes": os.path.getsize("videos/a.mp4"), "source": "videos/a.mp4", "vectors": 2}
+    feats = np.zeros((2, 657), np.float32)
     first.save("a", feats, entry)
     with pytest.raises(UserError, match=r"provenance.json: .* another stride \(4, now 8\)"):
         second.save("b", feats, entry)

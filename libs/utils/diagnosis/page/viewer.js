@@ -55,7 +55,7 @@ function viewer(first, onChange = () => {}) {
     if (!media.paused && !media.ended) requestAnimationFrame(follow);
   };
   for (const name of ["play", "seeked", "timeupdate"]) media.addEventListener(name, follow);
-  media.addEventListener("error", () => { if (media.hasAttribute("src")) byId("media-note").textContent = "This browser cannot play that file."; });
+  media.addEventListener("error", () => { if (media.hasAttribute("src")) byId("media-note").textContent = "This browser cannot play that file; an MP4 (H.264) of it plays, chosen above."; });
   timeline.onSeek = (seconds) => { if (media.readyState > 0) media.currentTime = Math.max(0, seconds); else timeline.playAt(seconds); };
   timeline.onChange = () => {
     const {state, video} = timeline;
