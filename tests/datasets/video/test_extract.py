@@ -161,6 +161,15 @@ def test_one_clip_in_bf16_lies_channels_last_as_several_do():
     assert seen == [torch.zeros(2, 3, 8, 4, 4).contiguous(memory_format=torch.channels_last_3d).stride()]
 
 
+def test_fp32_is_not_tf32_on_a_gpu():
+    """PyTorch lets convolutions be TF32 unless told otherwise; so it is again afterwards."""
+    cudnn, seen = torch.backends.cudnn, []
+    before = cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark
+    base.run_network(lambda x: seen.append((cudnn.allow_tf32, cudnn.enabled)) or x, torch.zeros(1, 3), "fp32", "m", "v", "")
+    assert seen == [(False, True)]
+    assert before == (True, *before[1:]) == (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark)
+
+
 def test_a_processor_without_bf16_is_told(folder, capsys, monkeypatch):
     monkeypatch.setattr(base, "multiplies_bf16", lambda: False)
     save_program(folder / "rgb.pt", 4, 3, 8, 32)

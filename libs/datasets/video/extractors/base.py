@@ -158,13 +158,17 @@ def run_network(network: Callable[[Tensor], Any], x: Tensor, precision: str, mod
     """(B, C) float32 on the CPU: the network's (B, C, ...), averaged over the further dimensions.
 
     precision: of `PRECISIONS`; bf16 is torch's autocast, on values that lie channels last, as its convolutions want them.
+    fp32 is no TF32 on a GPU, PyTorch's default for convolutions.
     Raises NetworkError, naming the file `model`, the video and the input's shape, if it fails or returns no such tensor.
     """
     where = f"{model}: on {path}, input {tuple(x.shape)} (batch, channels, frames, height, width)"
+    cudnn = torch.backends.cudnn
+    exact = cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
     try:
         low = precision == "bf16"
         x = x.clone(memory_format=torch.channels_last_3d) if low else x  # a view of one clip would not count as such
-        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=low), warnings.catch_warnings():
+        with (exact, torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=low),
+              warnings.catch_warnings()):
             warnings.simplefilter("ignore")
             y = network(x)
     except Exception as error:  # a program can raise anything
