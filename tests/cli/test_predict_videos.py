@@ -196,6 +196,14 @@ def test_a_single_frame_and_a_file_without_pictures(project, both, capsys):
     assert "audio.mp4: holds no video stream (only audio)" in one_error(*run(capsys, both, "audio.mp4")[::2])
 
 
+def test_the_error_of_a_cut_video_names_an_option_that_is_there(project, both, capsys):
+    whole = make_video(project / "whole.mkv", frames=60, picture=moving).read_bytes()
+    (project / "cut.mkv").write_bytes(whole[:len(whole) // 2])
+    option = "--extractor-set allow_truncated=true"
+    assert option in one_error(*run(capsys, both, "cut.mkv", "--no-cache")[::2])
+    assert run(capsys, both, "cut.mkv", "--no-cache", *option.split())[0] == 0
+
+
 @pytest.mark.parametrize(("argv", "told"), [
     (["--extractor", "i3d"], ["features of the extractor descriptor", "--extractor i3d"]),
     (["--extractor", "descriptr"], ["descriptr", "descriptor"]),

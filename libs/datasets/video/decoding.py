@@ -19,6 +19,7 @@ from libs.core.errors import UserError, note
 JITTER = 0.3  # of a frame: tolerance of the time stamps of a constant rate
 LATE = 0.25  # of a frame: a grid point this close to the end of the last frame gets no frame
 COMPLETE = 0.95  # share of its header's duration that a complete file must have
+TAKE_THE_REST = "--allow-truncated (of tools/predict.py: --extractor-set allow_truncated=true) to use what is there"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
         found.variable_rate = bool(gaps) and max(abs(gap - last) for gap in gaps) > JITTER * last
         if not allow_truncated and info.duration_s and found.duration_s < COMPLETE * info.duration_s - last:
             raise UserError(f"{path}: ends after {found.duration_s:.2f} s of the {info.duration_s:.2f} s that its header says; "
-                            "the file is cut: fetch it again, or add --allow-truncated to use what is there")
+                            f"the file is cut: fetch it again, or add {TAKE_THE_REST}")
         picture = _pixels(held[1], size, turns, scaling)
         while found.frames == 0 or found.frames / rate < found.duration_s - LATE / rate:
             found.frames += 1
@@ -177,7 +178,7 @@ def _timed(av: Any, path: str, container: Any, fps: float, allow_truncated: bool
     except (av.FFmpegError, OSError, ValueError) as error:
         if not (allow_truncated and count):
             raise UserError(f"{path}: decoding stops after frame {count} ({_reason(error)}); the file is damaged or cut: fetch "
-                            "it again, or add --allow-truncated to use what is there") from error
+                            f"it again, or add {TAKE_THE_REST}") from error
 
 
 def _quarter_turns(path: str, frame: Any) -> int:

@@ -64,8 +64,8 @@ def extract_features(path: str, extractor: Extractor, step: Callable[[], Any] = 
             _give_back(len(rows))
     fps = settings.fps or info.fps
     if found.variable_rate and settings.fps is None:
-        note(f"warning: {path}: has a variable frame rate; frames were taken at its average of {fps:g} fps: --fps makes all "
-             "videos alike")
+        note(f"warning: {path}: has a variable frame rate; frames were taken at its average of {fps:g} fps: extract_features.py "
+             "--fps makes all videos of a training alike")
     return np.concatenate(rows), {
         "source": path, "bytes": os.path.getsize(path), "fps": fps, "native_fps": info.fps,
         "frames": found.frames, "decoded_frames": found.source_frames, "duration": round(found.duration_s, 6),
