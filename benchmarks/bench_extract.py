@@ -33,11 +33,12 @@ from libs.datasets.video.encoding import write_video
 from libs.datasets.video.extractors import create
 from libs.datasets.video.extractors.base import Extractor
 from libs.datasets.video.extractors.torchvision_networks import torchvision_library
+from libs.datasets.video.extractors.transformers_folder import transformers_library
 from libs.datasets.video.i3d_network import ENDPOINTS, InceptionI3D
 from libs.datasets.video.one_video import clips, extract_features
 
 NETWORKS = ("r2plus1d_18", "s3d")
-CASES = ("descriptor", "i3d", *NETWORKS)
+CASES = ("descriptor", "i3d", *NETWORKS, "videomae")
 RATE, SIZE = 25, {"descriptor": (120, 160)}  # height, width of the clip; the others have I3D's 256 x 340
 WINDOW, STRIDE = 16, 4
 
@@ -91,6 +92,12 @@ def extractor_of(case: str, folder: str, device: str, precision: str | None) -> 
     if case == "descriptor":
         return create("descriptor", {})
     torch.manual_seed(0)
+    if case == "videomae":
+        library = transformers_library()
+        library.utils.logging.disable_progress_bar()
+        library.VideoMAEModel(library.VideoMAEConfig()).save_pretrained(folder)  # of the base size
+        Path(folder, "preprocessor_config.json").write_text("{}")  # the package's own values
+        return create(f"transformers:{folder}", {"device": device, "precision": precision})
     weights = Path(folder, f"{case}.pth")
     network = InceptionI3D() if case == "i3d" else torchvision_library().models.get_model(case, weights=None)
     torch.save({k: v for k, v in network.state_dict().items() if case != "i3d" or "num_batches" not in k}, weights)
