@@ -124,16 +124,20 @@ def read_frames(path: str, fps: float | None, fit: Callable[[int, int], tuple[in
 def timed_pictures(path: str) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds after the first frame, picture (H, W, 3) uint8 RGB) of each frame of a file, turned as the file says.
 
-    All have the size of the first; one that is not later than that before it is left out.  Raises UserError for a damaged file.
+    All have the size of the first, its pixels made square; one that is not later than that before it is left out.  Raises
+    UserError for a damaged file.
     """
     av = video_library()
     with _opened(av, path) as container:
         info, before, turns, size = _info(path, container), -1.0, 0, None
+        aspect = container.streams.video[0].sample_aspect_ratio or 1  # width over height of a pixel
+        aspect = aspect if 0.1 < aspect < 10 else 1  # else it is damaged
         for time, frame in _timed(av, path, container, info.fps, allow_truncated=True):
             if time <= before:
                 continue
             turns = _quarter_turns(path, frame) if size is None else turns
-            size = size or ((frame.width, frame.height) if turns % 2 else (frame.height, frame.width))
+            width = frame.width if aspect == 1 else 2 * round(frame.width * aspect / 2)
+            size = size or ((width, frame.height) if turns % 2 else (frame.height, width))
             before = time
             yield time, _pixels(frame, size, turns, "BILINEAR")
 

@@ -25,8 +25,8 @@ LINES = 16  # of text that would fit on a picture
 def write_labelled(source: str, target: Path, cues: Sequence[Cue]) -> None:
     """Write the pictures of `source`, as a player shows them and at their times, with the best cues of each moment in a corner.
 
-    Rate and size stay (an odd side gets one pixel more, which is said); sound is left out, which is said.  Raises UserError as
-    `timed_pictures` and `write_video`.
+    Rate and size stay (an odd side gets one pixel more, which is said; pixels become square); sound is left out,
+    which is said.  Raises UserError as `timed_pictures` and `write_video`.
     """
     info = probe(source)
     write_video(target, _labelled(source, cues), Fraction(info.fps).limit_denominator(10_000))

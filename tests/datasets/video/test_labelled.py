@@ -49,6 +49,19 @@ def test_times_of_a_variable_rate_and_the_turn_of_a_phone_stay(tmp_path):
     assert written[0][1].shape == (SIZE[1], SIZE[0], 3)
 
 
+def test_pixels_that_are_not_square_become_square(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(3, 2)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((96, 128, 3), GREY, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    write_labelled(str(tmp_path / "a.mp4"), tmp_path / "b.mp4", [])
+    assert (probe(str(tmp_path / "b.mp4")).height, probe(str(tmp_path / "b.mp4")).width) == (96, 192)
+    turn(tmp_path / "a.mp4", 1)
+    assert next(timed_pictures(str(tmp_path / "a.mp4")))[1].shape == (192, 96, 3)
+
+
 def test_an_odd_size_gets_one_pixel_and_a_line_says_so(tmp_path, capsys):
     source = tmp_path / "a.mkv"
     make_video(source, size=(97, 128), codec="ffv1", pix_fmt="bgr0", picture=lambda k: np.full((97, 128, 3), GREY, np.uint8))
