@@ -76,6 +76,7 @@ class Video(NamedTuple):
 
     video_id: str = "v"
     labelled: bool = True
+    hidden: tuple[tuple[int, int], ...] = ()
 
 
 def ms(seconds: Sequence[float]) -> float:
