@@ -44,15 +44,15 @@ demo-distill: $(INSTALLED)
 
 CLIPS := data/clips
 CLIP_RUNS := ckpt/distill/clips
-clip_results = $(CLIP_RUNS)/$(1)_seed0/eval/epoch_060_ema/predictions.json
+clip_results = $(CLIP_RUNS)/$(1)_seed0/eval/epoch_180_ema/predictions.json
 
 demo-video: $(INSTALLED) $(DEV)
 	$(RUN) tools/make_clips.py $(CLIPS)
 	$(RUN) tools/extract_features.py $(CLIPS)/videos $(CLIPS)/features
 	$(RUN) tools/run_distill.py configs/distill/clips --stages student student_alone --jobs 2
-	$(RUN) tools/diagnose.py $(call clip_results,teacher) $(CLIPS)/annotations.json --compare $(call clip_results,student) \
+	$(RUN) tools/diagnose.py $(call clip_results,teacher_long) $(CLIPS)/annotations.json --compare $(call clip_results,student) \
 	  --names teacher student --video-folder $(CLIPS)/videos -o $(CLIP_RUNS)/report.html
-	$(RUN) tools/cost.py $(CLIP_RUNS)/teacher_seed0 --beside $(CLIP_RUNS)/student_seed0 --video $(CLIPS)/videos/clip_040.mp4
+	$(RUN) tools/cost.py $(CLIP_RUNS)/teacher_long_seed0 --beside $(CLIP_RUNS)/student_seed0 --video $(CLIPS)/videos/clip_040.mp4
 
 # one thread in each test process, and the tests of a file in one process, since they share what their fixtures make
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile
