@@ -205,7 +205,8 @@ def test_from_dict_checks_unless_told_not_to() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_shipped_configuration_loads(path: Path) -> None:
-    assert load_config(path, ["fold=1"] if "salads" in str(path.relative_to(ROOT)) else []).source == str(path)
+    piece = path.parent.name == "distill"  # of other files, without a dataset: what it says is checked all the same
+    assert load_config(path, ["fold=1"] if "salads" in str(path.relative_to(ROOT)) else [], check=not piece).source == str(path)
 
 
 def test_with_overrides_does_what_set_does(tmp_path):
