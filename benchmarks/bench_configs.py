@@ -21,12 +21,12 @@ from gpu_common import ROOT, made_batch, made_trainer
 from libs.core.config import FOLD, load_config, to_dict
 from libs.core.errors import UserError, run_main
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import RUN, Teacher, load_teachers
 from libs.engine.runs.checkpoint import save_checkpoint
 from libs.engine.training.trainer import Trainer
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 

@@ -26,8 +26,8 @@ from libs.core.errors import run_main
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import expected_length
-from libs.datasets.loader import batches, training_loader
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.loader import batches, training_loader
+from libs.datasets.loading.padding import padding_of
 from libs.datasets.synthetic.planted import Difficulty, make_video, make_world
 from libs.utils.files.io import read_json, write_json_atomic
 

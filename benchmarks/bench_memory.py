@@ -20,8 +20,8 @@ from planted_thumos import THUMOS, answer_like_trained
 from libs.core.config import load_config
 from libs.core.errors import run_main
 from libs.core.schema import PRECISIONS, Config
-from libs.datasets.batch import Batch
 from libs.datasets.grid import regular_grid
+from libs.datasets.loading.batch import Batch
 from libs.datasets.sample import Sample
 from libs.engine.inference.predict import Timeline, detections_of_batch
 from libs.engine.runtime.precision import check_precision, low_weights, matmul_precision

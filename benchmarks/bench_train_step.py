@@ -26,7 +26,7 @@ from planted_thumos import prepare
 from libs.core.config import load_config
 from libs.core.errors import UserError, run_main
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.deploy.cost import count
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.runtime.machine import keep_freed_memory

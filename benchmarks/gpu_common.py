@@ -17,12 +17,12 @@ from planted_thumos import THUMOS, prepare
 
 from libs.core.config import load_config
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.distill.teachers import Teacher
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DetectionObjective, DistillationObjective
 from libs.engine.training.trainer import Trainer
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent

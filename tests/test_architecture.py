@@ -16,9 +16,9 @@ ROOMS = {
     "engine": [("runtime",), ("runs",), ("distill", "inference", "check"), ("training", "deploy"), ("experiments",)],
     "datasets": [("annotations", "grid", "transforms", "presets"), ("labels",), ("features",),
                  ("prepare", "convert", "survey", "video"), ("synthetic",), ("sample",), ("dataset",),
-                 ("feature_videos", "corruptions", "ground_truth"), ("padding", "batch"), ("samplers",), ("loader",)],
-    "modeling": [("kernels",), ("blocks",), ("points", "targets"), ("backbones", "necks", "heads", "hallucination"), ("model",),
-                 ("losses", "decode"), ("distill_losses",)],
+                 ("feature_videos", "corruptions", "ground_truth"), ("loading",)],
+    "modeling": [("kernels",), ("blocks",), ("points",), ("backbones", "necks", "heads", "hallucination"), ("model",),
+                 ("losses", "decode")],
 }
 OVERRIDES = ("forward", "backward", "make_block", "embed", "lengths", "sample", "read",  # of documented classes
              "fit", "prepare", "features", "libraries", "told", "defaults", "takes", "load")

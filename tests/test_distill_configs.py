@@ -10,7 +10,7 @@ from libs.core.config import config_diff, load_config
 from libs.core.schema import Config
 from libs.engine.deploy.cost import count
 from libs.engine.distill.teachers import check_teacher
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {"thumos": "rgb", "planted": "rgb", "demo": "rgb", "hapt": "acc", "salads": "rgb"}  # the modality that a student reads

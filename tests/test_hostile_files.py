@@ -23,7 +23,7 @@ from libs.datasets.annotations import MAX_SEGMENTS, load_annotations, without_du
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features.store import FeatureStore
 from libs.engine.runs.checkpoint import load_checkpoint
-from libs.modeling import targets
+from libs.modeling.losses import targets
 from libs.utils.evaluation import predictions
 from libs.utils.evaluation.predictions import read_predictions
 from libs.utils.evaluation.score_fusion import load_external_scores

@@ -28,8 +28,8 @@ ARROWS = [("annotations", "dataset"), ("features", "dataset"), ("raw video", "fe
 FLOORS = [
     ("5  train.py, eval.py, tools/", "parse arguments, call one function, print"),
     ("4  libs/engine/", "runtime < runs < distill, inference, check < training, deploy < experiments"),
-    ("3  libs/modeling/", "kernels < blocks < backbones, necks, heads < model < losses, decode < distill_losses"),
-    ("3  libs/datasets/", "annotations, grid < features < dataset < padding, batch < samplers < loader"),
+    ("3  libs/modeling/", "kernels < blocks < backbones, necks, heads < model < losses, decode"),
+    ("3  libs/datasets/", "annotations, grid < features < dataset < loading"),
     ("2  libs/utils/", "files < nms < evaluation < diagnosis"),
     ("1  libs/core/", "configuration, errors"),
 ]

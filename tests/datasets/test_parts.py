@@ -7,9 +7,9 @@ from helpers import TRAINING, data_config, write_data
 
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, inference_loader, steps, training_loader
-from libs.datasets.padding import padding_of
-from libs.datasets.samplers import EpochSampler, PartSampler
+from libs.datasets.loading.loader import batches, inference_loader, steps, training_loader
+from libs.datasets.loading.padding import padding_of
+from libs.datasets.loading.samplers import EpochSampler, PartSampler
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from helpers import CHANNELS, TRAINING, VALIDATION, Data, item, write_data
 
 from libs.core.errors import UserError
 from libs.datasets.annotations import load_annotations
-from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
+from libs.datasets.loading.batch import read_batch
 
 MORE = {"t1", "t4"}  # training videos that the tests move to a subset of their own
 TAUGHT = [Path("a_teacher.pth.tar")]  # never read by the dataset

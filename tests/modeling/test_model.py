@@ -7,7 +7,7 @@ from helpers import padded_batch, tiny_config
 from networks import VARIANTS, channels, network
 
 from libs.core.config import from_dict, to_dict
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.modeling.model import build_model
 
 

@@ -6,7 +6,7 @@ import torch
 from helpers import padded_batch, tiny_config
 from networks import TRIDET, VARIANTS, channels, network
 
-from libs.datasets.padding import BF16_MULTIPLE, padding_of
+from libs.datasets.loading.padding import BF16_MULTIPLE, padding_of
 from libs.engine.runtime.precision import low_weights
 from libs.modeling.blocks.layers import TimeConv
 from libs.modeling.model import build_model

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from helpers import padded_batch, show_every_term, tiny_config
 from networks import SGP, network
 
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.modeling.blocks.layers import GroupNorm
 from libs.modeling.blocks.sgp import SGPBlock, dead_blocks, wide_window
 from libs.modeling.model import build_model

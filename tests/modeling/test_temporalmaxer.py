@@ -7,7 +7,7 @@ from helpers import padded_batch, show_every_term, tiny_config
 from networks import groups_that_equal_videos_alone
 
 from libs.core.errors import UserError
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.engine.runs.checkpoint import Checkpoint, load_weights
 from libs.engine.training.optim import parameter_groups
 from libs.modeling.model import build_model

@@ -18,14 +18,14 @@ from helpers import Data, data_config, merged, show_every_term, write_data
 from libs.core.config import to_dict
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import load_teachers
 from libs.engine.runs.checkpoint import save_checkpoint
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DistillationObjective
 from libs.engine.training.trainer import Trainer
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 CPU = torch.device("cpu")

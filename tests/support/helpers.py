@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from libs.core.config import dump_yaml, from_dict
 from libs.core.errors import run_main
 from libs.core.schema import Config
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 
 FPS, STRIDE, NUM_FRAMES, CHANNELS, CLASSES = 25.0, 5, 10, 6, 3
 TRAINING = {"t0": 40, "t1": 23, "t2": 31, "t3": 70, "t4": 12, "t5": 33}  # grid steps per video; t3 is longer than max_seq_len

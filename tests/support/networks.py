@@ -5,8 +5,8 @@ import torch
 from helpers import padded_batch, show_every_term, tiny_config
 
 from libs.core.schema import Config
-from libs.datasets.padding import padding_of
-from libs.datasets.samplers import group_for_inference
+from libs.datasets.loading.padding import padding_of
+from libs.datasets.loading.samplers import group_for_inference
 from libs.modeling.model import build_model
 
 STREAMS = {"dataset": {"modalities": {"rgb": [0, 4], "flow": [4, 6]}}}

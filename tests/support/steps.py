@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.training.objective import DetectionObjective
-from libs.modeling.losses import DetectionLoss, Losses
+from libs.modeling.losses.detection import DetectionLoss, Losses
 from libs.modeling.model import LevelOutputs
 
 

@@ -13,11 +13,11 @@ from golden.common import Check, compare, load, text
 from golden.distill import fixture_config, fixture_features, fixture_weights
 from golden.model import batch_of, without_dropout
 from libs.core.schema import Config, FeatureTerm
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.distill.streams import Columns, input_columns, streams_to_read
 from libs.engine.distill.teachers import Teacher, run_teacher
 from libs.engine.training.objective import DistillationObjective
-from libs.modeling.distill_losses import (
+from libs.modeling.losses.distillation import (
     TeacherSpec,
     class_denominator,
     class_term,

@@ -17,19 +17,19 @@ from golden import common, temporalmaxer
 from golden.common import Check, agree, compare, load, text
 from libs.core.config import from_dict
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
 from libs.datasets.grid import Grid
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.padding import padding_of
 from libs.engine.inference.predict import Timeline, detections_of_batch
 from libs.engine.runs.checkpoint import strip_prefix
 from libs.engine.training.objective import DetectionObjective, PreparedBatch
 from libs.engine.training.optim import parameter_groups
 from libs.modeling.blocks import layers
 from libs.modeling.kernels.conv1d import plain_conv_time
-from libs.modeling.losses import Losses, diou_loss, focal_loss, giou_loss, iou_offsets
+from libs.modeling.losses.detection import Losses, diou_loss, focal_loss, giou_loss, iou_offsets
+from libs.modeling.losses.targets import assign_targets
 from libs.modeling.model import LevelOutputs, LocPointTransformer, build_model
 from libs.modeling.points import make_points
-from libs.modeling.targets import assign_targets
 from libs.modeling.trident import Boundaries, offsets_of_level, offsets_of_pairs
 from libs.utils.evaluation.predictions import Detections
 

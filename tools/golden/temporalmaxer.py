@@ -10,11 +10,11 @@ from torch import Tensor
 from golden import common
 from golden.common import Check, compare, load, text
 from libs.core.schema import AssignerConfig, Config
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.training.objective import DetectionObjective
-from libs.modeling.assigner import assign_by_cost
+from libs.modeling.losses.assigner import assign_by_cost
+from libs.modeling.losses.targets import assign_targets, eligible_lengths, offsets_to, sharing
 from libs.modeling.model import LevelOutputs
-from libs.modeling.targets import assign_targets, eligible_lengths, offsets_to, sharing
 
 KEYS = ("iou_weight", "cls_weight", "center_radius", "keep_percent", "confuse_weight")
 

@@ -14,7 +14,7 @@ from golden import common
 from golden.common import Check, agree, compare, load, text
 from golden.model import batch_of, fixture_model, model_config, without_dropout
 from libs.core.config import from_dict
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.runs.checkpoint import HARMLESS, add_prefix, load_checkpoint, load_optimizer, load_weights, save_checkpoint
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import make_optimizer

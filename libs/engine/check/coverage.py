@@ -17,8 +17,8 @@ from libs.core.problems import Problems
 from libs.core.schema import Config
 from libs.datasets.annotations import Annotations, Video
 from libs.datasets.grid import Grid
+from libs.modeling.losses.targets import assign_targets
 from libs.modeling.points import make_points
-from libs.modeling.targets import assign_targets
 from libs.utils.progress import terminal_bar
 
 FAR_S = 1e9

@@ -9,7 +9,7 @@ Outputs, for the P points of all FPN levels, fine to coarse, T / stride per leve
     scores (B, P, K), 0 at padded points, segments (B, P, 2) in units of the feature grid
     (with model.use_trident_head offsets and segments are (B, P, K, 2))
 Choosing candidates, NMS and the conversion to seconds are not part of the graph (examples/onnx_inference.py).  The file holds
-the padding rule (`libs.datasets.padding.Padding`), the class names and the settings as JSON, named `tal`.
+the padding rule (`libs.datasets.loading.padding.Padding`), the class names and the settings as JSON, named `tal`.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.modeling.kernels.band_attention import BLOCK
 from libs.modeling.model import LocPointTransformer
 from libs.utils.files.io import write_bytes_atomic

@@ -19,9 +19,9 @@ import torch
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.batch import read_batch
 from libs.datasets.dataset import UNKNOWN_DURATION_S, TalDataset
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.batch import read_batch
+from libs.datasets.loading.padding import padding_of
 from libs.datasets.sample import Sample, VideoDataset
 from libs.engine.deploy.cost import time_on
 from libs.engine.inference.predict import Timeline, suppress

@@ -35,7 +35,7 @@ from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.features.provenance import VideoTiming
 from libs.datasets.features.streams import declared_ranges
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.datasets.video.decoding import Decoded, probe, read_frames
 from libs.datasets.video.extractors.base import Extractor
 from libs.datasets.video.on_demand import extractor_for

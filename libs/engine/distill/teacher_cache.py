@@ -28,14 +28,14 @@ from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.core.files import is_file
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, inference_loader
+from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.loader import batches, inference_loader
 from libs.datasets.sample import Sample
 from libs.engine.distill.streams import Columns, input_columns
 from libs.engine.distill.teachers import Teacher, run_unseen
 from libs.engine.runtime.world import ALONE, World
-from libs.modeling.distill_losses import FEATURES, TeacherOutputs
+from libs.modeling.losses.distillation import FEATURES, TeacherOutputs
 from libs.utils.files.io import write_bytes_atomic, write_json_atomic
 from libs.utils.progress import bar
 

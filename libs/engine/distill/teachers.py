@@ -17,8 +17,8 @@ from libs.core.files import is_file
 from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import Annotations, load_annotations
-from libs.datasets.batch import Batch
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.padding import padding_of
 from libs.datasets.presets import get_preset
 from libs.datasets.survey.parts import labelled_ids, training_parts
 from libs.engine.distill.streams import Columns, channel_ranges, input_columns, moved_channels
@@ -26,7 +26,7 @@ from libs.engine.runs.checkpoint import Checkpoint, find_checkpoint, load_checkp
 from libs.engine.runs.network import load_network
 from libs.engine.runtime.precision import matmul_precision
 from libs.modeling.blocks.layers import AffineDropPath
-from libs.modeling.distill_losses import TeacherOutputs, TeacherSpec
+from libs.modeling.losses.distillation import TeacherOutputs, TeacherSpec
 from libs.modeling.model import LocPointTransformer
 
 RUN = "{run}"  # in a teacher's checkpoint: the name of the student's run

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from libs.core.errors import UserError
 from libs.core.schema import Config, TestConfig
-from libs.datasets.batch import Batch
 from libs.datasets.corruptions import CorruptedDataset
 from libs.datasets.dataset import TalDataset
 from libs.datasets.grid import Grid
-from libs.datasets.loader import batches, close, inference_loader
+from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.loader import batches, close, inference_loader
 from libs.datasets.sample import Sample, VideoDataset
 from libs.engine.runtime.precision import low_weights, matmul_precision
 from libs.engine.runtime.world import ALONE, World

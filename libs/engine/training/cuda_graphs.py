@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from libs.core.checks import check_relations
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
-from libs.modeling.losses import Losses
+from libs.datasets.loading.batch import Batch
+from libs.modeling.losses.detection import Losses
 
 TENSORS = ("feats", "mask", "segments", "labels", "present")
 FEWEST_SEGMENTS = 8  # ground truth is padded to this or a larger power of two, so that batches have few shapes

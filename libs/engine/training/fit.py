@@ -12,7 +12,7 @@ from torch import Tensor
 from libs.core.errors import UserError, note
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import steps
+from libs.datasets.loading.loader import steps
 from libs.engine.inference.predict import predict, score
 from libs.engine.runs.lock import FolderLock
 from libs.engine.runtime.determinism import strict_determinism

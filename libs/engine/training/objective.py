@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from libs.core.errors import UserError
 from libs.core.relations.distillation import TERMS
 from libs.core.schema import Config, DistillConfig
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher
-from libs.modeling.assigner import by_cost
-from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs
-from libs.modeling.losses import Denominators, DetectionLoss, Losses, consistency_losses
+from libs.modeling.losses.assigner import by_cost
+from libs.modeling.losses.detection import Denominators, DetectionLoss, Losses, consistency_losses
+from libs.modeling.losses.distillation import DistillationLoss, TeacherOutputs
+from libs.modeling.losses.targets import Targets
 from libs.modeling.model import Features, LevelOutputs, LocPointTransformer
 from libs.modeling.points import PointGrid
-from libs.modeling.targets import Targets
 
 
 class PreparedBatch(NamedTuple):

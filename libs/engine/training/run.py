@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader
 
 from libs.datasets.dataset import TalDataset
-from libs.datasets.samplers import EpochSampler
+from libs.datasets.loading.samplers import EpochSampler
 from libs.engine.distill.teachers import Teacher
 from libs.engine.runs.run_folder import SilentRun
 from libs.engine.training.saver import Saver

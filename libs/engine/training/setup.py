@@ -11,7 +11,7 @@ from libs.core.errors import UserError, note
 from libs.core.files import is_file
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import close, training_loader
+from libs.datasets.loading.loader import close, training_loader
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import Teacher, load_teachers
@@ -33,7 +33,7 @@ from libs.engine.training.run import FitOptions, TrainingRun
 from libs.engine.training.saver import Saver
 from libs.engine.training.trainer import Trainer
 from libs.engine.training.training_state import restore_state
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import LocPointTransformer
 
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from libs.core.checks import check_trainable
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.runtime.precision import matmul_precision
 from libs.engine.runtime.world import ALONE, World
 from libs.engine.training.cuda_graphs import Record, StepGraphs, check_graphs
@@ -19,7 +19,7 @@ from libs.engine.training.ema import EMA
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.optim import clip_gradients, gate, make_optimizer, set_learning_rate
 from libs.engine.training.schedule import make_schedule, rate_factor
-from libs.modeling.losses import Denominators, Losses
+from libs.modeling.losses.detection import Denominators, Losses
 
 
 class Trainer:

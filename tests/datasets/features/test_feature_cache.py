@@ -12,13 +12,13 @@ import torch
 from helpers import CHANNELS, TRAINING, data_config, item, write_data
 
 from libs.core.errors import UserError
-from libs.datasets.batch import Batch, read_batch
 from libs.datasets.corruptions import features_in_memory
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features import cache as feature_cache
 from libs.datasets.features.cache import FeatureCache, available_memory
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.loader import batches, inference_loader, training_loader
+from libs.datasets.loading.batch import Batch, read_batch
+from libs.datasets.loading.loader import batches, inference_loader, training_loader
 
 CPU = torch.device("cpu")
 TENSORS = ("feats", "mask", "segments", "labels", "present")

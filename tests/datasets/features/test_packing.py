@@ -21,7 +21,7 @@ from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features import packing
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.runs.checkpoint import load_checkpoint
 
 

@@ -16,7 +16,7 @@ from networks import SGP, TRIDENT
 
 from libs.core.config import to_dict
 from libs.core.errors import UserError
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.engine.api import load_model
 from libs.engine.deploy import export as exporting
 from libs.engine.deploy.export import DecodingNetwork, Network, check_lengths, describe, export, load_program

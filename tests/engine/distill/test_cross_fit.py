@@ -12,7 +12,7 @@ from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.engine.distill.teachers import load_teachers, run_teacher
 from libs.engine.training.fit import FitOptions, fit
-from libs.modeling.distill_losses import resolve
+from libs.modeling.losses.distillation import resolve
 
 PARTS = 3
 data = distill_cases.data

@@ -16,7 +16,7 @@ from steps import losses_of
 from libs.core.config import dump_yaml
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.inference.predict import predict

@@ -16,7 +16,7 @@ import eval as eval_script
 from libs.core.config import with_overrides
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.padding import padding_of
+from libs.datasets.loading.padding import padding_of
 from libs.engine.inference.candidates import CANDIDATES, CandidateCollector, find_candidates, load_candidates
 from libs.engine.inference.nms_sweep import USUAL, Sweep, changes, parse_grid, set_line, settings_of, table
 from libs.engine.inference.predict import Timeline, predict, score

@@ -6,13 +6,13 @@ import torch
 from helpers import padded_batch, tiny_config
 
 from libs.core.errors import UserError
-from libs.datasets.batch import Batch
-from libs.datasets.padding import Padding, padding_of
+from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.padding import Padding, padding_of
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.cuda_graphs import StepGraphs, check_graphs, graphs_hint, pad_ground_truth
 from libs.engine.training.objective import DetectionObjective
 from libs.engine.training.trainer import Trainer
-from libs.modeling.losses import Losses
+from libs.modeling.losses.detection import Losses
 from libs.modeling.model import build_model
 
 SHAPES = [(48, 2), (32, 3), (48, 9), (48, 2), (32, 5), (48, 9)]  # steps, segments

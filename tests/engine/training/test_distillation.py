@@ -19,7 +19,7 @@ from libs.engine.runs.checkpoint import load_checkpoint, load_weights
 from libs.engine.training import fit as fit_module
 from libs.engine.training.fit import FitOptions, fit
 from libs.engine.training.objective import blend
-from libs.modeling.losses import DetectionLoss
+from libs.modeling.losses.detection import DetectionLoss
 from libs.modeling.model import build_model
 
 NARROW = {"embd_dim": 6, "fpn_dim": 6, "head_dim": 6}  # than the teachers: projections are learned

@@ -20,7 +20,7 @@ from libs.core.config import dump_text, load_config, to_dict
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
 from libs.datasets.features.store import FeatureStore
-from libs.datasets.samplers import EpochSampler
+from libs.datasets.loading.samplers import EpochSampler
 from libs.engine.runs.checkpoint import load_checkpoint, save_checkpoint
 from libs.engine.runs.run_folder import Run, run_folder
 from libs.engine.training import fit as fit_module

@@ -11,10 +11,10 @@ from steps import losses_of
 
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.training.objective import DetectionObjective
-from libs.modeling.losses import consistency_losses
+from libs.modeling.losses.detection import consistency_losses
 from libs.modeling.model import build_model
 
 data, teacher = distill_cases.data, distill_cases.teacher

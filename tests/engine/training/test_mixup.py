@@ -10,9 +10,9 @@ from resuming import whole_and_resumed
 from steps import losses_of
 
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
+from libs.datasets.loading.loader import batches, training_loader
 from libs.engine.training.objective import DetectionObjective, rolled
-from libs.modeling.losses import DetectionLoss
+from libs.modeling.losses.detection import DetectionLoss
 from libs.modeling.model import build_model
 
 NO_DROPS = {"dropout": 0.0, "droppath": 0.0, "input_dropout": 0.0}

@@ -9,8 +9,8 @@ from helpers import padded_batch, tiny_config
 from torch import nn
 
 from libs.core.errors import UserError
-from libs.datasets.batch import Batch
 from libs.datasets.grid import Grid
+from libs.datasets.loading.batch import Batch
 from libs.datasets.sample import Sample
 from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.objective import DetectionObjective

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from libs.modeling import decode
-from libs.modeling.losses import DetectionLoss, diou_loss
+from libs.modeling.losses.detection import DetectionLoss, diou_loss
 from libs.modeling.model import build_model
 
 data, teacher = distill_cases.data, distill_cases.teacher

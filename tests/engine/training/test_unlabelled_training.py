@@ -11,14 +11,14 @@ from helpers import Data, identical, show_every_term, write_data
 from resuming import unplaced
 from steps import detection_losses, losses_of
 
-from libs.datasets.batch import read_batch
 from libs.datasets.dataset import TalDataset
+from libs.datasets.loading.batch import read_batch
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import load_teachers
 from libs.engine.training.fit import FitOptions, fit
 from libs.engine.training.objective import DistillationObjective
-from libs.modeling.distill_losses import resolve
-from libs.modeling.losses import DetectionLoss
+from libs.modeling.losses.detection import DetectionLoss
+from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from helpers import tiny_config
 from libs.core.checks import check_trainable
 from libs.core.errors import UserError
 from libs.core.schema import AssignerConfig
-from libs.datasets.batch import Batch
+from libs.datasets.loading.batch import Batch
 from libs.engine.training.objective import DetectionObjective
-from libs.modeling import assigner, targets
-from libs.modeling.assigner import assign_by_cost
-from libs.modeling.losses import diou_loss, focal_loss
+from libs.modeling.losses import assigner, targets
+from libs.modeling.losses.assigner import assign_by_cost
+from libs.modeling.losses.detection import diou_loss, focal_loss
 from libs.modeling.model import LevelOutputs, build_model
 from libs.modeling.points import make_points
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from libs.datasets.batch import read_batch
 from libs.datasets.grid import Grid
+from libs.datasets.loading.batch import read_batch
 from libs.datasets.sample import Sample, VideoDataset
 
 

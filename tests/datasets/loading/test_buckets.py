@@ -9,9 +9,9 @@ from helpers import data_config, tiny_config, write_data
 
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, training_loader
-from libs.datasets.padding import Padding
-from libs.datasets.samplers import EpochSampler
+from libs.datasets.loading.loader import batches, training_loader
+from libs.datasets.loading.padding import Padding
+from libs.datasets.loading.samplers import EpochSampler
 
 
 def epoch_of(sampler, epoch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import padded_batch, show_every_term, tiny_config
 
-from libs.modeling.distill_losses import DistillationLoss, TeacherOutputs, TeacherSpec, resolve, sigmoid_kl
+from libs.modeling.losses.distillation import DistillationLoss, TeacherOutputs, TeacherSpec, resolve, sigmoid_kl
 from libs.modeling.model import Features, LevelOutputs, build_model
 from libs.modeling.points import PointGrid
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from libs.datasets.padding import Padding
-from libs.datasets.samplers import EpochSampler, group_for_inference
+from libs.datasets.loading.padding import Padding
+from libs.datasets.loading.samplers import EpochSampler, group_for_inference
 
 
 @pytest.mark.parametrize("seed", range(4))

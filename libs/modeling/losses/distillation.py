@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from libs.core.errors import UserError
 from libs.core.relations.distillation import TERMS, teacher_names
 from libs.core.schema import ClsTerm, Config, DistillConfig, FeatureTerm, OffsetTerm
-from libs.modeling.losses import Denominators, diou_loss
+from libs.modeling.losses.detection import Denominators, diou_loss
 from libs.modeling.model import Features, LevelOutputs
 from libs.modeling.points import PointGrid
 

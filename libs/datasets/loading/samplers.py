@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from libs.datasets.padding import Padding
+from libs.datasets.loading.padding import Padding
 
 
 def group_for_inference(lengths: Sequence[int], padding: Padding, batch_size: int) -> list[list[int]]:

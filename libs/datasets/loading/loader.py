@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from libs.core.errors import UserError
 from libs.core.schema import Config
-from libs.datasets.batch import Batch, read_batch
 from libs.datasets.dataset import TalDataset
-from libs.datasets.padding import Padding, padding_of
+from libs.datasets.loading.batch import Batch, read_batch
+from libs.datasets.loading.padding import Padding, padding_of
+from libs.datasets.loading.samplers import EpochSampler, Part, PartSampler, group_for_inference
 from libs.datasets.sample import VideoDataset
-from libs.datasets.samplers import EpochSampler, Part, PartSampler, group_for_inference
 
 
 def training_loader(dataset: TalDataset, config: Config, pin: bool = False, teachers: Sequence[Config] = (),

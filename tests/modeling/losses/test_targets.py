@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from libs.modeling.losses.targets import assign_targets
 from libs.modeling.points import make_points
-from libs.modeling.targets import assign_targets
 
 CLASSES = 4
 RANGES = ((0, 4), (4, 8), (8, 10000))

@@ -1,6 +1,6 @@
 """The assigner of TemporalMaxer: each point takes the boundaries of the segment around it that its prediction fits best.
 
-Its class targets are those of `libs.modeling.targets` and do not depend on predictions.  Regression targets and weights do
+Its class targets are those of `libs.modeling.losses.targets` and do not depend on predictions.  Regression targets and weights do
 (SPEC_FAMILY F27, F28), so they are found after the forward pass, without gradients.
 """
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from libs.core.schema import AssignerConfig
-from libs.modeling.losses import diou_loss, focal_loss
+from libs.modeling.losses.detection import diou_loss, focal_loss
+from libs.modeling.losses.targets import MOST_AT_ONCE, Targets, eligible_lengths, offsets_to, sharing
 from libs.modeling.model import LevelOutputs
-from libs.modeling.targets import MOST_AT_ONCE, Targets, eligible_lengths, offsets_to, sharing
 
 
 def by_cost(targets: Targets, outputs: LevelOutputs, segments_BN2: Tensor, labels_BN: Tensor, present_BN: Tensor,

@@ -12,7 +12,7 @@ from helpers import TRAINING, data_config, write_data
 
 from libs.core.errors import UserError
 from libs.datasets.dataset import TalDataset
-from libs.datasets.loader import batches, close, inference_loader, training_loader
+from libs.datasets.loading.loader import batches, close, inference_loader, training_loader
 
 
 def epochs(dataset, config, count=2):

@@ -5,7 +5,7 @@ import pytest
 from helpers import tiny_config
 from networks import groups_that_equal_videos_alone
 
-from libs.datasets.padding import Padding, padding_of
+from libs.datasets.loading.padding import Padding, padding_of
 
 
 def test_published_lengths():

@@ -9,7 +9,7 @@ from helpers import padded_batch, show_every_term, tiny_config
 from networks import TRIDENT
 from steps import detection_losses
 
-from libs.modeling.losses import (
+from libs.modeling.losses.detection import (
     DetectionLoss,
     consistency_losses,
     diou_loss,
@@ -17,8 +17,8 @@ from libs.modeling.losses import (
     giou_loss,
     js_divergence,
 )
+from libs.modeling.losses.targets import Targets
 from libs.modeling.model import LevelOutputs, build_model
-from libs.modeling.targets import Targets
 from libs.modeling.trident import Boundaries
 
 

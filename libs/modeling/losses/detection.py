@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libs.core.schema import Config
+from libs.modeling.losses.targets import Targets, assign_targets
 from libs.modeling.model import LevelOutputs
-from libs.modeling.targets import Targets, assign_targets
 
 MOMENTUM = 0.9
 EPS = 1e-8

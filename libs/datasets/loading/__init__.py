@@ -1,0 +1,1 @@
+"""Collating samples into padded batches: length rules, samplers, loader."""

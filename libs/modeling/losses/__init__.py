@@ -1,0 +1,1 @@
+"""What training minimizes: targets, detection and distillation losses."""
