@@ -18,7 +18,7 @@ MISSING = {"thumos": "flow", "planted": "flow", "demo": "flow", "hapt": "gyro", 
 VIDEOS = {"planted": (40, 160), "hapt": (36, 0), "salads": (40, 0)}  # annotated training videos, and more without annotations
 STEPS = {"planted": (800, 100), "hapt": (360, 54), "salads": (600, 100)}  # of a run without a student, and of every warm-up
 PATIENCE = {"planted": 2, "hapt": 3, "salads": 3, "thumos": 3, "demo": 3}  # times these steps: students, long teachers
-TWO_STREAM = ("teacher", "teacher_long", "structure_teacher")
+TWO_STREAM = ("teacher", "teacher_long", "few_teacher", "structure_teacher")
 PUBLISHED = {  # stage -> teachers, where the student starts, backbone, whether it makes up the missing modality (SPEC section 12)
     "teacher": ([], None, "convTransformer", False),
     "structure_teacher": (["teacher"], None, "conv", False),
@@ -114,7 +114,7 @@ def test_every_stage_has_the_same_data_and_schedule_and_students_more_steps(chai
     teacher = stages["teacher"]
     for name, config in stages.items():
         schedule = {key for key in config_diff(config, teacher) if key.startswith("opt.")}
-        times = PATIENCE[folder] if re.search("student|alone|patient|long", name) else 1
+        times = PATIENCE[folder] if re.search("student|alone|patient|long|few", name) else 1
         if folder in VIDEOS:  # runs that see more, or fewer, videos per epoch have other epochs, but equal steps
             steps = steps_per_epoch(folder, config)
             assert schedule <= {"opt.epochs", "opt.warmup_epochs"}, name

@@ -20,7 +20,7 @@ CORRUPTIONS = ("noise", "windows", "channels", "jitter", "blur", "gap_zeros", "g
 
 
 def main() -> None:
-    figure, panels = subplots(1, len(DATASETS), 3.4 * len(DATASETS), 3.4)
+    figure, panels = subplots(1, len(DATASETS), 3.8, 3.2)
     for ax, (name, title) in zip(panels, DATASETS.items(), strict=True):
         rows = json.loads((RESULTS / f"robustness_{name}.json").read_text(encoding="utf-8"))["rows"]
         for i, (model, label) in enumerate(MODELS.items()):
