@@ -196,5 +196,5 @@ def test_the_documented_defaults_are_those_of_the_program(preset: str) -> None:
         seen.add(key)
     terms = {"cls": ("weight", "temperature", "loss", "focus", "mask", "reduction"),
              "offsets": ("weight", "loss", "points", "score_thresh", "mask", "reduction"),
-             **dict.fromkeys(("stem", "pyramid", "inputs", "relations"), ("weight", "mask"))}
+             **dict.fromkeys(("stem", "pyramid", "inputs"), ("weight", "mask"))}
     assert seen == {"distill.det_weight", "distill.weight", *(f"distill.{t}.{k}" for t, keys in terms.items() for k in keys)}

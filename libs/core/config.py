@@ -26,6 +26,7 @@ from libs.core.checks import check_relations, check_trainable
 from libs.core.coerce import coerce, field_types, is_record
 from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_text
+from libs.core.gone import without_gone
 from libs.core.published import ELSEWHERE, in_our_terms
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
@@ -64,7 +65,7 @@ def from_dict(values: Mapping[str, Any], source: str = "config", check: bool = T
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: holds {_show(values)}, not a configuration")
     layers = _Layers(source)
-    layers.add(values, source)
+    layers.add(without_gone(values), source)
     return layers.build(check)
 
 

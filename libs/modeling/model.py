@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from libs.core.schema import Config
 from libs.modeling.backbones import BACKBONES
-from libs.modeling.branch_fusion import BranchFusion
 from libs.modeling.hallucination import GatedFusion, make_hallucinator
 from libs.modeling.heads import ClsHead, RegHead
 from libs.modeling.modality_dropout import ModalityDropout
@@ -59,7 +58,6 @@ class Features(NamedTuple):
     inputs: Tensor  # (B, T, C_in) streams that are read, then hallucinated ones, before their fusion
     stem: Tensor  # (B, T, C) finest backbone feature, before the branch and the neck
     levels: tuple[Tensor, ...]  # (B, T_l, C) per FPN level, input of the heads
-    motion: tuple[LevelOutputs, Features] | None = None  # model.motion_branch: the same of that branch alone
 
 
 class LocPointTransformer(nn.Module):
@@ -78,10 +76,6 @@ class LocPointTransformer(nn.Module):
             self.add_module(self.hallucinator_name, make_hallucinator(config))
         self.fusion = GatedFusion.of(config) if model.fusion == "gated" else None
         self.backbone = BACKBONES[model.backbone_type](config)
-        self.motion_backbone, self.branch_fusion = None, None
-        if model.motion_branch:
-            self.motion_backbone = BACKBONES[model.backbone_type](config)
-            self.branch_fusion = BranchFusion(self.backbone.width, levels)
         self.neck = NECKS[model.fpn_type](config, self.backbone.width, levels)
         self.cls_head = ClsHead(config, empty_classes)
         self.start_head: ClsHead | None = None
@@ -105,20 +99,16 @@ class LocPointTransformer(nn.Module):
         `self.grid(mask_BT)`, if already computed.
         """
         with self._precision(feats_BTC):
-            maps, masks, _ = self._maps(self._streams(feats_BTC, mask_BT), mask_BT)
+            maps, masks = self._maps(self._streams(feats_BTC, mask_BT), mask_BT)
             return self._heads(torch.cat(self.neck(maps, masks), dim=1), self.grid(mask_BT) if grid is None else grid)
 
     def trace(self, feats_BTC: Tensor, mask_BT: Tensor, grid: PointGrid | None = None) -> tuple[LevelOutputs, Features]:
         """As `forward`: the same outputs, and the `Features` behind them."""
         with self._precision(feats_BTC):
             inputs, grid = self._streams(feats_BTC, mask_BT), self.grid(mask_BT) if grid is None else grid
-            fused, masks, motion = self._maps(inputs, mask_BT)
-            traced: list[tuple[LevelOutputs, Features]] = []
-            for maps in filter(None, (motion, fused)):
-                levels = self.neck(maps, masks)
-                outputs = self._heads(torch.cat(levels, dim=1), grid)
-                traced.append((outputs, Features(inputs, maps[0], tuple(levels), *traced)))
-        return traced[-1]
+            maps, masks = self._maps(inputs, mask_BT)
+            levels = self.neck(maps, masks)
+            return self._heads(torch.cat(levels, dim=1), grid), Features(inputs, maps[0], tuple(levels))
 
     def grid(self, mask_BT: Tensor) -> PointGrid:
         """Points, their mask and the level sizes of the outputs for valid steps (B, T), without running the network."""
@@ -146,14 +136,10 @@ class LocPointTransformer(nn.Module):
             return feats_BTC
         return torch.cat([feats_BTC, hallucinator(feats_BTC, mask_BT)], dim=-1)
 
-    def _maps(self, inputs_BTC: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """One feature map per level, their masks, and the maps of the motion branch alone (none without it)."""
+    def _maps(self, inputs_BTC: Tensor, mask_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """One feature map per level, and their masks."""
         joined_BTC = inputs_BTC if self.fusion is None else self.fusion(inputs_BTC, mask_BT)
-        maps, masks = self.backbone(joined_BTC, mask_BT)
-        if self.motion_backbone is None or self.branch_fusion is None:
-            return maps, masks, []
-        motion = self.motion_backbone(joined_BTC, mask_BT)[0]
-        return self.branch_fusion(maps, motion), masks, motion
+        return self.backbone(joined_BTC, mask_BT)
 
     def _heads(self, joined_BPC: Tensor, grid: PointGrid) -> LevelOutputs:
         """Outputs of all heads on the levels, joined along time, fine to coarse."""

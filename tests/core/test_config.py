@@ -270,3 +270,17 @@ def test_a_fold_that_would_change_nothing(folds, tmp_path):
     for load in (lambda: with_overrides(resolved, ["fold=4"]), lambda: load_config(small(tmp_path), ["fold=1"])):
         with pytest.raises(UserError, match=r"fold \(from --set fold=.\): changes nothing, since no text .* holds \{fold\}"):
             load()
+
+
+def test_stored_keys_that_are_gone_are_left_out_where_they_did_nothing():
+    stored = to_dict(load_config("configs/hapt.yaml", check=False))
+    teacher = {"name": "", "checkpoint": "a", "branch": "fused"}
+    old = {**stored, "model": {**stored["model"], "motion_branch": False},
+           "distill": {**stored["distill"], "relations": {"weight": None, "mask": None}, "teachers": [teacher]}}
+    found = from_dict(old, check=False)
+    assert to_dict(found)["model"] == stored["model"]
+    assert [entry.checkpoint for entry in found.distill.teachers] == ["a"]
+    assert old["model"]["motion_branch"] is False
+    for key, value in (("model", {"motion_branch": True}), ("distill", {"relations": {"weight": 1.0, "mask": None}})):
+        with pytest.raises(UserError, match=rf"{key}\.(motion_branch|relations): unknown key"):
+            from_dict({**stored, key: {**stored[key], **value}}, "old.pth.tar")

@@ -176,7 +176,6 @@ def test_wrong_keys_and_types_inside_records(base: Path, override: str, parts: l
     (["distill.teachers=[{checkpoint: a, cross_fit: 4}]"], ["teacher: checkpoint: a:", "belong together"]),
     (["distill.teachers=[{checkpoint: 'a{part}', cross_fit: 4, config: b.yaml}]"], ["config: b.yaml", "leave config out"]),
     (["distill.teachers=[{checkpoint: 'a{part}', cross_fit: 4}]"], ["distill.outputs", "cross_fit: 4", "use outputs: cache"]),
-    (["distill.teachers=[{checkpoint: a, branch: motion}]"], ["teacher: branch: motion", "set model.motion_branch: true"]),
     (["train_cfg.leave_out=[4, 4]"], ["train_cfg.leave_out", "[4, 4]", "part from 0 to parts - 1"]),
     (["train_cfg.mixup=0.2", "loader.batch_size=1"], ["train_cfg.mixup", "batch_size is 1", "at least 2"]),
     (["train_cfg.mixup=0.2", "distill.mixup=0.3"], ["train_cfg.mixup", "cannot be combined with distill.mixup"]),
@@ -236,7 +235,7 @@ def test_dump_loads_back_equal(base: Path, tmp_path: Path) -> None:
     assert plain["dataset"]["modalities"]["audio"] == {"folder": "./vggish", "dim": 128, "file_prefix": None, "file_ext": ".npy",
                                                        "resample": "linear"}
     assert plain["distill"]["teachers"][0] == {"name": "a", "checkpoint": "ckpt/1:30_{run}", "config": None, "cross_fit": None,
-                                               "branch": "fused", "weights": "ema", "terms": {"cls": 0.1, "stem": 0.0}}
+                                               "weights": "ema", "terms": {"cls": 0.1, "stem": 0.0}}
     assert plain["distill"]["teachers"][1]["checkpoint"] == "007"
 
 

@@ -30,8 +30,6 @@ VARIANTS = {
     "max_pool": {"model": {"branch_type": "max_pool"}},
     "max_pool of conv": {"model": {"branch_type": "max_pool", "backbone_type": "conv"}},
     "gate after the norm": {"model": {"temporal_gate": "post_norm"}},
-    "two branches": {"model": {"motion_branch": True}},
-    "two branches of convnext": {"model": {"motion_branch": True, "backbone_type": "convnext", "block_kernel_size": 5}},
     "fpn": {"model": {"fpn_type": "fpn", "fpn_dim": 12, "head_dim": 20}},
     "fpn of conv": {"model": {"fpn_type": "fpn", "backbone_type": "conv"}},
     "abs_pe": {"model": {"use_abs_pe": True}},

@@ -8,7 +8,7 @@ from typing import NoReturn
 from libs.core.errors import nearest
 from libs.core.schema import PART, Config, DistillConfig
 
-TERMS = ("cls", "offsets", "stem", "pyramid", "inputs", "relations")  # distillation losses
+TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
 Fail = Callable[[str, str], NoReturn]
 
 
@@ -42,9 +42,6 @@ def check_teachers(config: Config, fail: Fail) -> None:
         if teacher.cross_fit is not None and distill.outputs == "online":
             fail("distill.outputs", f"online: teacher {name} has cross_fit: {teacher.cross_fit}, and which of its networks "
                  "teaches depends on the video; use outputs: cache")
-        if teacher.branch == "motion" and not config.model.motion_branch:
-            fail("distill.teachers", f"{name}: branch: motion: the student has no such branch; set model.motion_branch: true, or "
-                 "leave branch out")
         for term in teacher.terms or ():
             if term not in TERMS:
                 fail("distill.teachers", f"{name}: terms: {term!r} is not a term{nearest(term, TERMS)}; use {', '.join(TERMS)}")

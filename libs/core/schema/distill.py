@@ -17,7 +17,6 @@ class TeacherConfig:
     name: str = key("", "name in logs; empty: teacher, or teacher1, teacher2, ...")
     checkpoint: str = key("", "checkpoint file or run folder; {run} stands for the name of the student's run, {part} for a part of cross_fit (required)")
     config: str | None = key(None, "YAML configuration of the teacher; null: the one that its checkpoint holds")
-    branch: Literal["fused", "motion"] = key("fused", "what of a student with model.motion_branch learns from it: its output, or what its heads say of the motion branch alone (a teacher that reads flow alone)")
     cross_fit: int | None = key(None, "so many networks instead of one, trained with train_cfg.leave_out: [{part}, cross_fit]: each teaches the videos that it was not trained on (needs outputs: cache)", low=2)
     weights: Literal["ema", "raw"] = key("ema", "EMA or raw weights")
     terms: dict[str, float] | None = key(None, "factor per term, e.g. {cls: 0.8, offsets: 0.8}, terms that are not named 0; null: 1 for all", low=0)
@@ -72,5 +71,4 @@ class DistillConfig:
     offsets: OffsetTerm = key(OffsetTerm, "offsets")
     stem: FeatureTerm = key(FeatureTerm, "finest backbone feature before the branch")
     pyramid: FeatureTerm = key(FeatureTerm, "features of all FPN levels")
-    relations: FeatureTerm = key(FeatureTerm, "cosine similarities between the time steps of a video, in the finest backbone feature")
     inputs: FeatureTerm = key(FeatureTerm, "input of the backbone: hallucinated against real modalities")

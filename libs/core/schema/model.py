@@ -77,5 +77,4 @@ class ModelConfig:
     hallucinator_dim: int = key(0, "(ours) hidden channels of the bottleneck hallucinator; 0: a quarter of its output", low=0)
     fusion: Literal["none", "gated"] = key("none", "(ours) gated fusion of the first stream with the rest before the embedding")
     assigner: AssignerConfig = key(AssignerConfig, "regression targets of the points")
-    motion_branch: bool = key(False, "(ours) a second backbone of the same kind and width on the same input, fused with the first at every level; a teacher with branch: motion teaches it alone")
     temporal_gate: Literal["none", "published", "post_norm"] = key("none", "(ours) gate over time steps in the identity neck: as published (lengths fixed, no effect behind the norm), or after the norm")

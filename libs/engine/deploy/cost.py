@@ -42,13 +42,12 @@ from libs.utils.tables import format_table
 ROOT = Path(__file__).resolve().parents[3]
 WARMUP = 2
 MOST_STEPS = 10**9  # far beyond any memory; sizes fit into 64 bits
-BACKBONES = ("backbone", "motion_backbone")
 PARTS = {  # part -> modules of the network
     "hallucinator": ("rgb2flow", "hallucinator"),
-    "fusion": ("fusion", "branch_fusion"),
-    "embedding": tuple(f"{backbone}.{part}" for backbone in BACKBONES for part in ("proj", "embd", "embd_norm")),
-    "stem": tuple(f"{backbone}.stem" for backbone in BACKBONES),
-    "branch": tuple(f"{backbone}.branch" for backbone in BACKBONES),
+    "fusion": ("fusion",),
+    "embedding": ("backbone.proj", "backbone.embd", "backbone.embd_norm"),
+    "stem": ("backbone.stem",),
+    "branch": ("backbone.branch",),
     "neck": ("neck",),
     "heads": ("cls_head", "start_head", "end_head", "reg_head"),
 }

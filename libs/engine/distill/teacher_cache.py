@@ -75,7 +75,7 @@ class CachedTeachers:
         self.config = config
         self.cached: list[CachedTeacher] = []
         for t in teachers:
-            compared = {FEATURES[term] for name, term in used if name == t.name and term in FEATURES}
+            compared = {term for name, term in used if name == t.name and term in FEATURES}
             names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if n in compared))
             if t.parts and (features := [n for n in ("stem", "pyramid") if (t.name, n) in used]):
                 raise UserError(f"{config.source}: distill.{features[0]}: compares features with those of {t.name}, whose "

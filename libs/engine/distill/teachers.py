@@ -123,7 +123,7 @@ def _load_network(student: Config, settings: DistillConfig, entry: TeacherConfig
         for module in model.modules():
             if isinstance(module, AffineDropPath):
                 module.train()
-    spec = TeacherSpec(name, entry.terms or {}, model.backbone.width, config.model.fpn_dim, entry.branch)
+    spec = TeacherSpec(name, entry.terms or {}, model.backbone.width, config.model.fpn_dim)
     return Teacher(name, config, checkpoint, entry.weights, model, spec)
 
 

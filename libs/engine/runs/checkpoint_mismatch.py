@@ -14,7 +14,6 @@ LAYERED = ("backbone.", "neck.", "cls_head.", "start_head.", "end_head.", "reg_h
 NAME_RULES = (
     (r"^rgb2flow\.|^hallucinator\.", "model.hallucinator"),
     (r"^fusion\.", "model.fusion"),
-    (r"^(motion_backbone|branch_fusion)\.", "model.motion_branch"),
     (r"^neck\.(seblocks|gates)\.", "model.temporal_gate"),
     (r"^(start|end)_head\.", "model.use_trident_head"),
     (r"^backbone\.branch\.\d+\.downsample\.1\.", "model.downsample_type"),

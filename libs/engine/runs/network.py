@@ -18,7 +18,7 @@ from libs.engine.runs.checkpoint import Checkpoint, fitting_weights, own_config
 from libs.modeling.blocks.sgp import dead_blocks
 from libs.modeling.model import LocPointTransformer, build_model
 
-FIRST_CONV = ("backbone.embd.0.", "motion_backbone.embd.0.")  # their weights have a column per channel of the input
+FIRST_CONV = "backbone.embd.0."  # its weights have a column per channel of the input
 SIZES = "dataset.num_classes, dataset.max_seq_len (with model.use_abs_pe) or the widths in model"
 
 

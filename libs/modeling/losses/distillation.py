@@ -1,8 +1,8 @@
 """Distillation losses: a student's outputs and features compared with those of one or several teachers.
 
 Terms (SPEC section 12): `cls` class logits, `offsets`, `stem` finest backbone feature, `pyramid` features of all FPN levels,
-`inputs` inputs of the backbones (hallucinated against real modalities), `relations` similarities between time steps (ours).  Two
-presets fill in the values that the configuration leaves open: `corrected` (default) and `c2ms`, the published formulae.
+`inputs` inputs of the backbones (hallucinated against real modalities).  Two presets fill in the values that the configuration
+leaves open: `corrected` (default) and `c2ms`, the published formulae.
 
 Every term is a sum divided by a denominator that does not depend on the student, so it can be added up over the micro-batches
 and processes of a step before the forward pass.
@@ -26,7 +26,7 @@ from libs.modeling.model import Features, LevelOutputs
 from libs.modeling.points import PointGrid
 
 EPS = 1e-8
-FEATURES = {"stem": "stem", "pyramid": "pyramid", "inputs": "inputs", "relations": "stem"}  # term -> the feature that it compares
+FEATURES = ("stem", "pyramid", "inputs")  # terms that compare the feature of their name
 
 CORRECTED: dict[str, Any] = {
     "det_weight": 1.0, "weight": 1.0,
@@ -35,7 +35,6 @@ CORRECTED: dict[str, Any] = {
     "stem": {"weight": 0.0, "mask": True},
     "pyramid": {"weight": 0.0, "mask": True},
     "inputs": {"weight": 1.0, "mask": True},
-    "relations": {"weight": 0.0, "mask": True},
 }
 C2MS: dict[str, Any] = {
     "det_weight": 0.4, "weight": 0.6,
@@ -44,7 +43,6 @@ C2MS: dict[str, Any] = {
     "stem": {"weight": 1.0, "mask": False},
     "pyramid": {"weight": 0.0, "mask": False},
     "inputs": {"weight": 1.0, "mask": False},
-    "relations": {"weight": 0.0, "mask": False},
 }
 # published weights per stage: the common weight (lambda, or lambda tau^2) and per teacher the factor of every term
 STRUCTURE = (0.6, ({"stem": 1.0, "offsets": 1.0, "cls": 0.04},))
@@ -68,13 +66,12 @@ class TeacherOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher: its name, the factor of every term (0: off), the widths of its features, what of the student it teaches."""
+    """A teacher: its name, the factor of every term (0: off), the widths of its features."""
 
     name: str
     factors: Mapping[str, float]
     stem_dim: int
     pyramid_dim: int
-    branch: str = "fused"
 
 
 def resolve(config: Config) -> DistillConfig:
@@ -209,24 +206,6 @@ def feature_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: Featur
     return error.sum() / denominator.clamp(min=1.0)
 
 
-def relation_denominator(mask_BT: Tensor, term: FeatureTerm) -> Tensor:
-    """Denominator of `relation_term`, float32 (): the number of pairs of steps, over all videos."""
-    steps_B = mask_BT.sum(1) if term.mask else torch.full_like(mask_BT[:, 0], mask_BT.shape[1], dtype=torch.int64)
-    return steps_B.to(torch.float32).square().sum()
-
-
-def relation_term(student: Tensor, teacher: Tensor, mask_BT: Tensor, term: FeatureTerm, denominator: Tensor) -> Tensor:
-    """Scalar mean over pairs of steps of a video of (cos(s_i, s_j) - cos(t_i, t_j))^2, features (B, T, C) of any two widths.
-
-    Similarity-preserving distillation (Tung and Mori, ICCV 2019), between time steps instead of samples.
-    """
-    own, its = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
-    error = (own @ own.mT - its @ its.mT).square()
-    if term.mask:
-        error = torch.where(mask_BT.unsqueeze(1) & mask_BT.unsqueeze(2), error, 0.0)
-    return error.sum() / denominator.clamp(min=1.0)
-
-
 def _filled(like: Tensor, value: float) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=like.device)
 
@@ -256,7 +235,7 @@ class DistillationLoss(nn.Module):
         """The teachers' outputs without features that no term compares (they are large)."""
         kept = []
         for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
-            compared = {FEATURES[term] for term in self.terms(teacher) if term in FEATURES}
+            compared = {term for term in self.terms(teacher) if term in FEATURES}
             kept.append(TeacherOutputs(t.logits, t.offsets, **{name: getattr(t, name) for name in compared}))
         return kept
 
@@ -272,8 +251,6 @@ class DistillationLoss(nn.Module):
                 elif term == "offsets":
                     weight = offset_weight(t.logits, positive_BP, grid.mask, cfg.offsets)
                     value = sum_of_points(weight, grid.level_sizes, cfg.offsets)
-                elif term == "relations":
-                    value = relation_denominator(mask_BT, cfg.relations)
                 else:
                     value = feature_denominator(getattr(t, term), grid.mask if term == "pyramid" else mask_BT, getattr(cfg, term))
                 found[f"{term}_{teacher.name}"] = value
@@ -288,20 +265,17 @@ class DistillationLoss(nn.Module):
         loss, values = outputs.logits.new_zeros(()), {}
         cfg, mask_BP, sizes = self.settings, outputs.mask, outputs.level_sizes
         for teacher, t in zip(self.teachers, teacher_outputs, strict=True):
-            spoken, seen = (outputs, features) if teacher.branch == "fused" or features.motion is None else features.motion
             for term in self.terms(teacher):
                 name = f"{term}_{teacher.name}"
                 denominator = denominators[name]
                 if term == "cls":
-                    value = class_term(spoken.logits, t.logits, mask_BP, cfg.cls, denominator)
+                    value = class_term(outputs.logits, t.logits, mask_BP, cfg.cls, denominator)
                 elif term == "offsets":
                     weight = offset_weight(t.logits, positive_BP, mask_BP, cfg.offsets)
-                    own = spoken.offsets_at(t.logits.argmax(-1))
+                    own = outputs.offsets_at(t.logits.argmax(-1))
                     value = offset_term(own, t.offsets, weight, sizes, cfg.offsets, denominator)
-                elif term == "relations":
-                    value = relation_term(seen.stem, getattr(t, FEATURES[term]), mask_BT, cfg.relations, denominator)
                 else:
-                    compared = torch.cat(seen.levels, dim=1) if term == "pyramid" else getattr(seen, term)
+                    compared = torch.cat(features.levels, dim=1) if term == "pyramid" else getattr(features, term)
                     own = self._projected(compared, f"{teacher.name}_{term}")
                     mask = mask_BP if term == "pyramid" else mask_BT
                     value = feature_term(own, getattr(t, term), mask, getattr(cfg, term), denominator)

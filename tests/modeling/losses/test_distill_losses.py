@@ -14,7 +14,7 @@ from libs.modeling.model import Features, LevelOutputs, build_model
 from libs.modeling.points import PointGrid
 
 SIZES, K, WIDTH, CHANNELS, TAU = (8, 4, 2), 3, 4, 6, 2.0
-TERMS = ("cls", "offsets", "stem", "pyramid", "inputs", "relations")
+TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")
 LEVELS = [range(8), range(8, 12), range(12, 14)]
 RGB_ONLY = {"modalities": ["rgb"], "hallucinator": "rgb2flow", "hallucinated": ["flow"]}
 STUDENT_READS = {"structure_teacher": {}, "cross_modal": RGB_ONLY, "cross_structure": RGB_ONLY, "multi_teacher": RGB_ONLY}
@@ -313,30 +313,6 @@ def test_half_precision_outputs_give_a_float32_loss():
     assert float(total) == pytest.approx(case.run(loss_of(config_of({})))[0], rel=5e-3)
 
 
-@pytest.mark.parametrize("mask", [True, False])
-def test_relations_compare_similarities_of_steps_across_widths(mask):
-    case, loss = Case((5, 8, 1), seed=6), loss_of(config_of({"relations": {"weight": 1.0, "mask": mask}}), widths=[(7, 4)])
-    B, T = case.mask_BT.shape
-    wide = torch.randn(B, T, 7, generator=torch.Generator().manual_seed(5))
-    case.teachers[0] = case.teachers[0]._replace(stem=wide)
-    own = case.student("stem")
-
-    def cosine(x, y):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return x @ y / np.sqrt((x @ x) * (y @ y))
-    found = [(cosine(own[b, i], own[b, j]) - cosine(wide[b, i], wide[b, j])) ** 2 for b, i, j in np.ndindex(B, T, T)
-             if not mask or (case.mask_BT[b, i] and case.mask_BT[b, j])]
-    assert case.run(loss)[1]["relations_t0"] == pytest.approx(sum(found) / len(found), rel=1e-5)
-    assert not list(loss.parameters())
-
-
-def test_relations_see_no_rotation_of_the_features():
-    case, loss = Case((5, 8)), loss_of(config_of({"relations": {"weight": 1.0}}))
-    turn, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2)))
-    case.teachers[0] = case.teachers[0]._replace(stem=3 * torch.as_tensor(case.features.stem).float() @ turn)
-    assert case.run(loss)[1]["relations_t0"] == pytest.approx(0, abs=1e-10)
-
-
 @pytest.mark.parametrize("preset", ["corrected", "c2ms"])
 def test_defaults_of_the_presets(preset):
     settings = resolve(config_of({"preset": preset}))
@@ -345,7 +321,7 @@ def test_defaults_of_the_presets(preset):
     assert {name: t.mask for name, t in switches.items()} == dict.fromkeys(TERMS, corrected)
     cls = settings.cls
     assert (cls.loss, cls.temperature, cls.focus) == (("sigmoid_kl", 1.0, 1.0) if corrected else ("softmax_kl", TAU, 0.0))
-    weights = (100.0, 1.0, 0.0, 0.0, 1.0, 0.0) if corrected else (1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+    weights = (100.0, 1.0, 0.0, 0.0, 1.0) if corrected else (1.0, 1.0, 1.0, 0.0, 1.0)
     assert {name: t.weight for name, t in switches.items()} == dict(zip(TERMS, weights, strict=True))
     assert (settings.offsets.loss, settings.offsets.points) == (("diou", "confident") if corrected else ("mse", "all"))
     assert {settings.cls.reduction, settings.offsets.reduction} == {"points" if corrected else "levels"}
