@@ -75,8 +75,7 @@ class CachedTeachers:
         self.config = config
         self.cached: list[CachedTeacher] = []
         for t in teachers:
-            compared = {term for name, term in used if name == t.name and term in FEATURES}
-            names = ("logits", "offsets", *(n for n in ("stem", "pyramid", "inputs") if n in compared))
+            names = ("logits", "offsets", *(n for n in FEATURES if (t.name, n) in used))
             if t.parts and (features := [n for n in ("stem", "pyramid") if (t.name, n) in used]):
                 raise UserError(f"{config.source}: distill.{features[0]}: compares features with those of {t.name}, whose "
                                 "networks (cross_fit) each have features of their own; set the weight, or its factor, to 0")
