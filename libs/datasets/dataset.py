@@ -35,7 +35,7 @@ from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, me
 from libs.datasets.survey.parts import read_excluded, training_parts, unlabelled_ids
 from libs.datasets.transforms import random_crop, resize, runs_inside, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
-from libs.utils.evaluation.predictions import GroundTruth
+from libs.utils.evaluation.predictions import Detections, GroundTruth
 
 UNKNOWN_DURATION_S = 1e8
 AGNOSTIC = "action"  # class name of class-agnostic detections
@@ -50,6 +50,7 @@ class TalDataset(VideoDataset):
     model.modalities, and all channels of dataset.feat_folder if that is None too; speed: of whole videos (`Sample.at_speed`).
     Attributes: `videos` (tuple of Video, those with features), `missing_ids` (those without, left out),
     `unreachable_segments` (ground-truth segments in them), `unlabelled_ids` (training videos whose annotations are not used),
+    `pseudo_labels` (Detections that annotate some of these, `annotate`),
     `label_ids` (class name -> id, whole file), `tious`, `empty_classes` (ids without any annotation, where the preset asks for
     them), `preset`.
     Raises UserError for bad annotations, bad features of the streams that are read, an empty subset, labels that do not fit
@@ -88,6 +89,7 @@ class TalDataset(VideoDataset):
         self._check_segments(annotations.path)
         self._check_memory()
         self._warn_about_lengths()
+        self.pseudo_labels = Detections.empty()
         self._kept: FeatureCache | None = None
         self._reader.close()  # workers are forked later and open their own
 
@@ -140,6 +142,15 @@ class TalDataset(VideoDataset):
             out.copy_(self._kept[sample.index][start:stop], non_blocking=out.is_cuda)
         else:
             self._read_file(sample.index, start, stop, out)
+
+    def annotate(self, detections: Detections) -> None:
+        """Take detections, none of length 0, as the annotations of their videos, which count as labelled from now on."""
+        self.pseudo_labels = detections
+        times = np.stack([detections.t_start, detections.t_end], axis=1)
+        rows = {video: detections.video_id == video for video in np.unique(detections.video_id).tolist()}
+        self.videos = tuple(dataclasses.replace(v, segments=times[rows[v.id]], labels=detections.label[rows[v.id]])
+                            if v.id in rows else v for v in self.videos)
+        self.unlabelled_ids = self.unlabelled_ids.difference(rows)
 
     def keep(self, device: torch.device | None = None) -> None:
         """Read every video now and keep it in memory, as loader.cache is set; call it before the loaders are made.

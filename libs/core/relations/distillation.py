@@ -28,6 +28,9 @@ def check_teachers(config: Config, fail: Fail) -> None:
              f"{len(names)} ({', '.join(names)}); correct the list, or leave distill.stage out and set the weights")
     if len(set(names)) < len(names):
         fail("distill.teachers", f"the names {', '.join(names)} are not all different; name each")
+    if distill.pseudo_labels and distill.teachers[0].cross_fit is not None:
+        fail("distill.pseudo_labels", f"{distill.pseudo_labels}: the first teacher, {names[0]}, annotates, but has cross_fit; "
+             "put a teacher of one network first, or use 0")
     for name, teacher in zip(names, distill.teachers, strict=True):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             fail("distill.teachers", f"name: {name!r}: use letters, digits, _ and - only")

@@ -66,6 +66,7 @@ class DistillConfig:
     outputs: Literal["online", "cache"] = key("online", "teacher outputs: computed in every step, or once per whole video and cropped")
     cache_folder: str = key("./ckpt/teacher_cache", "where outputs: cache keeps the teachers' outputs")
     mixup: float = key(0.0, "blend every video with another of its batch, up to this share of it: the teachers see the same blend (needs outputs: online)", low=0, high=0.5)
+    pseudo_labels: float = key(0.0, "annotate videos that have no annotations (unlabelled_split, train_cfg.labelled_share) with the first teacher's best detections, this many times as many per second as the annotated videos have; 0: they train on teacher outputs alone", low=0)
     teacher_droppath: bool = key(False, "let the teachers drop paths as the published program does (for ablations)")
     cls: ClsTerm = key(ClsTerm, "class logits")
     offsets: OffsetTerm = key(OffsetTerm, "offsets")

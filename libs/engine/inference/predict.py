@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -69,11 +69,13 @@ def suppress(candidates: Candidates, config: TestConfig, videos: Sequence[Timeli
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: torch.device,
             progress: Progress = no_progress, world: World = ALONE,
-            collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None) -> Detections:
+            collect: Callable[[Sequence[Sample], LevelOutputs], None] | None = None,
+            wanted: Collection[str] | None = None) -> Detections:
     """Detections of every video of `dataset`, in dataset order, descending score inside a video (as NMS leaves them).
 
     The model is set to evaluation mode and back.  `progress(videos done, of how many)` and `collect(samples, outputs)` are called
     per batch.  `world`: the processes that share the work; each calls this and returns the detections of all videos.
+    `wanted`: only batches with one of these video ids.
     Raises UserError for unusable features, and for a video for which the network's outputs are not finite.
     """
     announce_fallback(device)
@@ -82,7 +84,8 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
     model.eval()
     parts: list[Detections] = []
     done = 0
-    loader = inference_loader(dataset, config, device.type == "cuda", world.rank, world.size)
+    loader = inference_loader(dataset, config, device.type == "cuda", world.rank, world.size, wanted)
+    total = len(dataset) if wanted is None else len(wanted)
     try:
         with matmul_precision(config.test_cfg.precision), low_weights(model, config.test_cfg.precision):
             ahead = ((batch.samples, _run(model, batch.to(device))) for batch in batches(loader))
@@ -94,7 +97,7 @@ def predict(model: nn.Module, dataset: VideoDataset, config: Config, device: tor
                 _refuse_non_finite(finite_B, samples, dataset)
                 parts.append(suppress(candidates, config.test_cfg, [Timeline.of(s) for s in samples]))
                 done += len(samples)
-                progress(min(done * world.size, len(dataset)), len(dataset))
+                progress(min(done * world.size, total), total)
     finally:
         model.train(was_training)
         close(loader)

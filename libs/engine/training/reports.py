@@ -13,9 +13,10 @@ from libs.engine.training.run import TrainingRun
 from libs.engine.training.training_state import save_state
 from libs.modeling.points import range_gaps
 from libs.utils.evaluation.metrics import Scores
-from libs.utils.evaluation.predictions import Detections
+from libs.utils.evaluation.predictions import Detections, write_predictions_json
 from libs.utils.plotting import pixels, video_timeline
 
+PSEUDO_LABELS = "pseudo_labels.json"  # in the run's folder, for distill.pseudo_labels
 SHOWN_VIDEOS = 3  # in TensorBoard
 
 
@@ -32,6 +33,10 @@ def announce(run: TrainingRun, resumed: bool) -> None:
              epochs_text(config), f"{_parameters(run) / 1e6:.2f} M parameters", str(trainer.device)]
     if run.teachers:
         parts.append(f"teachers: {', '.join(t.name for t in run.teachers)}")
+    if len(made := run.train_set.pseudo_labels):
+        parts.append(f"pseudo-labels: {len(made)} with scores from {made.score.min():.3f} on, in {PSEUDO_LABELS}")
+        if trainer.world.is_main:
+            write_predictions_json(run.log.folder / PSEUDO_LABELS, made, run.train_set.label_names)
     if trainer.videos_per_step != config.loader.batch_size:
         parts += [f"{trainer.world.size} process{'es' * (trainer.world.size > 1)}", f"{trainer.videos_per_step} videos per step",
                   f"base learning rate {trainer.schedule.base:g}"]

@@ -28,6 +28,7 @@ from libs.engine.runtime.precision import check_precision
 from libs.engine.runtime.stop_signals import Interruption
 from libs.engine.runtime.world import World
 from libs.engine.training.objective import DetectionObjective, DistillationObjective
+from libs.engine.training.pseudo_labels import annotate
 from libs.engine.training.reports import announce
 from libs.engine.training.run import FitOptions, TrainingRun
 from libs.engine.training.saver import Saver
@@ -58,6 +59,7 @@ def setup(config: Config, folder: Path, device: torch.device, options: FitOption
     if val_set is not None:
         val_set.ground_truth()  # before the work: UserError if there is nothing to score against
         val_set.keep(device)
+    annotate(train_set, config, teachers, device, world)
     loader, sampler = training_loader(train_set, config, pin=device.type == "cuda", teachers=[t.config for t in teachers],
                                       device=device, rank=world.rank, ranks=world.size)
 
