@@ -5,6 +5,7 @@ highest scores of all videos.  So no score is a constant of the configuration: w
 """
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -59,5 +60,6 @@ def _detections(config: Config, teacher: Teacher, wanted: set[str], device: torc
         raise UserError(f"{config.source}: distill.pseudo_labels: teacher {teacher.name} has no features of {absent[0]} "
                         f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or set it to 0")
     progress = bar(len(wanted), f"videos, teacher {teacher.name}")
-    found = predict(teacher.model, dataset, seen, device, progress, world, wanted=wanted)
+    model = copy.deepcopy(teacher.model)  # `predict` leaves all of it in evaluation mode, distill.teacher_droppath does not
+    found = predict(model, dataset, seen, device, progress, world, wanted=wanted)
     return found.take(np.isin(found.video_id, list(wanted)) & (found.t_end > found.t_start))
