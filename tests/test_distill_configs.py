@@ -153,9 +153,9 @@ def test_the_student_and_the_one_that_learns_alone_differ_in_teachers_and_blend(
 def test_scarce_labels_differ_in_the_share_of_labels_and_the_length_of_an_epoch(folder: str) -> None:
     scarce, alone, student = (load_config(ROOT / "configs" / "distill" / folder / f"{stage}.yaml", FOLD.get(folder, []))
                               for stage in ("scarce_student", "scarce_alone", "student"))
-    assert config_diff(student, scarce) == {"train_cfg.labelled_share": (1.0, 0.25)}
-    assert set(config_diff(scarce, alone)) == {"distill.teachers", "distill.mixup", "train_cfg.mixup", "opt.epochs",
-                                               "opt.warmup_epochs"}
+    assert config_diff(student, scarce) == {"train_cfg.labelled_share": (1.0, 0.25), "distill.pseudo_labels": (0.0, 1.0)}
+    assert set(config_diff(scarce, alone)) == {"distill.teachers", "distill.mixup", "distill.pseudo_labels", "train_cfg.mixup",
+                                               "opt.epochs", "opt.warmup_epochs"}
     assert alone.distill.teachers == ()
 
 
