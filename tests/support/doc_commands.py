@@ -20,7 +20,7 @@ from libs.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = re.compile(r"`((?:python|torchrun|make|pip|tensorboard) [^`]+)`")
-WRITTEN = ("configs/my.yaml", "configs/mine.yaml", "data/")  # the reader's own, or what an earlier command writes
+WRITTEN = ("configs/my.yaml", "configs/mine.yaml", "configs/distill/mine", "data/")  # what readers or commands write
 # every program is a function or unknown (PATH is nowhere), so bash parses and expands, and only the words arrive
 RECORDER = r"""
 exec 9>"$RECORD"; PATH=/nowhere
