@@ -15,7 +15,7 @@ ROOMS = {
     "utils": [("files",), ("nms",), ("evaluation",), ("significance",), ("diagnosis",)],
     "engine": [("runtime",), ("runs",), ("distill", "inference", "check"), ("training", "deploy"), ("experiments",)],
     "datasets": [("annotations", "grid", "transforms", "presets"), ("labels",), ("features",),
-                 ("prepare", "convert", "survey", "video"), ("synthetic",), ("sample",), ("dataset",),
+                 ("prepare", "convert", "survey", "video"), ("synthetic",), ("sample",), ("timing",), ("dataset",),
                  ("feature_videos", "corruptions", "ground_truth"), ("loading",)],
     "modeling": [("kernels",), ("blocks",), ("points",), ("backbones", "necks", "heads", "hallucination"), ("model",),
                  ("losses", "decode")],

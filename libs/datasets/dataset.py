@@ -26,13 +26,13 @@ from libs.core.schema import Config, as_tuple
 from libs.core.time_units import refuse_other_unit
 from libs.datasets.annotations import Annotations, Video, load_annotations, without_duplicates
 from libs.datasets.features.cache import FeatureCache, available_memory
-from libs.datasets.features.provenance import VideoTiming, contradictions, read_provenance
 from libs.datasets.features.store import Keys
 from libs.datasets.features.streams import StreamReader
-from libs.datasets.grid import TOLERANCE, is_resampled
+from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
-from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
+from libs.datasets.sample import Extent, Sample, VideoDataset, measure
 from libs.datasets.survey.parts import read_excluded, training_parts, unlabelled_ids
+from libs.datasets.timing import timing_warnings
 from libs.datasets.transforms import random_crop, resize, runs_inside, trim_to_features
 from libs.utils.evaluation.metrics import refuse_empty
 from libs.utils.evaluation.predictions import Detections, GroundTruth
@@ -88,7 +88,8 @@ class TalDataset(VideoDataset):
         self._extents = [self._measured(annotations.path, video) for video in self.videos]
         self._check_segments(annotations.path)
         self._check_memory()
-        self._warn_about_lengths()
+        for text in timing_warnings(self._data, self._where, self.subset, self.videos, self._extents, self._reader.grid_folders):
+            warnings.warn(text, stacklevel=2)
         self.pseudo_labels = Detections.empty()
         self._kept: FeatureCache | None = None
         self._reader.close()  # workers are forked later and open their own
@@ -299,18 +300,14 @@ class TalDataset(VideoDataset):
 
     def _check_segments(self, path: str) -> None:
         """UserError for times in another unit, also where the annotations lack durations, and for training on nothing."""
-        ends = self._ends_s()
-        spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else end for v, end in zip(self.videos, ends, strict=True)}
+        spans = {v.id: v.duration_s if math.isfinite(v.duration_s) else e.end_s
+                 for v, e in zip(self.videos, self._extents, strict=True)}
         refuse_other_unit(path, {v.id: v.segments for v in self.videos}, spans,
                           {v.id: e.grid.fps for v, e in zip(self.videos, self._extents, strict=True)})
         labelled = (video for video in self.videos if video.id not in self.unlabelled_ids)
         if self.training and not self.config.distill.teachers and not any(np.diff(v.segments).any() for v in labelled):
             raise UserError(f"{path}: the {len(self.videos)} videos of {self._where}train_split ({', '.join(self.subset)}) have "
                             "no segment to learn from; annotate them, or choose another subset")
-
-    def _ends_s(self) -> list[float]:
-        """Seconds at which the features of each video end."""
-        return [float(e.grid.grid_to_seconds(np.array(e.length))) for e in self._extents]
 
     def _check_memory(self) -> None:
         """UserError for a video that must be read whole and does not fit into the available memory."""
@@ -323,46 +320,6 @@ class TalDataset(VideoDataset):
             video = self.videos[whole.index(max(whole))]
             raise UserError(f"{self._reader.path(video.id)}: has {max(whole)} feature vectors of {self.channels} channels, "
                             f"{needed / 2**30:.2f} GiB, but {available / 2**30:.2f} GiB of memory are available; split the video")
-
-    def _warn_about_lengths(self) -> None:
-        odd = [e.mismatch for e in self._extents if e.mismatch]
-        if odd:
-            warnings.warn(f"{len(odd)} of {len(self.videos)} videos have features that do not match their duration (first: "
-                          f"{odd[0]}); segments past the last feature are dropped in training", stacklevel=3)
-        where = f"{self._where}subset {', '.join(self.subset)}: "
-        fps = ("dataset.default_fps (null: the fps of the annotations)" if self._data.default_fps is not None
-               else "the fps of the annotations (or set dataset.default_fps)")
-        recorded = self._recorded_otherwise(fps)
-        for text in recorded:
-            warnings.warn(where + text, stacklevel=3)
-        if not recorded and (mismatch := grid_mismatch(self._extents, self._data)):
-            warnings.warn(f"{where}{mismatch}: correct dataset.feat_stride, or {fps}", stacklevel=3)
-        untimed = [(video.segments, end) for video, end in zip(self.videos, self._ends_s(), strict=True)
-                   if not math.isfinite(video.duration_s)]
-        late, count = sum(int((times[:, 0] >= end).sum()) for times, end in untimed), sum(len(times) for times, _ in untimed)
-        if not recorded and late > TOLERANCE * count:
-            warnings.warn(f"{where}{late} of {count} segments of videos without duration begin after the last feature: correct "
-                          f"dataset.feat_stride, or {fps}, or the segments", stacklevel=3)
-        if is_resampled(self._data) and self._data.downsample_rate > 1:
-            warnings.warn(f"{self._where}dataset.downsample_rate: {self._data.downsample_rate} has no effect on resampled "
-                          "features", stacklevel=3)
-
-    def _recorded_otherwise(self, fps_remedy: str) -> list[str]:
-        """Per folder, where its provenance.json contradicts fps, stride or window, which makes every time wrong."""
-        if is_resampled(self._data):
-            return []
-        used = {video.id: VideoTiming(extent.grid.fps, None, self._data.feat_stride, self._data.num_frames)
-                for video, extent in zip(self.videos, self._extents, strict=True)}
-        texts = []
-        for folder in self._reader.grid_folders:
-            provenance = read_provenance(folder)
-            if provenance and (found := contradictions(provenance, used)):
-                vid, (name, ours, theirs) = next(iter(found.items()))
-                remedy = {"fps": f"{fps_remedy}; tools/convert_annotations.py --features takes it from there",
-                          "stride": "dataset.feat_stride"}.get(name, f"dataset.{name}")
-                texts.append(f"{provenance.path} says otherwise of the features of {len(found)} of {len(used)} videos, so times "
-                             f"are off: {name} of {vid!r} is {theirs:g} there and {ours:g} here; correct {remedy}")
-        return texts
 
 
 def _of_subset(config: Config, subset: str) -> Config:

@@ -28,7 +28,8 @@ from libs.datasets.features.store import FeatureStore
 from libs.datasets.features.streams import StreamReader, declared_ranges
 from libs.datasets.grid import is_resampled
 from libs.datasets.presets import get_preset
-from libs.datasets.sample import Extent, Sample, VideoDataset, grid_mismatch, measure
+from libs.datasets.sample import Extent, Sample, VideoDataset, measure
+from libs.datasets.timing import grid_mismatch
 from libs.datasets.transforms import resize
 
 

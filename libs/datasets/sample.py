@@ -18,7 +18,7 @@ from torch import Tensor
 
 from libs.core.errors import UserError
 from libs.core.schema import DatasetConfig
-from libs.datasets.grid import Grid, expected_length, implausible_length, is_resampled, length_ratio, plan_grid
+from libs.datasets.grid import Grid, expected_length, implausible_length, is_resampled, plan_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,11 @@ class Extent:
     expected: int | None = None
     mismatch: str = ""
 
+    @property
+    def end_s(self) -> float:
+        """Seconds at which the features end."""
+        return float(self.grid.grid_to_seconds(np.array(self.length)))
+
 
 def measure(path: str, file_length: int, fps: float, duration_s: float, data: DatasetConfig, remedy: str) -> Extent:
     """Grid and length of a video whose file `path` holds `file_length` vectors; duration_s: inf when unknown.
@@ -85,30 +90,6 @@ def measure(path: str, file_length: int, fps: float, duration_s: float, data: Da
         if implausible_length(file_length, expected):
             mismatch = (f"{path}: has {file_length} feature vectors, but {duration_s:g} s at {fps:g} fps give about {expected}")
     return Extent(file_length, grid, length, None if is_resampled(data) else expected, mismatch)
-
-
-def grid_mismatch(extents: Sequence[Extent], data: DatasetConfig) -> str:
-    """What is off, with the likely true values, if most videos have another length than fps and stride give; '' if they fit."""
-    timed = [(e.file_length, e.expected, e.grid) for e in extents if e.expected is not None]
-    ratio = length_ratio([length for length, _, _ in timed], [expected for _, expected, _ in timed])
-    if ratio is None:
-        return ""
-    # half a step less: on average the last vector ends half a stride before the video does
-    factor = float(np.median([(length - 0.5) / (expected - 0.5) for length, expected, _ in timed]))
-    stride = timed[0][2].stride / data.downsample_rate
-    fps, *others = {grid.fps for _, _, grid in timed}
-    rate, likely = f"{fps:g} fps", f"{_likely(fps * factor)} fps"
-    if others:
-        rate, likely = "their fps", f"fps {factor:.3g} times as high"
-    return (f"{len(timed)} videos have {ratio:.3g} times as many feature vectors (median) as their durations give at {rate}, "
-            f"feat_stride {stride:g} and num_frames {timed[0][2].num_frames:g}, so times are off; feat_stride "
-            f"{_likely(stride / factor)} would fit, or {likely}")
-
-
-def _likely(value: float) -> str:
-    """A stride or an fps as text; a whole number if one is within 2 %."""
-    whole = round(value)
-    return f"{whole}" if abs(value - whole) <= 0.02 * value else f"{value:.3g}"
 
 
 class Named(Protocol):
