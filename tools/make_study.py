@@ -25,16 +25,15 @@ def main() -> None:
     parser.add_argument("--keep", nargs="+", required=True, metavar="STREAM", help="streams that the student reads")
     parser.add_argument("--out", type=some_path, required=True, metavar="FOLDER", help="new folder, e.g. configs/distill/my")
     parser.add_argument("--share", type=share, default=0.25, metavar="S", help="of the teacher's FLOPs for the student (0.25)")
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE",
-                        help="what CONFIG needs to be read, such as fold=1; it is not written")
     args = parser.parse_args()
-    stages = write_study(args.config, args.keep, args.out, args.share, args.set)
+    stages = write_study(args.config, args.keep, args.out, args.share)
     costs = {name: count(config) for name, config in stages.items()}
     rows = [[name, ", ".join(config.model.modalities or config.dataset.modalities or ()), config.total_epochs,
              costs[name].params / 1e6, costs[name].flops / 1e9, 100 * costs[name].flops / costs["teacher"].flops]
             for name, config in stages.items()]
     print(format_table(rows, ["stage", "reads", "epochs", "parameters M", "GFLOP", "% of the teacher's"], digits=3))
-    print(f"written to {args.out}; train and compare them with: python tools/run_distill.py {args.out} --seeds 3")
+    repeats = "--seeds 3" if stages["teacher"].fold is None else "--folds 1 2 3 (those that there are)"
+    print(f"written to {args.out}; train and compare them with: python tools/run_distill.py {args.out} {repeats}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from libs.core.config import BASE, load_config
+from libs.core.config import BASE, FOLD, dump_yaml, load_config
 from libs.core.errors import UserError, nearest
 from libs.core.files import entries, is_folder
 from libs.core.schema import Config, as_tuple
@@ -35,27 +35,31 @@ class Stage(NamedTuple):
     keys: dict[str, Any]
 
 
-def write_study(source: Path, kept: Sequence[str], folder: Path, share: float, overrides: Sequence[str] = ()
-                ) -> dict[str, Config]:
+def write_study(source: Path, kept: Sequence[str], folder: Path, share: float) -> dict[str, Config]:
     """Write the stages of a study of the configuration `source` whose student reads the streams `kept`: name -> configuration.
 
-    `share`: of the teacher's FLOPs that the student may take; `overrides`: keys that the configuration needs besides its file,
-    such as fold=1; they are not written.  Raises UserError for a configuration that cannot be taught so, and for a folder that is
-    not empty; then nothing is written.
+    `share`: of the teacher's FLOPs that the student may take.  Raises UserError for a configuration that cannot be taught so, and
+    for a folder that is not empty; then nothing is written.
     """
-    teacher = load_config(source, overrides)
+    teacher, name = _load(source), folder.resolve().name
     _check(teacher, kept)
     if is_folder(folder) and entries(folder):
         raise UserError(f"{folder}: is not empty; choose another --out, or remove it")
     with tempfile.TemporaryDirectory() as trial:
-        _write(_stages(teacher, source, kept, folder.name, STEP), Path(trial))
+        _write(_stages(teacher, source, kept, name, STEP), Path(trial))
         try:
-            width = _width(teacher, Path(trial) / "student.yaml", share, overrides)
+            width = _width(teacher, Path(trial) / "student.yaml", share)
         except UserError as error:  # what the recipe and the configuration do not allow together
             raise UserError(str(error).replace(trial, str(source))) from error
-    stages = _stages(teacher, source, kept, folder.name, width)
+    stages = _stages(teacher, source, kept, name, width)
     _write(stages, folder)
-    return {s.name: load_config(folder / f"{s.name}.yaml", overrides) for s in stages if not s.name.startswith("_")}
+    return {s.name: _load(folder / f"{s.name}.yaml") for s in stages if not s.name.startswith("_")}
+
+
+def _load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A checked configuration; where texts wait for the number of a fold, of which nothing here depends, that of fold 1."""
+    folds = FOLD in dump_yaml(load_config(path, check=False))
+    return load_config(path, [*overrides, *(["fold=1"] if folds else [])])
 
 
 def _check(config: Config, kept: Sequence[str]) -> None:
@@ -76,14 +80,14 @@ def _check(config: Config, kept: Sequence[str]) -> None:
         raise UserError(f"{config.source}: distill.teachers: is a student's configuration; name that of its teacher")
 
 
-def _width(teacher: Config, student: Path, share: float, overrides: Sequence[str]) -> int:
+def _width(teacher: Config, student: Path, share: float) -> int:
     """The largest multiple of STEP, up to the teacher's width, with which the student takes at most `share` of its FLOPs."""
     whole = count(teacher).flops
     low, high = 0, max(as_tuple(teacher.model.embd_dim)) // STEP
     while low < high:  # FLOPs grow with the width
         middle = (low + high + 1) // 2
         widths = [f"{key}={STEP * middle}" for key in ("model.embd_dim", "model.fpn_dim", "model.head_dim")]
-        fits = count(load_config(student, [*overrides, *widths])).flops <= share * whole
+        fits = count(_load(student, widths)).flops <= share * whole
         low, high = (middle, high) if fits else (low, middle - 1)
     if not low:
         raise UserError(f"--share {share:g}: even a student of width {STEP} takes more of the {whole / 1e9:.3f} GFLOP of "

@@ -21,7 +21,7 @@ OWN = {"output_folder", "loader.num_workers"}  # of the study that was written b
 @pytest.fixture(scope="module")
 def salads(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "mine"
-    write_study(CONFIGS / "salads.yaml", ["rgb"], folder, 0.25, FOLD)
+    write_study(CONFIGS / "salads.yaml", ["rgb"], folder, 0.25)
     return folder
 
 
