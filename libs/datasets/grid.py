@@ -50,6 +50,10 @@ class Grid:
         """Grid units (array or tensor, any shape) -> seconds, same type: (grid * stride + num_frames / 2) / fps (SPEC 44)."""
         return (grid * float(self.stride) + 0.5 * float(self.num_frames)) / float(self.fps)
 
+    def end_s(self, steps: int) -> float:
+        """Seconds at which a video of so many grid steps ends."""
+        return float(self.grid_to_seconds(np.array(steps)))
+
 
 def regular_grid(feat_stride: float, num_frames: float, fps: float, downsample_rate: int = 1) -> Grid:
     """Grid of feature files whose every `downsample_rate`-th vector is read; num_frames is not scaled (SPEC 1)."""

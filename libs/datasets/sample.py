@@ -70,7 +70,7 @@ class Extent:
     @property
     def end_s(self) -> float:
         """Seconds at which the features end."""
-        return float(self.grid.grid_to_seconds(np.array(self.length)))
+        return self.grid.end_s(self.length)
 
 
 def measure(path: str, file_length: int, fps: float, duration_s: float, data: DatasetConfig, remedy: str) -> Extent:

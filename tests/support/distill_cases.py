@@ -31,6 +31,7 @@ from libs.modeling.model import build_model
 CPU = torch.device("cpu")
 MODALITIES = {"rgb": [0, 3], "flow": [3, 6]}
 RGB_ONLY = {"modalities": ["rgb"], "hallucinator": "separable", "hallucinated": ["flow"]}
+MORE = ("t1", "t3")
 EVERY_TERM = {"stem": {"weight": 1.0}, "pyramid": {"weight": 1.0}, "inputs": {"weight": 1.0}}
 SMALL: dict[str, Any] = {
     "dataset": {"modalities": MODALITIES, "max_seq_len": 72, "crop_ratio": None},  # the longest video has 70 steps
@@ -38,6 +39,14 @@ SMALL: dict[str, Any] = {
     "train_cfg": {"dropout": 0.0, "droppath": 0.2},
     "opt": {"epochs": 1, "warmup": False},
 }
+
+
+def move_more(document: dict[str, Any], annotated: bool = False) -> None:
+    """The training videos MORE into a subset of their own, "more", with or without their annotations."""
+    for video in MORE:
+        document["database"][video]["subset"] = "more"
+        if not annotated:
+            del document["database"][video]["annotations"]
 
 
 def two_stream(data: Data, folder: Path, **sections: Any) -> Config:

@@ -10,7 +10,6 @@ at another of dataset.speeds the speed follows (<key>_x0.8).
 """
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -28,12 +27,11 @@ from libs.core.config import to_dict
 from libs.core.errors import UserError
 from libs.core.files import is_file
 from libs.core.schema import Config
-from libs.datasets.dataset import TalDataset
 from libs.datasets.loading.batch import Batch
 from libs.datasets.loading.loader import batches, inference_loader
 from libs.datasets.sample import Sample
 from libs.engine.distill.streams import Columns, input_columns
-from libs.engine.distill.teachers import Teacher, run_unseen
+from libs.engine.distill.teachers import Teacher, run_unseen, training_videos
 from libs.engine.runtime.world import ALONE, World
 from libs.modeling.losses.distillation import FEATURES, TeacherOutputs
 from libs.utils.files.io import write_bytes_atomic, write_json_atomic
@@ -108,17 +106,13 @@ class CachedTeachers:
     def _compute(self, cached: CachedTeacher, speed: float, missing: set[str], device: torch.device, rank: int, ranks: int
                  ) -> int:
         teacher = cached.teacher
-        config = dataclasses.replace(self.config, model=teacher.config.model)  # the teacher's streams and padding
-        dataset = TalDataset(config, config.train_split, training=True, speed=speed)
-        if absent := sorted(missing - {video.id for video in dataset.videos}):
-            raise UserError(f"{config.source}: distill.outputs: cache: teacher {teacher.name} has no features of {absent[0]} "
-                            f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or use "
-                            "outputs: online, which leaves such videos out (dataset.missing: skip)")
+        dataset = training_videos(self.config, teacher, missing, "distill.outputs: cache",
+                                  "use outputs: online, which leaves such videos out (dataset.missing: skip)", speed)
         paths = [str(network.checkpoint.path) for network in teacher.parts or (teacher,)]
         write_json_atomic(cached.folder_of(speed) / "about.json", {"teacher": paths if teacher.parts else paths[0],
                                                                    "weights": teacher.weights, "arrays": list(cached.names)})
         advance, made, seen = bar(-(-len(missing) // ranks), f"videos, teacher {teacher.name}"), 0, 0
-        for batch in batches(inference_loader(dataset, config, rank=rank, ranks=ranks, wanted=missing)):
+        for batch in batches(inference_loader(dataset, dataset.config, rank=rank, ranks=ranks, wanted=missing)):
             seen += len(batch.video_ids)
             advance(seen, max(seen, -(-len(missing) // ranks)))
             wanted = [b for b, v in enumerate(batch.video_ids) if v in missing]

@@ -17,6 +17,7 @@ from libs.core.files import is_file
 from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config, DistillConfig, TeacherConfig
 from libs.datasets.annotations import Annotations, load_annotations
+from libs.datasets.dataset import TalDataset
 from libs.datasets.loading.batch import Batch
 from libs.datasets.loading.padding import padding_of
 from libs.datasets.presets import get_preset
@@ -195,6 +196,19 @@ def _check_classes(student: Config, teacher: Config, where: str) -> None:
         shown = f"{wrong[0]!r} is {there[wrong[0]]} there and {here[wrong[0]]} here" if wrong else "no class name in common"
         raise UserError(f"{where}: dataset.json_file: {other}: other classes than {own}: {shown}; train the teacher on the same "
                         "label ids")
+
+
+def training_videos(config: Config, teacher: Teacher, wanted: Collection[str], asked: str, remedy: str, speed: float = 1.0
+                    ) -> TalDataset:
+    """The training videos of a student's configuration, with the streams and padding of a teacher.
+
+    UserError, with the key `asked` and the remedy, where it has no features of one of the `wanted` videos.
+    """
+    dataset = TalDataset(dataclasses.replace(config, model=teacher.config.model), config.train_split, training=True, speed=speed)
+    if absent := sorted(set(wanted) - {video.id for video in dataset.videos}):
+        raise UserError(f"{config.source}: {asked}: teacher {teacher.name} has no features of {absent[0]} ({len(absent)} of the "
+                        f"videos that the student trains on lack what it reads); add them, or {remedy}")
+    return dataset
 
 
 class OnlineTeachers:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from libs.core.config import BASE, FOLD, dump_yaml, load_config
+from libs.core.config import BASE, FOLD, dump_yaml, load_config, with_overrides
 from libs.core.errors import UserError, nearest
 from libs.core.files import entries, is_folder
 from libs.core.schema import Config, as_tuple
@@ -48,7 +48,7 @@ def write_study(source: Path, kept: Sequence[str], folder: Path, share: float) -
     with tempfile.TemporaryDirectory() as trial:
         _write(_stages(teacher, source, kept, name, STEP), Path(trial))
         try:
-            width = _width(teacher, Path(trial) / "student.yaml", share)
+            width = _width(teacher, _load(Path(trial) / "student.yaml"), share)
         except UserError as error:  # what the recipe and the configuration do not allow together
             raise UserError(str(error).replace(trial, str(source))) from error
     stages = _stages(teacher, source, kept, name, width)
@@ -56,10 +56,9 @@ def write_study(source: Path, kept: Sequence[str], folder: Path, share: float) -
     return {s.name: _load(folder / f"{s.name}.yaml") for s in stages if not s.name.startswith("_")}
 
 
-def _load(path: Path, overrides: Sequence[str] = ()) -> Config:
+def _load(path: Path) -> Config:
     """A checked configuration; where texts wait for the number of a fold, of which nothing here depends, that of fold 1."""
-    folds = FOLD in dump_yaml(load_config(path, check=False))
-    return load_config(path, [*overrides, *(["fold=1"] if folds else [])])
+    return load_config(path, ["fold=1"] if FOLD in dump_yaml(load_config(path, check=False)) else [])
 
 
 def _check(config: Config, kept: Sequence[str]) -> None:
@@ -80,14 +79,14 @@ def _check(config: Config, kept: Sequence[str]) -> None:
         raise UserError(f"{config.source}: distill.teachers: is a student's configuration; name that of its teacher")
 
 
-def _width(teacher: Config, student: Path, share: float) -> int:
+def _width(teacher: Config, student: Config, share: float) -> int:
     """The largest multiple of STEP, up to the teacher's width, with which the student takes at most `share` of its FLOPs."""
     whole = count(teacher).flops
     low, high = 0, max(as_tuple(teacher.model.embd_dim)) // STEP
     while low < high:  # FLOPs grow with the width
         middle = (low + high + 1) // 2
         widths = [f"{key}={STEP * middle}" for key in ("model.embd_dim", "model.fpn_dim", "model.head_dim")]
-        fits = count(_load(student, widths)).flops <= share * whole
+        fits = count(with_overrides(student, widths)).flops <= share * whole
         low, high = (middle, high) if fits else (low, middle - 1)
     if not low:
         raise UserError(f"--share {share:g}: even a student of width {STEP} takes more of the {whole / 1e9:.3f} GFLOP of "

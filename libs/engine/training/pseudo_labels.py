@@ -15,7 +15,7 @@ import torch
 from libs.core.errors import UserError
 from libs.core.schema import Config
 from libs.datasets.dataset import TalDataset
-from libs.engine.distill.teachers import Teacher
+from libs.engine.distill.teachers import Teacher, training_videos
 from libs.engine.inference.predict import predict
 from libs.engine.runtime.world import ALONE, World
 from libs.utils.evaluation.predictions import Detections
@@ -43,7 +43,7 @@ def _expected(dataset: TalDataset, wanted: set[str]) -> float:
     """Actions in the `wanted` videos if they have as many per second as the annotated ones."""
     actions, seconds = 0, {True: 0.0, False: 0.0}
     for sample in map(dataset.sample, range(len(dataset))):
-        seconds[sample.video_id in wanted] += float(sample.grid.grid_to_seconds(np.array(sample.steps)))
+        seconds[sample.video_id in wanted] += sample.grid.end_s(sample.steps)
         actions += len(sample.segments)  # none in wanted videos
     if not actions:
         raise UserError(f"{dataset.config.source}: distill.pseudo_labels: none of the annotated videos of train_split has an "
@@ -53,13 +53,9 @@ def _expected(dataset: TalDataset, wanted: set[str]) -> float:
 
 def _detections(config: Config, teacher: Teacher, wanted: set[str], device: torch.device, world: World) -> Detections:
     """The detections of a teacher in the `wanted` videos of the training split, of positive length."""
-    test = dataclasses.replace(teacher.config.test_cfg, ext_score_file=None)
-    seen = dataclasses.replace(config, model=teacher.config.model, test_cfg=test)  # its streams, padding and NMS
-    dataset = TalDataset(seen, config.train_split, training=True)
-    if absent := sorted(wanted - {video.id for video in dataset.videos}):
-        raise UserError(f"{config.source}: distill.pseudo_labels: teacher {teacher.name} has no features of {absent[0]} "
-                        f"({len(absent)} of the videos that the student trains on lack what it reads); add them, or set it to 0")
+    test = dataclasses.replace(teacher.config.test_cfg, ext_score_file=None)  # its NMS
+    dataset = training_videos(dataclasses.replace(config, test_cfg=test), teacher, wanted, "distill.pseudo_labels", "set it to 0")
     progress = bar(len(wanted), f"videos, teacher {teacher.name}")
     model = copy.deepcopy(teacher.model)  # `predict` leaves all of it in evaluation mode, distill.teacher_droppath does not
-    found = predict(model, dataset, seen, device, progress, world, wanted=wanted)
+    found = predict(model, dataset, dataset.config, device, progress, world, wanted=wanted)
     return found.take(np.isin(found.video_id, list(wanted)) & (found.t_end > found.t_start))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from distill_cases import RGB_ONLY, save_teacher, student, two_stream
+from distill_cases import MORE, RGB_ONLY, move_more, save_teacher, student, two_stream
 from helpers import FPS, NUM_FRAMES, STRIDE, Data, identical, write_data
 from resuming import unplaced
 
@@ -21,7 +21,7 @@ from libs.modeling.losses.distillation import resolve
 from libs.utils.evaluation.predictions import Detections, read_predictions
 
 CPU = torch.device("cpu")
-MORE = ("t1", "t3")  # 23 and 70 steps
+# MORE has 23 and 70 steps
 WITH = {"t0": (40, 4), "t2": (31, 3), "t4": (12, 1), "t5": (33, 3)}  # labelled: steps, actions
 
 
@@ -33,12 +33,7 @@ def seconds(steps: int) -> float:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Data:
     made = write_data(tmp_path_factory.mktemp("data"))
-
-    def move(document):
-        for video in MORE:
-            document["database"][video]["subset"] = "more"
-            del document["database"][video]["annotations"]
-    made.edit(move)
+    made.edit(move_more)
     return made
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from distill_cases import RGB_ONLY, save_teacher, student, two_stream
+from distill_cases import MORE, RGB_ONLY, move_more, save_teacher, student, two_stream
 from helpers import Data, identical, show_every_term, write_data
 from resuming import unplaced
 from steps import detection_losses, losses_of
@@ -22,22 +22,13 @@ from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 CPU = torch.device("cpu")
-MORE = ("t1", "t3")
 STRIDES = (1, 2, 4)
-
-
-def move(document, annotated):
-    """t1 and t3 into a subset of their own."""
-    for video in MORE:
-        document["database"][video]["subset"] = "more"
-        if not annotated:
-            del document["database"][video]["annotations"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Data:
     made = write_data(tmp_path_factory.mktemp("data"))
-    made.edit(lambda document: move(document, annotated=False))
+    made.edit(lambda document: move_more(document))
     return made
 
 
@@ -168,7 +159,7 @@ def test_their_annotations_change_nothing(tmp_path, capsys, outputs):
     for annotated in (False, True):
         folder = tmp_path / str(annotated)
         made = write_data(folder)
-        made.edit(lambda document, annotated=annotated: move(document, annotated))
+        made.edit(lambda document, annotated=annotated: move_more(document, annotated))
         teacher = save_teacher(two_stream(made, folder), folder / "teacher.pth.tar", seed=1)
         sections = {"dataset": {"crop_ratio": [0.6, 0.9], "crop_align": 4}, "distill": {"outputs": outputs}}
         found.append(weights_of(taught(made, folder, teacher, **sections), folder / "run"))
