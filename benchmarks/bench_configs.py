@@ -30,10 +30,10 @@ from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
 
 
-def configuration(path: Path, device: str) -> Config:
+def configuration(path: Path, device: str, *overrides: str) -> Config:
     """The configuration on this device; of the first fold where its dataset has folds."""
     folds = FOLD in load_config(path, check=False).dataset.json_file
-    return load_config(path, [f"devices=[{device}]", *(["fold=1"] if folds else [])])
+    return load_config(path, [f"devices=[{device}]", *(["fold=1"] if folds else []), *overrides])
 
 
 def untrained_teachers(config: Config, path: Path, device: str) -> tuple[Teacher, ...]:
@@ -52,9 +52,9 @@ def untrained_teachers(config: Config, path: Path, device: str) -> tuple[Teacher
         return load_teachers(config, dataclasses.replace(settings, teachers=tuple(entries)), device_of(device))
 
 
-def prepared(path: Path, device: str) -> tuple[Config, Trainer, Batch]:
+def prepared(path: Path, device: str, *overrides: str) -> tuple[Config, Trainer, Batch]:
     """The configuration, a freshly initialised trainer and a batch, of the streams that the student and its teachers read."""
-    config = configuration(path, device)
+    config = configuration(path, device, *overrides)
     teachers = untrained_teachers(config, path, device)
     streams = streams_to_read(config, [teacher.config for teacher in teachers])
     channels = None if streams is None else sum(map(config.modality_dim, streams))

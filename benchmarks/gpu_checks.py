@@ -10,13 +10,19 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import bench_configs
+import bench_extract
 import torch
 import torch.distributed as dist
 from common import device_of, seconds_of
 from gpu_common import EXACT, ROOT, Day, Row, made_batch, made_trainer, ms, program
 from torch import nn
 
+from libs.core.errors import UserError
+from libs.datasets.video.one_video import extract_features
 from libs.engine.runtime.determinism import strict_determinism, use_deterministic_kernels
 from libs.engine.runtime.precision import matmul_precision
 from libs.utils.nms import api as nms
@@ -68,6 +74,44 @@ def golden(day: Day) -> Iterator[Row]:
         yield {"case": path.name.removesuffix("_seed0.npz"), "comparisons": len(counted),
                "failed": sum(not c.passed for c in counted), "largest error / tolerance": worst.error, "of": worst.name,
                "equal": all(c.passed for c in counted)}
+
+
+def distillation(day: Day) -> Iterator[Row]:
+    """Three training steps of students with their teachers, as on the CPU, and the time of a step with and without teachers."""
+    folder = ROOT / "configs" / "distill" / ("demo" if day.tiny else "thumos")
+    fixed = ("train_cfg.dropout=0.0", "train_cfg.droppath=0.0")  # masks are drawn on the device
+    for stage in ("student", "cross_modal", "multi_teacher", "student_alone"):
+        found: dict[str, list[float]] = {}
+        for device in ("cpu", day.device):
+            _, trainer, batch = bench_configs.prepared(folder / f"{stage}.yaml", device, *fixed)
+            found[device] = [trainer.step(batch)["final_loss"].item() for _ in range(3)]
+        seconds = seconds_of(lambda trainer=trainer, batch=batch: trainer.step(batch), batch.feats.device, 2 if day.tiny else 20)
+        error = max(abs(a - b) / abs(a) for a, b in zip(found["cpu"], found[day.device], strict=True))
+        yield {"case": stage, "step_ms": ms(seconds), "loss": found[day.device][-1], "relative to CPU": error,
+               "equal": error <= EXACT}
+
+
+def extraction(day: Day) -> Iterator[Row]:
+    """Features of a clip by networks with random weights: the largest difference from the CPU's, and frames per second."""
+    frames = 20 if day.tiny else 320
+    for case in ("i3d",) if day.tiny else ("i3d", *bench_extract.NETWORKS, "videomae"):
+        folder = day.folder / case
+        folder.mkdir()
+        path = bench_extract.clip(folder / "clip.mp4", frames, (256, 340))
+        short = bench_extract.clip(folder / "short.mp4", 20, (256, 340))
+        try:
+            made = {name: bench_extract.extractor_of(case, str(folder), device, precision) for name, device, precision in
+                    (("cpu", "cpu", "fp32"), ("fp32", day.device, "fp32"), ("bf16", day.device, "bf16"))}
+        except UserError as error:
+            yield {"case": f"{case}: left out ({error})"}
+            continue
+        features = {name: extract_features(short, extractor)[0] for name, extractor in made.items()}
+        largest = abs(features["cpu"]).max()
+        for precision, tolerance in {"fp32": 1e-3, "bf16": 5e-2}.items():
+            error = float(abs(features[precision] - features["cpu"]).max() / largest)
+            seconds = seconds_of(partial(extract_features, path, made[precision]), device_of(day.device), 1)
+            yield {"case": f"{case} {precision}", "frames_per_s": frames / seconds[0],
+                   "largest difference / largest value": error, "equal": error <= tolerance}
 
 
 def repeat(day: Day) -> Iterator[Row]:
@@ -154,6 +198,25 @@ def demo(day: Day) -> Iterator[Row]:
         row = train_and_evaluate(day, "demo", case.replace(" ", "_"), overrides)
         on_cpu = on_cpu if on_cpu is not None else row["mAP_%"]
         yield {"case": case, **row, "equal": abs(row["mAP_%"] - on_cpu) < 4 or day.tiny}
+
+
+def students(day: Day) -> Iterator[Row]:
+    """tools/run_distill.py on the demo, on the CPU and on the device at once: the same mAP within the spread of seeds?"""
+    stages, devices = ("teacher", "student_alone", "student"), {"CPU": "cpu", "device": day.device}
+
+    def run(case: str) -> Row:
+        started, folder = time.perf_counter(), day.folder / case
+        folder.mkdir()  # runs go to ./ckpt
+        program(ROOT / "tools/run_distill.py", ROOT / "configs/distill/demo", "--stages", *stages, "--jobs", 2, "--json",
+                "table.json", "--set", f"devices=[{devices[case]}]", *(("opt.epochs=1",) if day.tiny else ()), folder=folder)
+        rows = json.loads((folder / "table.json").read_text(encoding="utf-8"))["rows"]
+        means = {row["stage"]: row["mean"] for row in rows}
+        return {"case": case, "seconds": time.perf_counter() - started, **{f"{stage}_%": means[stage] for stage in stages}}
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, devices)
+    yield first
+    yield second | {"equal": day.tiny or all(abs(second[f"{stage}_%"] - first[f"{stage}_%"]) < 4 for stage in stages)}
 
 
 def planted(day: Day) -> Iterator[Row]:

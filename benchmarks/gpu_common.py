@@ -84,9 +84,9 @@ def ms(seconds: Sequence[float]) -> float:
     return 1e3 * spread(seconds)[1]
 
 
-def program(*arguments: object, timeout: float = 240, **environment: str) -> str:
-    """Run a program of this repository; its standard output.  RuntimeError with the last lines when it fails."""
-    found = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+def program(*arguments: object, timeout: float = 240, folder: Path = ROOT, **environment: str) -> str:
+    """Run a program of this repository in a folder; its standard output.  RuntimeError with the last lines when it fails."""
+    found = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=timeout,
                            env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, check=False)
     if found.returncode:
         raise RuntimeError(f"{Path(str(arguments[0])).name} ended with code {found.returncode}: {found.stderr[-600:].strip()}")

@@ -37,6 +37,8 @@ PARTS = {  # in order of value
     "golden": Part("fixtures of the reference", gpu_checks.golden, 60),
     "steps": Part("forward passes and training steps", gpu_speed.steps, 90),
     "family": Part("forward passes and training steps of TriDet and TemporalMaxer", gpu_speed.family, 90),
+    "distillation": Part("training steps of students against the CPU", gpu_checks.distillation, 90),
+    "extraction": Part("features of videos against the CPU", gpu_checks.extraction, 90),
     "lengths": Part("steps of new lengths", gpu_speed.lengths, 60),
     "postprocess": Part("decoding and NMS", gpu_speed.postprocess, 30),
     "test_set": Part("the whole test set of THUMOS14's size", gpu_speed.test_set, 60),
@@ -50,6 +52,7 @@ PARTS = {  # in order of value
     "kernels": Part("forms of convolution and attention", gpu_speed.kernels, 60),
     "memory": Part("memory of inference", gpu_speed.memory, 30),
     "demo": Part("the demo trained and evaluated", gpu_checks.demo, 200),
+    "students": Part("the demo's teacher and students trained and evaluated", gpu_checks.students, 240),
     "compiled": Part("torch.compile", gpu_speed.compiled, 150),
 }
 SHORTEST_S = 10.0  # a part with less time left is not started

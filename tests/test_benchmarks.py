@@ -372,7 +372,7 @@ def test_parallel_training(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_gpu_day_on_the_cpu(tmp_path):
-    parts = ["nms", "golden", "family", "lengths", "nccl", "repeat"]
+    parts = ["nms", "golden", "family", "distillation", "lengths", "nccl", "repeat"]
     run = subprocess.run([sys.executable, str(FOLDER / "gpu_day.py"), "--device", "cpu", "--tiny", "--only", *parts, "--json",
                           str(tmp_path / "day.json")], capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
