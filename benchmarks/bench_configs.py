@@ -25,6 +25,7 @@ from libs.datasets.loading.batch import Batch
 from libs.engine.distill.streams import streams_to_read
 from libs.engine.distill.teachers import RUN, Teacher, load_teachers
 from libs.engine.runs.checkpoint import save_checkpoint
+from libs.engine.runtime.determinism import seed_everything
 from libs.engine.training.trainer import Trainer
 from libs.modeling.losses.distillation import resolve
 from libs.modeling.model import build_model
@@ -37,8 +38,9 @@ def configuration(path: Path, device: str, *overrides: str) -> Config:
 
 
 def untrained_teachers(config: Config, path: Path, device: str) -> tuple[Teacher, ...]:
-    """Networks of the stages that the teachers' checkpoints name, as they are initialised."""
+    """Networks of the stages that the teachers' checkpoints name, as they are initialised, the same in every call."""
     settings, entries = resolve(config), []
+    seed_everything(0)
     if settings.teachers and settings.outputs == "cache":
         raise UserError(f"{path}: distill.outputs: cache: what a step costs depends on the data; measure it with online teachers "
                         "(set distill.outputs: online)")

@@ -81,14 +81,13 @@ def distillation(day: Day) -> Iterator[Row]:
     folder = ROOT / "configs" / "distill" / ("demo" if day.tiny else "thumos")
     fixed = ("train_cfg.dropout=0.0", "train_cfg.droppath=0.0")  # masks are drawn on the device
     for stage in ("student", "cross_modal", "multi_teacher", "student_alone"):
-        found: dict[str, list[float]] = {}
+        losses: list[list[float]] = []
         for device in ("cpu", day.device):
             _, trainer, batch = bench_configs.prepared(folder / f"{stage}.yaml", device, *fixed)
-            found[device] = [trainer.step(batch)["final_loss"].item() for _ in range(3)]
+            losses.append([trainer.step(batch)["final_loss"].item() for _ in range(3)])
         seconds = seconds_of(lambda trainer=trainer, batch=batch: trainer.step(batch), batch.feats.device, 2 if day.tiny else 20)
-        error = max(abs(a - b) / abs(a) for a, b in zip(found["cpu"], found[day.device], strict=True))
-        yield {"case": stage, "step_ms": ms(seconds), "loss": found[day.device][-1], "relative to CPU": error,
-               "equal": error <= EXACT}
+        error = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+        yield {"case": stage, "step_ms": ms(seconds), "loss": losses[-1][-1], "relative to CPU": error, "equal": error <= EXACT}
 
 
 def extraction(day: Day) -> Iterator[Row]:

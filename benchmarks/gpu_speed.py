@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from libs.core.config import load_config
 from libs.core.schema import Config
 from libs.engine.runtime.precision import low_weights, matmul_precision
+from libs.engine.training.cuda_graphs import graphs_hint
 from libs.engine.training.trainer import Trainer
 from libs.modeling.kernels import conv1d
 from libs.modeling.kernels.band_attention import band_attention, plain_attention
@@ -42,12 +43,13 @@ def family(day: Day) -> Iterator[Row]:
 
 
 def steps_of(day: Day, name: str, configured: Callable[..., Config]) -> Iterator[Row]:
-    """Forward passes and training steps in every precision, with and without CUDA graphs; losses against float32.
-
-    configured(*overrides): the configuration."""
-    kinds = [("fp32", False), ("tf32", False), ("bf16", False), ("fp32", True), ("tf32", True), ("bf16", True)]
+    """Forward passes and training steps in every precision, also with CUDA graphs where a step can be recorded; losses against
+    float32.  configured(*overrides): the configuration."""
+    kinds = [(precision, False) for precision in (("fp32", "tf32", "bf16") if day.on_gpu else ("fp32", "bf16"))]
+    if graphs_hint(configured(), device_of(day.device), 1):
+        kinds += [(precision, True) for precision, _ in kinds]
     plain: list[float] = []
-    for precision, graphs in kinds if day.on_gpu else kinds[:3:2]:
+    for precision, graphs in kinds:
         config = configured(f"train_cfg.precision={precision}", f"test_cfg.precision={precision}",
                             f"train_cfg.cuda_graphs={str(graphs).lower()}", "train_cfg.dropout=0.0", "train_cfg.droppath=0.0")
         row = one_step(config, device_of(day.device), 3 if day.tiny else 20, forward=not graphs)

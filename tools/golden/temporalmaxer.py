@@ -45,8 +45,8 @@ def _matches(name: str, outputs: LevelOutputs, segments: Tensor, labels: Tensor,
     """The segments whose classes the points of one video get, as the assigner and `assign_targets` find them."""
     lengths = eligible_lengths(outputs.points, segments, present, "radius", config.center_radius)
     matched = sharing(lengths, lengths.min(2).values)[0] & outputs.mask[0, :, None]
-    classes = assign_targets(outputs.points, segments, torch.arange(labels.shape[1])[None], present, labels.shape[1], "radius",
-                             config.center_radius).classes[0]  # one class per segment
+    own = torch.arange(labels.shape[1], device=labels.device)[None]  # one class per segment
+    classes = assign_targets(outputs.points, segments, own, present, labels.shape[1], "radius", config.center_radius).classes[0]
     both = torch.stack([matched, (classes > 0) & outputs.mask[0, :, None]])
     return compare(f"{name} matches", both.to(torch.uint8), np.stack([want, want]))
 

@@ -151,6 +151,6 @@ def test_gpu_equals_cpu(built, kind, n):
     segments, scores, _ = (t.cuda() for t in candidates(kind, n, seed=n))
     with torch.cuda.stream(side), nms.using(library):
         side.wait_stream(torch.cuda.default_stream())
-        kept = nms.hard_nms(segments, scores, 0.5)
+        kept = nms.hard_nms(segments, scores, 0.5).cpu()  # in the stream that computes it
     with nms.using("torch fallback"):
-        assert torch.equal(kept.cpu(), nms.hard_nms(segments.cpu(), scores.cpu(), 0.5))
+        assert torch.equal(kept, nms.hard_nms(segments.cpu(), scores.cpu(), 0.5))
