@@ -45,7 +45,7 @@ product (2304 x 2048) @ (2048 x 2048) on the same machine: 44 to 47 ms where no 
 "Ratio" is the reference's G over ours. The machines had 24 GB and numpy 2.4.6.
 
 Not measured: real I3D features of THUMOS14 (they cannot be shipped, so the published 66.83 is not reproduced here); on a GPU \
-whole epochs, torch.compile, more than one GPU, and decoding and NMS alone. What ran on one: "on a GPU" below.
+torch.compile, more than one GPU, and whole distillation chains. What ran on one: "on a GPU" below.
 """
 
 
