@@ -6,7 +6,7 @@
     dump_yaml / dump_text / to_dict / config_diff      a resolved configuration as YAML, text, dict or differences
 
 Every error is a `UserError` with the file, the dotted key, the value and the remedy.  `libs.core.schema` declares the keys with
-their types and defaults; `libs.core.checks` checks the relations between keys.
+their types and defaults; `libs.core.relations` checks the relations between keys.
 
 Why not pydantic: a trial on the sections dataset, opt and distill would have shortened libs/core by 5 % at most.  Layers, the
 origin of every value, relations between keys and the documentation remain our code, and pydantic's errors (one per type of a
@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from libs.core.checks import check_relations, check_trainable
 from libs.core.coerce import coerce, field_types, is_record
 from libs.core.errors import UserError, nearest, shown
 from libs.core.files import read_text
 from libs.core.gone import without_gone
 from libs.core.published import ELSEWHERE, in_our_terms
+from libs.core.relations.checks import check_relations, check_trainable
 from libs.core.schema import Config
 from libs.core.yaml_text import dump, parse
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from config_files import message, small
 
-from libs.core.checks import check_trainable, max_div_factor
 from libs.core.config import from_dict, load_config, to_dict, with_overrides
 from libs.core.errors import UserError
+from libs.core.relations.checks import check_trainable
+from libs.core.relations.network import max_div_factor
 from libs.core.schema import Config
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from libs.core.checks import check_relations
 from libs.core.coerce import FrozenDict
 from libs.core.config import config_diff, dump_yaml, from_dict, load_config, to_dict
 from libs.core.errors import UserError
+from libs.core.relations.checks import check_relations
 from libs.core.relations.distillation import teacher_names
 from libs.core.schema import Config, FolderModality, TeacherConfig
 from libs.engine.distill.teachers import with_run_name

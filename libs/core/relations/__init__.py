@@ -1,1 +1,1 @@
-"""Relations between configuration keys, by section (see libs/core/checks.py)."""
+"""Relations between configuration keys, by section; `checks` runs them all."""

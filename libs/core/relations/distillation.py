@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NoReturn
 
 from libs.core.errors import nearest
+from libs.core.relations.fail import Fail
 from libs.core.schema import PART, Config, DistillConfig
 
 TERMS = ("cls", "offsets", "stem", "pyramid", "inputs")  # distillation losses
-Fail = Callable[[str, str], NoReturn]
 
 
 def check_teachers(config: Config, fail: Fail) -> None:

@@ -1,6 +1,6 @@
 """All configuration keys: type, default and one-line meaning.  Defaults are the published ones.
 
-One file per group of sections.  `libs.core.config` reads YAML into these frozen dataclasses; `libs.core.checks` checks
+One file per group of sections.  `libs.core.config` reads YAML into these frozen dataclasses; `libs.core.relations` checks
 relations between keys.  Keys marked "(ours)" do not exist in the published configuration; their defaults keep the published
 behaviour unless noted otherwise.
 """

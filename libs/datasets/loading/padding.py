@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from libs.core.checks import max_div_factor
 from libs.core.relations.distillation import TERMS
+from libs.core.relations.network import max_div_factor
 from libs.core.schema import Config
 
 BF16_MULTIPLE = 256  # of evaluation: bf16 kernels are built per length, which takes longer than the padding

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from libs.core.checks import repeated_folder
 from libs.core.config import load_config
 from libs.core.errors import UserError
 from libs.core.problems import Problems
+from libs.core.relations.data import repeated_folder
 from libs.core.schema import Config, as_tuple
 from libs.core.time_units import FAR_OUTSIDE, LEAST_VIDEOS, REMEDIES, other_units
 from libs.datasets.annotations import Annotations, Video, load_annotations

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from libs.core.checks import check_relations
 from libs.core.config import from_dict, to_dict
 from libs.core.devices import resolve_device
 from libs.core.errors import UserError
 from libs.core.files import system_text
+from libs.core.relations.checks import check_relations
 from libs.core.schema import Config
 from libs.datasets.features.cache import available_memory
 from libs.engine.runtime.machine import this_machine

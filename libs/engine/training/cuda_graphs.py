@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.core.checks import check_relations
 from libs.core.errors import UserError
+from libs.core.relations.checks import check_relations
 from libs.core.schema import Config
 from libs.datasets.loading.batch import Batch
 from libs.modeling.losses.detection import Losses

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from libs.core.checks import check_trainable
 from libs.core.errors import UserError
+from libs.core.relations.checks import check_trainable
 from libs.core.schema import Config
 from libs.datasets.loading.batch import Batch
 from libs.engine.runtime.precision import matmul_precision

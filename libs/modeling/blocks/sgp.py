@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from libs.core.checks import SGP_GROUPS
+from libs.core.relations.network import SGP_GROUPS
 from libs.core.schema import ModelConfig
 from libs.modeling.blocks.layers import GELU, AffineDropPath, GroupNorm, LayerNorm, TimeConv
 from libs.modeling.blocks.pooling import max_pool_time

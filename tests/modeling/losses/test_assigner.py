@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import tiny_config
 
-from libs.core.checks import check_trainable
 from libs.core.errors import UserError
+from libs.core.relations.checks import check_trainable
 from libs.core.schema import AssignerConfig
 from libs.datasets.loading.batch import Batch
 from libs.engine.training.objective import DetectionObjective
