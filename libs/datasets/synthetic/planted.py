@@ -48,7 +48,9 @@ class Difficulty:
     decoys: float = 0.5  # share of the distractors that look like an action in rgb
 
 
-PRESETS = {"classic": Difficulty(), "gap": Difficulty(rgb_strength=16.0, flow_strength=2.35, faint=0.195, alike=0, decoys=0.0)}
+PRESETS = {"classic": Difficulty(),
+           "strong_flow": Difficulty(rgb_strength=16.0, flow_strength=2.35, faint=0.195, alike=0, decoys=0.0),
+           "gap": Difficulty(rgb_strength=22.0, flow_strength=1.85, faint=0.16, alike=0, decoys=0.0)}
 
 
 @dataclass(frozen=True)
