@@ -5,8 +5,8 @@ The signal: libs/datasets/synthetic/planted.py.
     python tools/make_planted.py --out data/planted --rgb-dim 64 --flow-dim 64 --train 40 --test 40
     python tools/make_planted.py --out data/planted_world1 --preset gap --seed 1 --rgb-dim 64 --flow-dim 64 --train 40 --test 40
 
-A preset sets the options of the signal (--strength to --hard) that are not given.  With `classic`, the default, every seed has the
-same videos; with the others a seed is a world of its own, with other features and other videos.
+A preset sets the options of the signal (--strength to --hard) that are not given.  With `classic`, the default, every seed has
+the same videos; with the others a seed is a world of its own, with other features and other videos.
 
 Writes OUT/annotations/thumos14.json (the chosen videos), OUT/i3d_features/<video>.npy, float32 (T, rgb + flow), and
 OUT/planted_manifest.json (arguments, shape and sha256 of every file).
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--flow-dim", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="classic",
-                        help="classic: RGB far below both; gap: the published differences; strong_flow: flow level with both (classic)")
+                        help="classic: RGB far below both; gap: as published; strong_flow: flow level with both (classic)")
     parser.add_argument("--strength", type=float, help="action evidence (1)")
     parser.add_argument("--rgb-strength", type=float, help="extra factor on the RGB evidence only (preset)")
     parser.add_argument("--flow-strength", type=float, help="extra factor on the flow evidence only (preset)")

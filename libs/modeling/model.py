@@ -124,9 +124,9 @@ class LocPointTransformer(nn.Module):
         """The features after input noise, modality dropout and dropout, followed by the hallucinated streams."""
         if feats_BTC.shape[1] % self.coarsest_stride:
             raise ValueError(f"{feats_BTC.shape[1]} steps are not a multiple of the coarsest stride {self.coarsest_stride}")
-        if self.training and self.input_noise > 0:  # drawn on the CPU, in the published layout and order (SPEC_FAMILY F14)
+        if self.training and self.input_noise > 0:  # drawn in the published layout and order (SPEC_FAMILY F14)
             B, T, C = feats_BTC.shape
-            feats_BTC = feats_BTC + self.input_noise * torch.randn(B, C, T).transpose(1, 2).to(feats_BTC.device)
+            feats_BTC = feats_BTC + self.input_noise * torch.randn(B, C, T, device=feats_BTC.device).transpose(1, 2)
         if self.modality_dropout is not None:
             feats_BTC = self.modality_dropout(feats_BTC)
         if self.training and self.input_dropout.p > 0:

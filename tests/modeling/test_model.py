@@ -170,6 +170,15 @@ def test_input_noise_is_drawn_in_training_alone_and_reaches_padding():
     assert torch.equal(seen[1], x)
 
 
+def test_input_noise_is_drawn_on_the_device_of_the_features(monkeypatch):
+    config, _ = network(model={"input_noise": 0.5})
+    model = build_model(config).to("meta").train()
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: drawn.append(options["device"]) or randn(*shape, **options))
+    model._streams(torch.zeros(2, 48, 6, device="meta"), torch.ones(2, 48, dtype=torch.bool, device="meta"))
+    assert drawn == [torch.device("meta")]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_state_dict_round_trip(name):
     config, model = network(**VARIANTS[name])

@@ -211,7 +211,7 @@ def _stored_noise(data: dict[str, np.ndarray], config: Config) -> contextlib.Abs
     if "train/noise" not in data:
         return contextlib.nullcontext()
     drawn = torch.from_numpy(data["train/noise"]) / config.model.input_noise
-    return mock.patch.object(torch, "randn", lambda *shape: drawn.view(shape))
+    return mock.patch.object(torch, "randn", lambda *shape, device: drawn.view(shape).to(device))
 
 
 def _check_pairs(data: dict[str, np.ndarray], config: Config, part: PreparedBatch, model: LocPointTransformer) -> list[Check]:

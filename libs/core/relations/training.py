@@ -24,7 +24,7 @@ def check_training(config: Config, fail: Fail) -> None:
     data, train = config.dataset, config.train_cfg
     if train.cuda_graphs and config.distill.teachers:
         fail("train_cfg.cuda_graphs", "true cannot record teacher outputs; set it to false, or train without distill.teachers")
-    for key, off in (("use_trident_head", False), ("input_noise", 0.0)):  # pairs differ in number, noise comes from the CPU
+    for key, off in (("use_trident_head", False), ("input_noise", 0.0)):  # pairs differ in number; noise was never tried
         if train.cuda_graphs and getattr(config.model, key) != off:
             fail("train_cfg.cuda_graphs", f"true cannot record steps with model.{key}; set it to false")
     if train.leave_out is not None and not train.leave_out[0] < train.leave_out[1] > 1:
