@@ -77,7 +77,7 @@ def golden(day: Day) -> Iterator[Row]:
 
 
 def distillation(day: Day) -> Iterator[Row]:
-    """Three training steps of students with their teachers, as on the CPU, and the time of a step with and without teachers."""
+    """Losses of three training steps of students with their teachers beside those of the CPU, and the time of a step."""
     folder = ROOT / "configs" / "distill" / ("demo" if day.tiny else "thumos")
     fixed = ("train_cfg.dropout=0.0", "train_cfg.droppath=0.0")  # masks are drawn on the device
     for stage in ("student", "cross_modal", "multi_teacher", "student_alone"):
@@ -96,9 +96,9 @@ def extraction(day: Day) -> Iterator[Row]:
     for case in ("i3d",) if day.tiny else ("i3d", *bench_extract.NETWORKS, "videomae"):
         folder = day.folder / case
         folder.mkdir()
-        path = bench_extract.clip(folder / "clip.mp4", frames, (256, 340))
-        short = bench_extract.clip(folder / "short.mp4", 20, (256, 340))
         try:
+            path = bench_extract.clip(folder / "clip.mp4", frames, (256, 340))
+            short = bench_extract.clip(folder / "short.mp4", 20, (256, 340))
             made = {name: bench_extract.extractor_of(case, str(folder), device, precision) for name, device, precision in
                     (("cpu", "cpu", "fp32"), ("fp32", day.device, "fp32"), ("bf16", day.device, "bf16"))}
         except UserError as error:
