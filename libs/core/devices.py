@@ -1,30 +1,11 @@
-"""The configuration key `devices`: its valid values, and the device of each process; what a CPU can do."""
+"""The device of each process, from the configuration key `devices`; what a CPU can do."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from libs.core.errors import UserError, nearest, note
+from libs.core.errors import UserError, note
 from libs.core.files import system_text
 from libs.core.schema import Config
-
-DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
-
-
-def check_devices(config: Config, fail: Callable[[str, str], object]) -> None:
-    """Call `fail(key, message)` for the first invalid entry of `devices`."""
-    devices = config.devices
-    if not devices:
-        fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
-    for device in devices:
-        if not DEVICE.fullmatch(device):
-            guess = nearest(device, ("cpu", "auto", "cuda:0"))
-            fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
-        if len(devices) > 1 and not device.startswith("cuda:"):
-            fail("devices", f"{device!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
-                 "CPU torchrun --nproc_per_node alone sets the number of processes")
-    if len(devices) > 1 and len({int(d[5:]) for d in devices}) < len(devices):
-        fail("devices", f"{list(devices)} names a GPU twice; every process needs its own")
 
 
 def resolve_device(config: Config, process: int = 0, processes: int = 1) -> str:

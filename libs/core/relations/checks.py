@@ -5,14 +5,13 @@ hold them, by section.
 """
 from __future__ import annotations
 
-from libs.core.devices import check_devices
 from libs.core.relations import data, network, training
 from libs.core.relations.distillation import check_distillation, check_teachers
 from libs.core.relations.fail import Where, fail_at
 from libs.core.schema import Config
 
 IN_ORDER = (
-    data.check_paths, data.check_subsets, check_devices, data.check_channels, data.check_modalities,
+    data.check_paths, data.check_subsets, training.check_devices, data.check_channels, data.check_modalities,
     data.check_dropped_modalities, network.check_hallucination, network.check_widths, network.check_blocks,
     network.check_pooler, network.check_neck_norm, network.check_assigner, network.check_attention, network.check_levels,
     training.check_loader, training.check_training, training.check_schedule, check_teachers, check_distillation)

@@ -1,10 +1,30 @@
-"""Relations between the keys of the sections loader, train_cfg and opt."""
+"""Relations between the keys of the sections loader, train_cfg and opt, and the key devices."""
 from __future__ import annotations
 
 import itertools
+import re
 
+from libs.core.errors import nearest
 from libs.core.relations.fail import Fail
 from libs.core.schema import Config
+
+DEVICE = re.compile(r"cpu|auto|cuda(:[0-9]+)?")
+
+
+def check_devices(config: Config, fail: Fail) -> None:
+    """The entries of `devices`."""
+    devices = config.devices
+    if not devices:
+        fail("devices", "is empty; choose one: cpu, auto, cuda or cuda:N")
+    for device in devices:
+        if not DEVICE.fullmatch(device):
+            guess = nearest(device, ("cpu", "auto", "cuda:0"))
+            fail("devices", f"{device!r} is not a device{guess}; use cpu, auto, cuda or cuda:N")
+        if len(devices) > 1 and not device.startswith("cuda:"):
+            fail("devices", f"{device!r} in a list of several; a list names one GPU per process, e.g. [cuda:0, cuda:1]; on the "
+                 "CPU torchrun --nproc_per_node alone sets the number of processes")
+    if len(devices) > 1 and len({int(d[5:]) for d in devices}) < len(devices):
+        fail("devices", f"{list(devices)} names a GPU twice; every process needs its own")
 
 
 def check_loader(config: Config, fail: Fail) -> None:
