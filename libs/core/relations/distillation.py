@@ -67,6 +67,9 @@ def check_distillation(config: Config, fail: Fail) -> None:
     if distill.mixup:
         fail("distill.mixup", f"{distill.mixup}: teacher outputs of blended videos cannot be cached; use distill.outputs: "
              "online, or mixup: 0")
+    if config.train_cfg.swap_actions:
+        fail("train_cfg.swap_actions", f"{config.train_cfg.swap_actions:g}: teacher outputs of swapped actions cannot be cached; "
+             "use distill.outputs: online, or swap_actions: 0")
     if distill.teacher_droppath:
         fail("distill.teacher_droppath", "the outputs of a teacher that drops paths differ in every step and cannot be cached; "
              "use distill.outputs: online")

@@ -58,8 +58,9 @@ def check_training(config: Config, fail: Fail) -> None:
                       ("model.assigner.type: cost", config.model.assigner.type == "cost")):
         if train.mixup and used:
             fail("train_cfg.mixup", f"{train.mixup:g} cannot be combined with {key}; switch one of the two off")
-    if train.cuda_graphs and train.frame_drop.probability > 0:  # runs differ in every step
-        fail("train_cfg.cuda_graphs", "true cannot record steps with train_cfg.frame_drop; set it to false")
+    for key, used in (("frame_drop", train.frame_drop.probability > 0), ("swap_actions", train.swap_actions > 0)):
+        if train.cuda_graphs and used:  # what is replaced differs in every step
+            fail("train_cfg.cuda_graphs", f"true cannot record steps with train_cfg.{key}; set it to false")
     if train.frame_drop.fill == "other" and config.loader.batch_size == 1:
         fail("train_cfg.frame_drop.fill", "other takes vectors of another video of the batch, but loader.batch_size is 1; use at "
              "least 2, or fill: zeros")

@@ -34,6 +34,7 @@ class TrainConfig:
     input_dropout: float = key(0.0, "(ours) channel-wise dropout of input features", low=0, high=0.95)
     modality_dropout: float = key(0.0, "(ours) probability that a training video loses some of the network's streams (model.modalities), set to zero; never all of them", low=0, high=1)
     mixup: float = key(0.0, "(ours) mixup: every video is blended with another of its batch and learns the annotations and teacher outputs of both, by their shares, which are drawn from Beta(mixup, mixup), e.g. 0.2; 0: off", low=0, high=100)
+    swap_actions: float = key(0.0, "(ours) probability, of every training action that overlaps no other, that its features are replaced by those of an action of its class in the next video of the batch, stretched to its length; teachers see the same; 0: off", low=0, high=1)
     frame_drop: FrameDropConfig = key(FrameDropConfig, "feature vectors inside actions that are hidden in training")
     consistency: float = key(0.0, "(ours) weight of the consistency loss at positive points: between the predictions for the features with frame_drop and those for the features as they are, which are a fixed target; costs a forward pass; 0: off", low=0)
     labelled_share: float = key(1.0, "(ours) share of the training videos whose annotations are used (chosen by a hash of their ids); the others train on teacher outputs alone, and are left out without teachers", above=0, high=1)

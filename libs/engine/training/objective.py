@@ -22,6 +22,7 @@ from libs.datasets.loading.batch import Batch
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher
+from libs.engine.training.mixing import blend, rolled, swap_actions
 from libs.modeling.losses.assigner import by_cost
 from libs.modeling.losses.detection import Denominators, DetectionLoss, Losses, consistency_losses
 from libs.modeling.losses.distillation import DistillationLoss, TeacherOutputs
@@ -55,6 +56,7 @@ class DetectionObjective(nn.Module):
         self.model = model
         self.criterion = DetectionLoss(config, all_reduce)
         self.assigner, self.mixup = config.model.assigner, config.train_cfg.mixup
+        self.swapped = config.train_cfg.swap_actions
         self.frame_drop, self.consistency = config.train_cfg.frame_drop, config.train_cfg.consistency
 
     @torch.no_grad()
@@ -63,8 +65,11 @@ class DetectionObjective(nn.Module):
 
         With train_cfg.mixup, in training: s x + (1 - s) x', x' the next video of the batch, with the loss s L(x) + (1 - s) L(x')
         of both videos' targets, one s per batch from Beta(mixup, mixup), drawn on the CPU (Zhang et al. 2018).  The targets of
-        x' count at the valid steps of both.  With train_cfg.frame_drop the runs of x are hidden, after all else.
+        x' count at the valid steps of both.  Actions are swapped before that (train_cfg.swap_actions), and runs hidden after it
+        (train_cfg.frame_drop).
         """
+        if self.swapped > 0 and self.training:
+            batch = swap_actions(batch, self.swapped)
         if not (self.mixup > 0 and self.training):
             return self._hide(self._prepare(batch, batch))
         other, share = rolled(batch), float(torch.distributions.Beta(self.mixup, self.mixup).sample())
@@ -237,23 +242,6 @@ def _labelled_only(mask_BP: Tensor, batch: Batch) -> Tensor:
     if all(labelled):
         return mask_BP
     return mask_BP & torch.tensor(labelled).to(mask_BP.device, non_blocking=True).unsqueeze(1)
-
-
-def rolled(batch: Batch) -> Batch:
-    """The batch with its videos moved by one place, the last one first."""
-    tensors = {name: getattr(batch, name).roll(1, dims=0) for name in ("feats", "mask", "segments", "labels", "present")}
-    return Batch(**tensors, samples=batch.samples[-1:] + batch.samples[:-1])
-
-
-def blend(batch: Batch, share: float) -> Batch:
-    """The batch with a part of the next video in every video, at its valid steps: (1 - s) x + s x', s uniform in [0, share].
-
-    One s per video, drawn on the CPU.  The ground truth stays that of x; teachers show what x' adds (mixup, Zhang et al. 2018, as
-    function matching: Beyer et al., Knowledge distillation: a good teacher is patient and consistent, 2022).
-    """
-    s = (torch.rand(len(batch.feats), 1, 1) * share).to(batch.feats.device)
-    other = batch.feats.roll(1, dims=0)
-    return dataclasses.replace(batch, feats=torch.where(batch.mask.unsqueeze(-1), (1 - s) * batch.feats + s * other, 0.0))
 
 
 def _teacher_outputs(config: Config, settings: DistillConfig, loss: DistillationLoss, teachers: Sequence[Teacher],

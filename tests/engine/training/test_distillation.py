@@ -18,7 +18,7 @@ from libs.core.errors import UserError
 from libs.engine.runs.checkpoint import load_checkpoint, load_weights
 from libs.engine.training import fit as fit_module
 from libs.engine.training.fit import FitOptions, fit
-from libs.engine.training.objective import blend
+from libs.engine.training.mixing import blend
 from libs.modeling.losses.detection import DetectionLoss
 from libs.modeling.model import build_model
 
