@@ -12,9 +12,17 @@ from libs.engine.runtime import stop_signals as interrupt
 from libs.engine.runtime.stop_signals import Action, Interruption
 
 
+@pytest.fixture
+def hears_hangups():
+    """Under nohup the tests start with SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C"),
                                                 (signal.SIGUSR1, "SIGUSR1"), (signal.SIGHUP, "SIGHUP")])
-def test_a_signal_asks_to_stop_and_only_ctrl_c_after_it_stops_at_once(number, reason, capfd):
+def test_a_signal_asks_to_stop_and_only_ctrl_c_after_it_stops_at_once(number, reason, capfd, hears_hangups):
     before = {n: signal.getsignal(n) for n in interrupt.SIGNALS}
     with Interruption() as interruption:
         assert interruption.action() is Action.NOTHING
