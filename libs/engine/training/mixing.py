@@ -42,7 +42,7 @@ def swap_actions(batch: Batch, probability: float) -> Batch:
             if not same or float(torch.rand(())) >= probability:
                 continue
             first, last = same[int(torch.randint(len(same), ()))]
-            inside = torch.arange(sample.steps)[max(math.ceil(start), 0):max(math.floor(end) + 1, 0)]
+            inside = torch.arange(sample.steps)[max(math.ceil(start), 0):max(math.ceil(end), 0)]  # [start, end)
             steps.append(inside)
             places.append((first + (inside - start) / (end - start) * (last - first)).clamp(0, other.steps - 1))
             videos.append(torch.full_like(inside, b))

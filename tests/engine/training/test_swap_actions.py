@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import distill_cases
 import pytest
@@ -43,7 +44,7 @@ def make(*videos: list, lengths: tuple[int, ...] = LENGTHS) -> Batch:
 def sources(batch: Batch, video: int, segment: tuple[float, float]) -> tuple[set[float], torch.Tensor]:
     """Where the vectors inside a segment come from: the videos, and the steps."""
     start, end = segment
-    inside = batch.feats[video, -int(-start // 1):int(end // 1) + 1]
+    inside = batch.feats[video, math.ceil(start):math.ceil(end)]
     return set(inside[:, 0].tolist()), inside[:, 1]
 
 
@@ -58,17 +59,23 @@ def test_actions_take_the_features_of_one_of_their_class_stretched_to_their_leng
     torch.testing.assert_close(steps, want, rtol=0, atol=1e-4)
     videos, steps = sources(got, 1, (20, 60))  # class 1, as long as what it takes
     assert videos == {0.0}
-    torch.testing.assert_close(steps, torch.arange(10.0, 51.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(steps, torch.arange(10.0, 50.0), rtol=0, atol=1e-4)
     _, steps = sources(got, 1, (70, 80))  # shorter: every fourth step
-    torch.testing.assert_close(steps, torch.arange(10.0, 51.0, 4.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(steps, torch.arange(10.0, 50.0, 4.0), rtol=0, atol=1e-4)
 
     changed = torch.zeros_like(batch.mask)
-    for video, first, end in ((0, 10, 51), (0, 101, 121), (1, 20, 61), (1, 70, 81), (1, 150, 181)):
+    for video, first, end in ((0, 10, 50), (0, 101, 121), (1, 20, 60), (1, 70, 80), (1, 150, 180)):
         changed[video, first:end] = True
     assert torch.equal(got.feats[~changed], before[~changed])  # background, the class of one video, overlapping actions, padding
     assert torch.equal(batch.feats, before)
     for name in ("mask", "segments", "labels", "present", "samples"):
         assert getattr(got, name) is getattr(batch, name)
+
+
+def test_a_step_between_two_actions_belongs_to_the_second():
+    """So no step is written twice, whose value would depend on the order."""
+    got = swap_actions(make([((10, 50), 1), ((50, 90), 2)], [((20, 60), 1), ((150, 190), 2)]), 1.0)
+    torch.testing.assert_close(got.feats[0, 48:52, 1], torch.tensor([58.0, 59.0, 150.0, 151.0]), rtol=0, atol=1e-4)
 
 
 def test_an_overlapping_action_gives_no_features_either():
@@ -99,7 +106,7 @@ def test_segments_that_leave_the_video_read_no_padding():
     """A crop may cut an action: what lies outside is not there to be taken."""
     batch = make([((100, 140), 1)], [((270, 310), 1)])
     _, steps = sources(swap_actions(batch, 1.0), 0, (100, 140))
-    torch.testing.assert_close(steps, torch.arange(270.0, 311.0).clamp(max=299), rtol=0, atol=1e-4)
+    torch.testing.assert_close(steps, torch.arange(270.0, 310.0).clamp(max=299), rtol=0, atol=1e-4)
 
 
 def test_in_a_batch_of_one_actions_take_from_their_own_video():
