@@ -19,10 +19,10 @@ from libs.core.errors import UserError
 from libs.core.relations.distillation import TERMS
 from libs.core.schema import Config, DistillConfig
 from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.mixing import blend, rolled, swap_actions
 from libs.engine.distill.streams import Columns
 from libs.engine.distill.teacher_cache import CachedTeachers
 from libs.engine.distill.teachers import OnlineTeachers, Teacher
-from libs.engine.training.mixing import blend, rolled, swap_actions
 from libs.modeling.losses.assigner import by_cost
 from libs.modeling.losses.detection import Denominators, DetectionLoss, Losses, consistency_losses
 from libs.modeling.losses.distillation import DistillationLoss, TeacherOutputs

@@ -15,10 +15,10 @@ from steps import detection_losses, losses_of
 import eval as eval_script
 from libs.core.config import dump_yaml
 from libs.core.errors import UserError
+from libs.datasets.loading.mixing import blend
 from libs.engine.runs.checkpoint import load_checkpoint, load_weights
 from libs.engine.training import fit as fit_module
 from libs.engine.training.fit import FitOptions, fit
-from libs.engine.training.mixing import blend
 from libs.modeling.losses.detection import DetectionLoss
 from libs.modeling.model import build_model
 

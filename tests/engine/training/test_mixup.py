@@ -11,7 +11,7 @@ from steps import losses_of
 
 from libs.datasets.dataset import TalDataset
 from libs.datasets.loading.loader import batches, training_loader
-from libs.engine.training.mixing import rolled
+from libs.datasets.loading.mixing import rolled
 from libs.engine.training.objective import DetectionObjective
 from libs.modeling.losses.detection import DetectionLoss
 from libs.modeling.model import build_model

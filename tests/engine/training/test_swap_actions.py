@@ -15,9 +15,9 @@ from steps import losses_of
 from libs.core.errors import UserError
 from libs.datasets.grid import plan_grid
 from libs.datasets.loading.batch import Batch
+from libs.datasets.loading.mixing import swap_actions
 from libs.datasets.sample import Sample
 from libs.engine.training.cuda_graphs import graphs_hint
-from libs.engine.training.mixing import swap_actions
 
 data, teacher = distill_cases.data, distill_cases.teacher
 FIRST = [((10, 50), 1), ((100.5, 120.25), 2), ((200, 240), 3), ((300, 340), 4), ((320, 360), 5)]  # 4 and 5 overlap
